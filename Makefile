@@ -1,0 +1,30 @@
+# Wraps the plain commands: `pip install -e ".[dev]" -c constraints.txt`, `pytest`, `python scripts/train.py ...`.
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: train test lint
+
+train: $(INSTALLED)
+	$(PYTHON) scripts/train.py experiment=toy_pick
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+
+# Installed anew whenever the requirements change. uv is used when it is there; an unsuitable python3 is refused early.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		set -ex; \
+		test -x $(PYTHON) || uv venv --quiet --python ">=3.11,<3.14" .venv; \
+		uv pip install --quiet --python $(PYTHON) -e ".[dev]" -c constraints.txt; \
+	else \
+		set -ex; \
+		python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "vla-mini needs Python 3.11 to 3.13")'; \
+		test -x $(PYTHON) || python3 -m venv .venv; \
+		$(PYTHON) -m pip install --quiet -e ".[dev]" -c constraints.txt; \
+	fi
+	@touch $@

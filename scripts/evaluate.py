@@ -1,0 +1,38 @@
+"""Evaluate a saved policy in closed loop: success on every split, grounding checks, videos.
+
+Writes metrics.json and videos/ into a new folder: `output`, or evaluations/<date_time>/ beside the policy.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vla_mini import config
+
+
+@config.main("evaluate")
+def main(cfg: Any) -> None:
+    from vla_mini import Policy
+    from vla_mini.evaluation.evaluate import evaluate
+    from vla_mini.evaluation.metrics import headline, table
+
+    policy = Policy.from_pretrained(cfg.policy)
+    if "env" not in policy.source:
+        raise ValueError(f"policy={cfg.policy} does not say which environment it was made for")
+    beside = Path(cfg.policy).resolve().parent / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    output = config.new_folder(cfg.output or beside)
+    metrics = evaluate(
+        policy,
+        policy.source["env"],
+        episodes=cfg.episodes,
+        seed=cfg.seed,
+        output=output,
+        num_envs=cfg.num_envs,
+        progress=True,
+    )
+    print(table(metrics))
+    print(f"{headline(metrics)}; {metrics['seconds']:.1f} s; {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Ask a saved policy for one chunk of actions: an image, an instruction and a state in, one JSON object out.
+
+`mode` is what autograd does meanwhile: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The
+actions are the same; the time, and the bytes kept for a backward pass, are not.
+"""
+
+import json
+import time
+from typing import Any
+
+from vla_mini import config
+
+
+@config.main("infer")
+def main(cfg: Any) -> None:
+    import torch
+
+    from vla_mini import Policy
+    from vla_mini.autograd.saved import count_saved_bytes
+    from vla_mini.evaluation.rollout import observe
+
+    if not cfg.instruction.strip():
+        raise ValueError("instruction='' is empty: say what to do, such as 'pick up the red cube'")
+    policy = Policy.from_pretrained(cfg.policy)
+    images = read_images(cfg.image, policy.features)
+    observation = observe(policy, [{"images": images, "state": list(cfg.state), "instruction": cfg.instruction}])
+    generator = torch.Generator().manual_seed(cfg.seed)
+    mode = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[cfg.mode]
+
+    def predict() -> torch.Tensor:
+        pixels, words, mask, state = policy.prepare(observation)
+        return policy.predict(pixels, words, state, generator.manual_seed(cfg.seed), word_mask=mask)
+
+    with mode():
+        predict()  # the first pass also pays for setting up
+        start = time.perf_counter()
+        actions = predict()
+        milliseconds = 1000 * (time.perf_counter() - start)
+        with count_saved_bytes(policy) as saved:  # a pass of its own: counting takes time
+            predict()
+    answer = {
+        "actions": actions[0].tolist(),
+        "action_names": policy.features.action,
+        "instruction": cfg.instruction,
+        "mode": cfg.mode,
+        "requires_grad": actions.requires_grad,
+        "milliseconds": round(milliseconds, 3),
+        "saved_bytes": saved.bytes,
+    }
+    print(json.dumps(answer, ensure_ascii=False))
+
+
+def read_images(files: Any, features: Any) -> dict[str, Any]:
+    """One RGB image for each of the policy's cameras, uint8 (h, w, 3)."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    paths = [files] if isinstance(files, str) else list(files)
+    if len(paths) != len(features.cameras):
+        raise ValueError(f"image={files}: the policy has {len(features.cameras)} camera(s): {', '.join(features.cameras)}")
+    images = {}
+    for camera, path in zip(features.cameras, paths, strict=True):
+        try:
+            images[camera] = np.asarray(Image.open(path).convert("RGB"))
+        except UnidentifiedImageError:
+            raise ValueError(f"image={path} is not an image that Pillow can read") from None
+    return images
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Train a policy: demonstrations, training, closed-loop evaluation, report.
+
+Reads from top to bottom as what happens. Everything goes into one new folder, runs/<experiment>/<date_time>/.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vla_mini import config
+
+
+@config.main("train")
+def main(cfg: Any) -> None:
+    import lightning
+    from omegaconf import OmegaConf
+
+    from vla_mini.build import build_policy
+    from vla_mini.data.module import DemonstrationDataModule
+    from vla_mini.data.reader import read_dataset
+    from vla_mini.data.windows import Keyframe
+    from vla_mini.evaluation.evaluate import evaluate
+    from vla_mini.evaluation.metrics import headline, table
+    from vla_mini.evaluation.report import write_report
+    from vla_mini.training.freezing import freeze
+    from vla_mini.training.loggers import build_loggers
+    from vla_mini.training.module import PolicyModule
+    from vla_mini.training.monitor import GradientMonitor
+    from vla_mini.training.precision import choose_precision
+    from vla_mini.training.selection import BestPolicy
+    from vla_mini.training.summary import Summary
+    from vla_mini.training.window import Stopwatch, WindowMean
+
+    settings = OmegaConf.to_container(cfg)
+    run_dir = config.new_folder(cfg.run_dir)
+    OmegaConf.save(cfg, run_dir / "config.yaml")
+    collect_missing(cfg)
+
+    demonstrations = read_dataset(cfg.data.root)
+    keyframe = Keyframe(**settings["data"]["keyframe"]) if cfg.data.keyframe else None
+
+    lightning.seed_everything(cfg.seed, verbose=False)
+    policy = build_policy(
+        {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")},
+        features=demonstrations.features,
+        statistics=demonstrations.statistics,
+        tasks=demonstrations.tasks,
+        horizon=cfg.data.horizon,
+        keyframe=keyframe.state if keyframe else (),
+        execute=cfg.execute,
+        source={"env": cfg.env.id, "dataset": demonstrations.fingerprint},
+    )
+    freeze(policy, cfg.freeze)
+    data = DemonstrationDataModule(
+        demonstrations,
+        tokenize=policy.tokenize,
+        horizon=cfg.data.horizon,
+        batch_size=cfg.data.batch_size,
+        seed=cfg.seed,
+        keyframe=keyframe,
+    )
+
+    stopwatch = Stopwatch()
+    best = BestPolicy(
+        run_dir / "policy",
+        env_id=cfg.env.id,
+        episodes=cfg.evaluation.selection_episodes,
+        every_n_steps=cfg.evaluation.every_n_steps,
+        seed=cfg.seed,
+        stopwatch=stopwatch,
+    )
+    arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
+    arguments["precision"] = choose_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
+    print(f"precision: {arguments['precision']}")
+    trainer = lightning.Trainer(
+        **arguments,
+        logger=build_loggers(settings["logger"], run_dir=run_dir, config=settings),
+        callbacks=[WindowMean(stopwatch), GradientMonitor(), Summary(), best],  # gradients are divided before looked at
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(PolicyModule(policy, optimizer=settings["optimizer"], **settings["schedule"]), datamodule=data)
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    config.point_latest(run_dir)
+
+    policy = type(policy).from_pretrained(run_dir / "policy")
+    metrics = evaluate(
+        policy,
+        cfg.env.id,
+        episodes=cfg.evaluation.episodes,
+        seed=cfg.seed,
+        output=run_dir / "evaluation",
+        progress=True,
+    )
+    report = write_report(run_dir)
+    print(table(metrics))
+    print(f"{headline(metrics)}; trained {stopwatch.seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
+
+
+def collect_missing(cfg: Any) -> None:
+    """Collect the demonstrations that the config asks for, where they are missing."""
+    from tqdm import tqdm
+
+    from vla_mini.collection import collect
+
+    if Path(cfg.data.root).exists() or not cfg.data.episodes:
+        return
+    with tqdm(desc="collecting", unit=" episodes", total=cfg.data.episodes + cfg.data.validation_episodes) as bar:
+        collect(
+            cfg.env.id,
+            cfg.data.root,
+            episodes=cfg.data.episodes,
+            validation_episodes=cfg.data.validation_episodes,
+            seed=cfg.data.seed,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,477 @@
+"""The way from a command line to a checked config and back to an exit code: nothing mistyped gets through."""
+
+import copy
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import ReadonlyConfigError
+
+from vla_mini import config
+from vla_mini.config.check import conform
+from vla_mini.config.compose import compose, configs_folder, groups_of
+from vla_mini.config.schemas import SCHEMAS
+
+REQUIRED = {
+    "train": [],
+    "collect": ["output=DIR"],
+    "evaluate": ["policy=DIR"],
+    "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
+    "gradients": ["policy=DIR"],
+}
+
+
+def never(cfg):
+    raise AssertionError("a refused command must not be run")
+
+
+@pytest.fixture
+def refusal(capsys, tmp_path, monkeypatch):
+    """Runs a command that is to be refused; returns its one line on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert config.run(name, arguments, never) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"{name}: "), (out, err)
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        return err
+
+    return run
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    """A copy of configs/ to spoil."""
+    folder = tmp_path / "configs"
+    shutil.copytree(configs_folder(), folder)
+    monkeypatch.setattr("vla_mini.config.compose.configs_folder", lambda: folder)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("train", ["sed=1"], ["'sed'", "'seed'"]),
+        ("train", ["+sed=1"], ["'sed'", "'seed'"]),
+        ("train", ["experimnt=toy_pick"], ["experimnt", "'experiment'"]),
+        ("train", ["experiment=toy_pik"], ["experiment=toy_pik", "'toy_pick'"]),
+        ("train", ["vision=conw"], ["vision=conw", "'conv'"]),
+        ("train", ["optimizer=sdg"], ["optimizer=sdg", "'sgd'"]),
+        ("train", ["logger=[csv,wandbb]"], ["logger=[csv,wandbb]", "'wandb'"]),
+        ("train", ["lr=0.1"], ["'lr'", "'optimizer.lr'"]),
+        ("train", ["max_steps=10"], ["'max_steps'", "'trainer.max_steps'"]),
+        ("train", ["optimizer.learning=1"], ["optimizer.learning", "weight_decay"]),
+        ("train", ["optimizer.lr=fast"], ["optimizer.lr='fast'", "a number"]),
+        ("train", ["optimizer.lr=true"], ["optimizer.lr=true", "a number"]),
+        ("train", ["optimizer.lr=nan"], ["optimizer.lr=nan", "a number"]),
+        ("train", ["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "list of 2"]),
+        ("train", ["optimizer.params=[1]"], ["optimizer.params", "no setting"]),
+        ("train", ["optimizer._target_=os.system"], ["'os.system'", "torch.optim"]),
+        ("train", ["optimizer._target_=torch.optim.AdamWW"], ["'torch.optim.AdamWW'", "'AdamW'"]),
+        ("train", ["trainer.max_steps=ten"], ["trainer.max_steps='ten'", "an integer"]),
+        ("train", ["trainer.max_steps=1.5"], ["trainer.max_steps=1.5", "an integer"]),
+        ("train", ["trainer.max_steps=0"], ["trainer.max_steps=0", "at least 1"]),
+        ("train", ["trainer.max_steps=10,20"], ["trainer.max_steps=10,20", "several values"]),
+        ("train", ["trainer.max_step=10"], ["trainer.max_step", "'max_steps'"]),
+        ("train", ["trainer.precision=bf16-mixd"], ["'bf16-mixd'", "'bf16-mixed'"]),
+        ("train", ["trainer.callbacks=[]"], ["trainer.callbacks", "no setting"]),
+        ("train", ["trainer=1"], ["trainer=1"]),
+        ("train", ["schedule.decay=cosin"], ["schedule.decay='cosin'", "'cosine'"]),
+        ("train", ["evaluation.episodes=0"], ["evaluation.episodes=0", "at least 1"]),
+        ("train", ["vision.width=four"], ["vision.width='four'", "an integer"]),
+        ("train", ["vision.widht=64"], ["vision.widht", "'width'"]),
+        ("train", ["vision.image_size=[64,64]"], ["vision.image_size", "no setting"]),
+        ("train", ["vision._target_=vla_mini.vision.conv.ConvVison"], ["ConvVison", "'ConvVision'"]),
+        ("train", ["vision._target_=vla_mini.x.os.system"], ["'vla_mini.x.os.system'", "vla_mini.vision"]),
+        ("train", ["vision._target_=vla_mini.vision.conv.nn.Module"], ["vla_mini.vision"]),
+        ("train", ["vision._target_=vla_mini.vision.conv.Tensor"], ["vla_mini.vision"]),
+        ("train", ["freeze=vision"], ["freeze='vision'", "a list"]),
+        ("train", ["freeze=[1]"], ["freeze[0]=1", "text"]),
+        ("train", ["logger.mode=online"], ["logger.mode=online", "logger=wandb"]),
+        ("train", ["logger=wandb", "logger.mode=onlin"], ["logger.mode='onlin'", "'online'"]),
+        ("train", ["seed=-1"], ["seed=-1"]),
+        ("train", ["seed=???"], ["seed is required"]),
+        ("train", ["seed=${sed}"], ["sed"]),
+        ("train", ["seed={a: 1}"], ["seed"]),
+        ("train", ["data.keyframe=x"], ["data.keyframe='x'", "a group of settings"]),
+        ("train", ["seed=f(x"], ["seed=f(x"]),
+        ("train", ["~seed"], ["'~seed'", "key=value"]),
+        ("train", ["toy_pick"], ["'toy_pick'", "key=value"]),
+        ("train", ["=1"], ["'=1'"]),
+        ("train", ["--multirun", "seed=1"], ["'--multirun'"]),
+        ("train", ["-m"], ["'-m'"]),
+        ("train", ["--cfg", "jobb"], ["'--cfg'"]),
+        ("train", ["hydra.rum.dir=x"], ["'hydra.rum.dir'", "'hydra.run.dir'"]),
+        ("infer", [], ["policy is required"]),
+        ("infer", ["policy=a", "image=b", "instruction=c", "state=0"], ["state=0", "a list"]),
+        ("infer", ["policy=a", "image=b", "instruction=c", "state=[a,0]"], ["state[0]='a'", "a number"]),
+        ("infer", ["policy=a", "image=b", "instruction=c", "state=[0]", "mode=no_grd"], ["'no_grd'", "'no_grad'"]),
+        ("infer", ["polcy=a"], ["'polcy'", "'policy'"]),
+        ("infer", ["hydra.run.dir=x"], ["hydra.run.dir=x"]),
+        ("gradients", ["policy=a", "vision=conv"], ["vision=conv"]),
+        ("evaluate", ["policy=a", "episodes=0"], ["episodes=0", "at least 1"]),
+        ("collect", ["output=a", "episodes=none"], ["episodes='none'", "an integer"]),
+        ("train", ["data.keyframe.closes=1"], ["data.keyframe.closes=1", "text"]),
+        ("train", ["data.keyframe=[x,y]"], ["cannot set data.keyframe=[x,y]"]),
+        ("train", ["data.horizon=0"], ["data.horizon=0", "at least 1"]),
+        ("collect", ["output=a", "env=toy_pik"], ["env=toy_pik", "'toy_pick'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value and "=" in value[0] else None,
+)
+def test_a_mistake_on_the_command_line_is_one_clear_line(refusal, name, arguments, named):
+    line = refusal(name, *arguments)
+    for words in named:
+        assert words in line, line
+
+
+# ---------------------------------------------------------------------------------------------------- YAML files
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("# @package _global_\ntraner: {max_steps: 1}\n", ["'traner'", "'trainer'"]),
+        ("# @package _global_\ntrainer: {max_step: 1}\n", ["'trainer.max_step'", "'max_steps'"]),
+        ("# @package _global_\ntrainer: {max_steps: ten}\n", ["trainer.max_steps='ten'", "an integer"]),
+        ("# @package _global_\nseed: 'four'\n", ["seed='four'", "an integer"]),
+        ("# @package _global_\ntrainer: 5\n", ["trainer"]),
+        ("# @package _global_\nseed: ${sed}\n", ["sed"]),
+        ("# @package _global_\nseed: ${eval:1+1}\n", ["eval"]),
+        ("# @package _global_\ndefaults:\n  - override /vision: conw\n", ["vision=conw", "'conv'"]),
+        ("# @package _global_\nseed: 1\nseed: 2\n", ["seed"]),
+        ("# @package _global_\nseed: [1\n", ["spoilt.yaml"]),
+        ("trainer: {max_steps: 1}\n", ["spoilt.yaml", "# @package _global_"]),
+        ("# @package global\ntrainer: {max_steps: 1}\n", ["spoilt.yaml", "# @package _global_"]),
+        ("# A comment first.\n\nseed: 1 # @package _global_\n", ["spoilt.yaml", "# @package _global_"]),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_one_clear_line(refusal, configs, text, named):
+    (configs / "experiment/spoilt.yaml").write_text(text)
+    line = refusal("train", "experiment=spoilt")
+    for words in named:
+        assert words in line, line
+
+
+def every_variant() -> list[tuple[str, str]]:
+    """(command, group=variant) for all that configs/ offers, and (command, "") for the defaults alone."""
+    commands = [(name, "") for name in SCHEMAS]
+    return commands + [
+        ("train", f"{group}={variant}") for group, variants in groups_of("train").items() for variant in variants
+    ]
+
+
+def composed(name: str, choice: str) -> dict:
+    return compose(name, [*REQUIRED[name], *([choice] if choice else [])]).settings
+
+
+def nodes(tree: dict, path: tuple = ()) -> list[tuple]:
+    """The path of every key within, outermost first."""
+    found = []
+    for key, value in tree.items():
+        found.append((*path, key))
+        found += nodes(value, (*path, key)) if isinstance(value, dict) else []
+    return found
+
+
+def at(tree: dict, path: tuple) -> dict:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize(("name", "choice"), every_variant(), ids=lambda value: value or "defaults")
+def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
+    whole = composed(name, choice)
+    checked = conform(copy.deepcopy(whole), SCHEMAS[name])
+    assert set(whole) <= set(checked)
+    for path in nodes(whole):
+        *parents, key = path
+        if parents[:1] == ["auxiliary"] and choice == "auxiliary=none":  # an empty node has no right type
+            continue
+        for mutate in (misspelt, of_wrong_type, moved_to_the_top, moved_down):
+            spoilt = copy.deepcopy(whole)
+            if mutate(spoilt, tuple(parents), key):
+                with pytest.raises(ValueError, match=re.escape(key[:-1])) as refused:
+                    conform(spoilt, SCHEMAS[name])
+                assert "\n" not in str(refused.value)
+
+
+def misspelt(tree: dict, parents: tuple, key: str) -> bool:
+    at(tree, parents)[key[:-1] + "qz"] = at(tree, parents)[key]
+    return True
+
+
+def of_wrong_type(tree: dict, parents: tuple, key: str) -> bool:
+    value = at(tree, parents)[key]
+    at(tree, parents)[key] = "four" if type(value) in (int, float, bool, list, dict) else {"four": [4]}
+    return True
+
+
+def moved_to_the_top(tree: dict, parents: tuple, key: str) -> bool:
+    if parents:
+        tree[key] = at(tree, parents).pop(key)
+    return bool(parents) and key not in SCHEMAS["train"].__dataclass_fields__
+
+
+def moved_down(tree: dict, parents: tuple, key: str) -> bool:
+    at(tree, parents)["deeper"] = {key: at(tree, parents)[key]}
+    return True
+
+
+def test_an_integer_for_a_number_is_no_mistake_and_becomes_one():
+    cfg = config.load("train", ["optimizer.lr=1"])
+    assert cfg.optimizer.lr == 1.0 and isinstance(cfg.optimizer.lr, float)
+
+
+def test_a_setting_of_the_constructor_that_yaml_does_not_mention_is_welcome():
+    assert config.load("train", ["optimizer.amsgrad=true"]).optimizer.amsgrad is True
+
+
+def test_two_loggers_at_once():
+    cfg = config.load("train", ["logger=[csv,wandb]", "logger.mode=online"])
+    assert cfg.logger.csv and cfg.logger.wandb and cfg.logger.mode == "online"
+
+
+def test_an_experiment_overrides_the_groups_and_the_command_line_overrides_it(configs):
+    (configs / "experiment/mine.yaml").write_text("# @package _global_\ntrainer: {max_steps: 7}\nseed: 3\n")
+    cfg = config.load("train", ["experiment=mine", "seed=4"])
+    assert (cfg.trainer.max_steps, cfg.seed) == (7, 4)
+
+
+def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path):
+    monkeypatch.setattr("vla_mini.config.compose.__file__", str(tmp_path / "site-packages/vla_mini/config/compose.py"))
+    assert "pip install -e ." in refusal("infer", "policy=a")
+
+
+# --------------------------------------------------------------------------------------------------- free text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "빨간 큐브를 집어",
+        "a, b",
+        'it\'s "here"',
+        "f(x) = [1]",
+        "${seed} \\${x} $HOME",
+        "C:\\new\\",
+        "\\",
+        "",
+        " ",
+        "a=b",
+        "{",
+        "~",
+    ],
+)
+def test_free_text_arrives_as_it_was_written(text):
+    cfg = config.load("infer", [f"instruction={text}", f"policy={text}", f"image={text}", "state=[0]"])
+    assert cfg.instruction == cfg.policy == cfg.image == text
+    assert OmegaConf.create(OmegaConf.to_yaml(cfg)).instruction == text  # as a run's config.yaml keeps it
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text != "???"))
+@settings(max_examples=25, deadline=None)
+def test_any_text_arrives_as_it_was_written(text):
+    assert config.load("infer", [f"instruction={text}", "policy=a", "image=b", "state=[0]"]).instruction == text
+
+
+@given(st.text("\\${}'\"(,=: a"))
+@settings(max_examples=25, deadline=None)
+def test_text_made_of_all_that_is_special_arrives_as_it_was_written(text):
+    assert config.load("gradients", [f"policy={text}", f"data={text}"]).data == text
+
+
+def test_null_is_no_path_but_it_is_a_text():
+    cfg = config.load("gradients", ["policy=a", "data=null"])
+    assert cfg.data is None
+    assert config.load("infer", ["policy=a", "image=b", "instruction=null", "state=[0]"]).instruction == "null"
+
+
+# ------------------------------------------------------------------------------------------------ what main gets
+
+
+def test_the_config_is_resolved_read_only_and_names_the_run_folder():
+    cfg = config.load("train", ["experiment=toy_pick_smoke"])
+    assert re.fullmatch(r"runs/toy_pick_smoke/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", cfg.run_dir)
+    assert "hydra" not in cfg and "${" not in OmegaConf.to_yaml(cfg)
+    assert config.load("train", ["experiment=toy_pick_smoke"]).run_dir != cfg.run_dir
+    with pytest.raises(ReadonlyConfigError):
+        cfg.seed = 1
+
+
+def test_a_run_can_be_put_elsewhere():
+    assert config.load("train", ["hydra.run.dir=/tmp/my run, (1)"]).run_dir == "/tmp/my run, (1)"
+
+
+# ---------------------------------------------------------------------------------------------- help, exit codes
+
+
+def test_help_names_groups_variants_settings_and_examples_without_torch(tmp_path):
+    code = (
+        "import sys, vla_mini.config\n"
+        "@vla_mini.config.main('train')\n"
+        "def main(cfg):\n    '''Train a policy.'''\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not {'torch', 'hydra'} & set(sys.modules); raise\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Train a policy.")
+    for group, variants in groups_of("train").items():
+        assert re.search(rf"^  {group} +.*{variants[0]}", done.stdout, flags=re.MULTILINE), group
+    for words in ("seed=0", "evaluation.episodes=", "hydra.run.dir=DIR", "scripts/train.py experiment=toy_pick"):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_command_has_help(name, capsys):
+    assert config.run(name, ["--help", "sed=1"], never) == 0
+    out = capsys.readouterr().out
+    assert "settings:" in out and out.count(f"python scripts/{name}.py ") >= 3
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg=job"], ["-c", "job"]])
+def test_cfg_job_prints_what_was_composed(capsys, flags):
+    assert config.run("gradients", [*flags, "seed=3"], never) == 0
+    assert OmegaConf.create(capsys.readouterr().out).seed == 3
+
+
+ARGUMENTS = ["policy=a"]  # a correct command line of gradients.py
+
+
+def test_exit_code_0_and_main_gets_the_config():
+    got = []
+    assert config.run("gradients", ARGUMENTS, got.append) == 0
+    assert got[0].policy == "a"
+
+
+def raising(error: BaseException, *folders: Path):
+    def main(cfg):
+        for folder in folders:
+            config.new_folder(folder)
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\nb"), "gradients: a b\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.png"), "gradients: x.png: No such file or directory\n"),
+    ],
+)
+def test_a_refusal_before_work_is_exit_code_2_and_one_line(capsys, monkeypatch, error, line):
+    assert config.run("gradients", ARGUMENTS, raising(error)) == 2
+    assert capsys.readouterr().err == line
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert config.run("gradients", ARGUMENTS, raising(error)) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failure_at_work_is_exit_code_1_and_empty_folders_go(capsys, tmp_path):
+    assert config.run("gradients", ARGUMENTS, raising(ValueError("not finite"), tmp_path / "a/b")) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.endswith("\ngradients: not finite\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_at_work_leaves_what_was_written(tmp_path):
+    def main(cfg):
+        (config.new_folder(tmp_path / "a/b") / "file").write_text("kept")
+        raise OSError(28, "No space left on device")
+
+    assert config.run("gradients", ARGUMENTS, main) == 1
+    assert (tmp_path / "a/b/file").read_text() == "kept"
+
+
+def test_work_that_makes_its_output_in_another_way_says_when_it_starts():
+    def main(cfg):
+        config.start_work()
+        raise OSError(28, "No space left on device")
+
+    assert config.run("gradients", ARGUMENTS, main) == 1
+
+
+def test_our_own_fault_is_exit_code_1_with_a_traceback(capsys):
+    assert config.run("gradients", ARGUMENTS, raising(AssertionError("shapes"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_have_their_exit_codes_even_if_a_library_catches_them(capsys, number, code):
+    before = signal.getsignal(number)
+
+    def swallowing(cfg):
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            raise SystemExit(1) from None
+
+    assert config.run("gradients", ARGUMENTS, lambda cfg: os.kill(os.getpid(), number)) == code
+    assert config.run("gradients", ARGUMENTS, swallowing) == code
+    assert capsys.readouterr().err == 2 * f"gradients: stopped by {signal.Signals(number).name}\n"
+    assert signal.getsignal(number) == before
+
+
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_new_folder_is_made_once(tmp_path):
+    folder = config.new_folder(tmp_path / "a/b")
+    (folder / "file").write_text("mine")
+    for taken in (folder, folder / "file"):
+        with pytest.raises(ValueError, match=re.escape(f"{taken} exists already")):
+            config.new_folder(taken)
+    assert (folder / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", ["", "file/inside", "a/" + 300 * "n", "nul\0"])
+def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(ValueError, match="folder"):
+        config.new_folder(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_latest_names_the_newest_run_relatively(tmp_path):
+    runs = [tmp_path / f"2025-01-0{day}_00-00-00-000000" for day in (1, 2)]
+    for run in runs:
+        run.mkdir()
+        config.point_latest(run)
+    assert os.readlink(tmp_path / "latest") == runs[1].name
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [runs[0].name, runs[1].name, "latest"]
+
+
+def test_latest_is_a_text_file_where_links_fail(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    run = tmp_path / "2025-01-01_00-00-00-000000"
+    run.mkdir()
+    config.point_latest(run)
+    assert (tmp_path / "latest").read_text().strip() == run.name
+
+
+def test_a_run_put_elsewhere_gets_no_latest_beside_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    config.point_latest(tmp_path / "mine")
+    assert not (tmp_path / "latest").exists()

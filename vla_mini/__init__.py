@@ -1,0 +1,41 @@
+"""vla-mini: images, an instruction and the robot's state go in, a chunk of actions comes out, every gradient in sight.
+
+    policy = vla_mini.Policy.from_pretrained("runs/toy_pick/latest/policy")
+    actions = policy.act(observation)
+
+Names are imported when they are first used (PEP 562), so that `import vla_mini` itself loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vla_mini.features import Features, Moments, Statistics
+    from vla_mini.policy import Policy
+    from vla_mini.types import Batch, Context, Observation
+
+_HOMES = {
+    "Batch": "vla_mini.types",
+    "Context": "vla_mini.types",
+    "Features": "vla_mini.features",
+    "Moments": "vla_mini.features",
+    "Observation": "vla_mini.types",
+    "Policy": "vla_mini.policy",
+    "Statistics": "vla_mini.features",
+}
+
+__all__ = ["Batch", "Context", "Features", "Moments", "Observation", "Policy", "Statistics", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # so that the next look-up costs nothing
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Actions as words: context -> a distribution over bins for each action value; trained by cross-entropy.
+
+As RT-1 and OpenVLA do, each dimension of each action falls into one of `bins` equal intervals of [-1, 1] (normalised).
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from vla_mini.types import Context
+
+
+class BinsHead(nn.Module):
+    """All context tokens side by side, two hidden layers, logits over the bins of every action value.
+
+    - context_width, num_tokens: the trunk's width and number of context tokens
+    - horizon, action_size: the chunk's shape
+    - hidden: width of the hidden layers
+    - bins: intervals for one action value
+    """
+
+    def __init__(
+        self, *, context_width: int, num_tokens: int, horizon: int, action_size: int, hidden: int = 256, bins: int = 21
+    ):
+        super().__init__()
+        if bins < 2:
+            raise ValueError(f"bins={bins}: at least 2 are needed")
+        self.horizon, self.action_size, self.hidden, self.bins = horizon, action_size, hidden, bins
+        self.layers = nn.Sequential(
+            nn.Linear(num_tokens * context_width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, horizon * action_size * bins),
+        )
+        # Centres that reach -1 and 1 exactly: the ends of the range are the commonest actions of all.
+        self.register_buffer("centres", torch.linspace(-1, 1, bins), persistent=False)
+
+    def loss(
+        self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b t"]:
+        """Cross-entropy of the bin that holds the expert's action, in nats, averaged over the action's size."""
+        logits = rearrange(self._logits(context).to(actions.dtype), "b t a bins -> b bins t a")
+        nearest = ((actions.clamp(-1, 1) + 1) / 2 * (self.bins - 1)).round().long()
+        return F.cross_entropy(logits, nearest, reduction="none").mean(dim=-1)
+
+    def predict(self, context: Context, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
+        """The expected action under the distribution over bins, which is differentiable."""
+        logits = self._logits(context)
+        weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return weights @ self.centres
+
+    def _logits(self, context: Context) -> Float[Tensor, "b t a bins"]:
+        tokens = rearrange(context.tokens * context.mask[..., None], "b m d -> b (m d)")
+        return rearrange(self.layers(tokens), "b (t a bins) -> b t a bins", t=self.horizon, a=self.action_size)

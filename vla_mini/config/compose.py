@@ -1,0 +1,184 @@
+"""Command line + configs/<command>.yaml -> one resolved, plain dict, through Hydra's compose API.
+
+What is free text (an instruction, a path) never meets Hydra's grammar, in which a comma is a sweep and a parenthesis a
+function: it is set afterwards, as a literal. Settings are forced in (`++`), known or not, so that a mistyped key on the
+command line and one in a YAML file, which Hydra merges silently, meet the same check (check.py).
+"""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Settings whose value is taken as it stands, whatever characters it holds.
+TEXTS = {"instruction", "logger.project", "logger.name"}
+PATHS = {
+    *{"policy", "output", "image", "resume", "init_from", "data.root", "vision.path", "language.path"},
+    *{"hydra.run.dir"},
+}  # `null` means none
+PATHS_OF = {"gradients": {"data"}}  # in train.py `data` is a group
+
+
+class Composed(NamedTuple):
+    settings: dict[str, Any]  # resolved, not yet checked
+    run_dir: str | None  # `hydra.run.dir`, for commands that have one
+
+
+class Overrides(NamedTuple):
+    literals: dict[str, str | None]  # free text, by key
+    groups: dict[str, str]  # group=variant
+    settings: list[str]  # key=value, in Hydra's grammar
+
+
+def configs_folder() -> Path:
+    """The repository's configs/, beside the package: an editable install is the supported way."""
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing: vla-mini runs from a checkout, installed by `pip install -e .` at its top"
+        )
+    return folder
+
+
+def command_text(name: str) -> str:
+    """configs/<name>.yaml as it is written."""
+    path = configs_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    return path.read_text(encoding="utf-8")
+
+
+def read_command(name: str) -> dict[str, Any]:
+    """configs/<name>.yaml, nothing composed."""
+    import yaml
+
+    try:
+        return yaml.safe_load(command_text(name)) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"configs/{name}.yaml is no YAML: {' '.join(str(error).split())}") from error
+
+
+def groups_of(name: str) -> dict[str, list[str]]:
+    """The groups that a command's defaults list names, each with its variants: {"vision": ["conv", "patch"], ...}."""
+    defaults = read_command(name).get("defaults", [])
+    groups = [key.removeprefix("override /") for entry in defaults if isinstance(entry, dict) for key in entry]
+    return {group: sorted(path.stem for path in (configs_folder() / group).glob("*.yaml")) for group in groups}
+
+
+def did_you_mean(word: str, names: list[str]) -> str:
+    """The end of an error message: the nearest of `names`, or all of them where none is near."""
+    by_lower_case = {name.lower(): name for name in names}
+    near = get_close_matches(word.lower(), by_lower_case, n=1)
+    if near:
+        return f"did you mean {by_lower_case[near[0]]!r}?"
+    some = [*names[:12], "..."] if len(names) > 12 else names
+    return f"choose from: {', '.join(some)}" if some else "there is none to choose from"
+
+
+def sort_overrides(name: str, arguments: list[str]) -> Overrides:
+    """Sort `key=value` arguments into free text, choices of a variant, and settings for Hydra to read."""
+    groups = groups_of(name)
+    literal_keys = TEXTS | PATHS | PATHS_OF.get(name, set())
+    overrides = Overrides({}, {}, [])
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        key = key.removeprefix("+").removeprefix("+")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
+        if key in literal_keys:
+            overrides.literals[key] = None if value == "null" and key not in TEXTS else value
+        elif key in groups:
+            for variant in value.strip("[]").split(","):
+                if variant.strip() not in groups[key]:
+                    raise ValueError(f"{key}={value} names no variant: {did_you_mean(variant.strip(), groups[key])}")
+            overrides.groups[key] = value
+        elif _is_meant_for_a_group(key, name):
+            raise ValueError(f"{argument}: {name}.py has no {key!r}: {did_you_mean(key, known_keys(name))}")
+        elif key.split(".")[0] == "hydra":
+            raise ValueError(f"{argument}: unknown key {key!r}: did you mean 'hydra.run.dir'?")
+        else:
+            overrides.settings.append(_readable(key, value))
+    return overrides
+
+
+def _is_meant_for_a_group(key: str, name: str) -> bool:
+    """Whether an unknown key is a group of another command's, or looks like one of this command's."""
+    unknown = "." not in key and key not in known_keys(name)
+    return unknown and ((configs_folder() / key).is_dir() or bool(get_close_matches(key, groups_of(name), n=1)))
+
+
+def _readable(key: str, value: str) -> str:
+    """`++key=value`, if Hydra's grammar can read it as one value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    setting = f"++{key}={value}"
+    try:
+        override = OverridesParser.create().parse_override(setting)
+    except HydraException as error:
+        raise ValueError(f"cannot read the value of {key}={value}: quote it as {key}='\"...\"'") from error
+    if override.is_sweep_override():
+        raise ValueError(f"{key}={value} has several values: give one, or a list as {key}=[{value}]")
+    return setting
+
+
+def known_keys(name: str) -> list[str]:
+    command = read_command(name)
+    return [*groups_of(name), *(key for key in command if key not in ("defaults", "hydra"))]
+
+
+def escape(value: Any) -> Any:
+    r"""Make literals of all strings within: OmegaConf reads `${` as a reference unless it is written `\${`."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape(item) for item in value]
+    return value
+
+
+def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Composed:
+    """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    literals, groups, settings = sort_overrides(name, arguments)
+    choices = [f"{group}={variant}" for group, variant in groups.items()]
+    try:
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            cfg = hydra_compose(name, [*choices, *settings], return_hydra_config=True)
+        _check_experiment(cfg.hydra.runtime.choices.get("experiment"))
+        with open_dict(cfg):
+            for key, text in literals.items():
+                OmegaConf.update(cfg, key, escape(text), force_add=True)
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        run_dir = str(cfg.hydra.run.dir) if "hydra" in read_command(name) else None
+        if run_dir is None and "hydra.run.dir" in literals:
+            raise ValueError(f"hydra.run.dir={literals['hydra.run.dir']}: {name}.py has no run folder (see --help)")
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        return Composed(OmegaConf.to_container(cfg, resolve=resolve), run_dir)
+    except MissingConfigException as error:
+        group, _, variant = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option).rpartition("/")[2] for option in error.options or []]
+        raise ValueError(f"{group}={variant} names no variant: {did_you_mean(variant, options)}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        message = str(error).replace("Error merging override ++", "cannot set ")
+        reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
+        raise ValueError(" ".join(f"{message}{reason}".split())) from error
+
+
+def _check_experiment(choice: str | None) -> None:
+    """Without its first line an experiment's settings would land under `experiment:`, and change nothing."""
+    if choice is None:
+        return
+    path = configs_folder() / "experiment" / f"{choice}.yaml"
+    header = re.match(r"(\s*(#.*)?\n)*", path.read_text(encoding="utf-8") + "\n")
+    if not re.search(r"^\s*#\s*@package\s+_global_\s*$", header[0], flags=re.MULTILINE):
+        raise ValueError(f"configs/experiment/{path.name} must begin with the line '# @package _global_'")

@@ -1,0 +1,83 @@
+"""Output folders: created exclusively, named by `latest` once they hold something worth it, removed while still empty.
+
+The first folder made marks the beginning of the work: from there on a failure exits with 1 instead of 2.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
+
+_made: list[Path] = []  # folders that this command made, outermost first
+_started = False
+
+
+def new_folder(path: str | Path) -> Path:
+    """Create `path`, which must not exist yet, and mark that work has started. ValueError where that is impossible."""
+    path = Path(path)
+    if not str(path).strip() or "\0" in str(path):
+        raise ValueError(f"{str(path)!r} is no name for a folder")
+    try:
+        if os.path.lexists(path):
+            raise ValueError(f"{path} exists already: name a new folder, so that nothing in it is overwritten")
+        for parent in reversed(path.parents):
+            if not parent.is_dir():
+                parent.mkdir(exist_ok=True)
+                _made.append(parent)
+        path.mkdir()
+    except OSError as error:
+        remove_empty_folders()
+        raise ValueError(f"cannot create the folder {path}: {error.strerror or error}") from error
+    _made.append(path)
+    start_work()
+    return path
+
+
+def start_work() -> None:
+    """Mark that work has started, for a command whose output is not a `new_folder`."""
+    global _started
+    _started = True
+
+
+def work_has_started() -> bool:
+    return _started
+
+
+def begin() -> None:
+    """A new command begins: no folder is its own yet."""
+    global _started
+    _started = False
+    _made.clear()
+
+
+def remove_empty_folders() -> None:
+    """Take away the folders of a command that failed, as far as they are still empty."""
+    for folder in reversed(_made):
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or gone: either way no longer ours to remove
+            break
+    _made.clear()
+
+
+def point_latest(run_dir: str | Path) -> None:
+    """Let `latest`, beside `run_dir`, name it: a relative symlink, replaced atomically (a text file where links fail).
+
+    A run that was put elsewhere (`hydra.run.dir=`) is not one of a series, and gets no `latest` beside it.
+    """
+    run_dir = Path(run_dir)
+    if not _TIMESTAMP.fullmatch(run_dir.name):
+        return
+    latest, temporary = run_dir.parent / "latest", run_dir.parent / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.symlink(run_dir.name, temporary, target_is_directory=True)
+    except (OSError, NotImplementedError):  # FAT, or Windows without the right to make links
+        temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
+    try:
+        os.replace(temporary, latest)
+    except IsADirectoryError:
+        temporary.unlink()
+        print(f"warning: {latest} is a folder, so it could not be made to name {run_dir.name}", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""Encoded images in data files -> one memory-mapped file of uint8 frames (n, k, c, h, w), made once and kept.
+
+The file is named after the dataset's fingerprint: a changed dataset is decoded anew, a second start decodes nothing.
+Frames stay on the disk and come in page by page, so a dataset larger than memory trains too. Channels come before
+pixels, as policies want them, so that a batch is a single gather.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from einops import rearrange
+from PIL import Image
+
+# Rows decoded together: enough to keep every core busy, little enough to keep in memory.
+BLOCK = 1024
+SLICE = 64
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def map_frames(
+    cache: Path, *, files: list[Path], columns: list[str], shape: tuple[int, ...], progress: Progress | None = None
+) -> np.ndarray:
+    """The frames in the file `cache`; where it is missing, it is decoded first from the image `columns` of `files`.
+
+    `shape` is (n, k, c, h, w); `progress(done, total)` counts frames. The mapping is copy-on-write: writing to the
+    array changes neither the file nor what other processes see.
+
+    Raises ValueError, naming the file, for an image that does not decode or has another size, and for a `cache` that
+    cannot be written.
+    """
+    if not cache.is_file() or cache.stat().st_size != np.prod(shape):
+        _fill(cache, blocks=_decode(files, columns=columns, shape=shape), total=shape[0], progress=progress)
+    return np.memmap(cache, dtype=np.uint8, mode="c", shape=shape)
+
+
+def _fill(cache: Path, *, blocks: Iterator[np.ndarray], total: int, progress: Progress | None) -> None:
+    """Write beside `cache`, which gets its name only when it is whole and on the disk."""
+    temporary = cache.with_name(f"{cache.name}.partial-{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise ValueError(f"{cache.parent} cannot be written, to keep decoded frames: {error.strerror}") from error
+    try:
+        with temporary.open("wb") as file:
+            done = 0
+            for block in blocks:
+                file.write(block)
+                done += len(block)
+                if progress is not None:
+                    progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+        assert done == total, (done, total)
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decode(files: list[Path], *, columns: list[str], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Frames (rows, k, c, h, w), block after block. Pillow decodes outside Python's lock: threads suffice."""
+    with ThreadPoolExecutor() as pool:
+        for file in files:
+            first = 0
+            for rows in _image_rows(file, columns):
+                frames = np.empty((rows.num_rows, *shape[1:]), np.uint8)
+                starts = range(0, rows.num_rows, SLICE)
+                decode = partial(_decode_slice, frames, rows=rows, file=file, first=first)
+                list(pool.map(decode, starts))
+                yield frames
+                first += rows.num_rows
+
+
+def _image_rows(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            for rows in parquet.iter_batches(BLOCK, columns=columns):
+                yield rows.select(columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{file} is damaged or cut short: {error}") from error
+
+
+def _decode_slice(frames: np.ndarray, start: int, *, rows: pa.RecordBatch, file: Path, first: int) -> None:
+    """Fill SLICE of `frames` (rows, k, c, h, w) from the structs {bytes, path} of `rows`, a column a camera."""
+    size = frames.shape[3:]
+    for camera, column in enumerate(rows.slice(start, SLICE).columns):
+        images = []
+        for row, encoded in enumerate(column.field("bytes").to_pylist(), first + start):
+            try:
+                with Image.open(io.BytesIO(encoded)) as image:
+                    images.append(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+            except (OSError, SyntaxError, TypeError) as error:  # what Pillow raises for broken or missing images
+                raise ValueError(f"{file}, row {row}: its image cannot be decoded: {error}") from error
+            if images[-1].shape[:2] != size:
+                raise ValueError(f"{file}, row {row}: an image of {images[-1].shape[:2]} pixels instead of {size}")
+        frames[start : start + SLICE, camera] = rearrange(images, "rows h w c -> rows c h w")

@@ -1,0 +1,42 @@
+"""Demonstrations -> what Lightning's Trainer asks for: shuffled training batches, validation batches in order."""
+
+from lightning import LightningDataModule
+
+from vla_mini.data.reader import Demonstrations
+from vla_mini.data.windows import ActionWindows, Keyframe, Tokenize, WindowBatches
+
+
+class DemonstrationDataModule(LightningDataModule):
+    """Batches of both splits. `batch_size` is that of one process; the other arguments are those of `ActionWindows`.
+
+    A batch is one gather from the page cache, which takes less time than fetching it from a worker process would: so
+    there are none.
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        *,
+        tokenize: Tokenize,
+        horizon: int,
+        batch_size: int,
+        seed: int = 0,
+        keyframe: Keyframe | None = None,
+    ) -> None:
+        super().__init__()
+        self.train_windows, self.validation_windows = (
+            ActionWindows(demonstrations, split=split, horizon=horizon, tokenize=tokenize, keyframe=keyframe)
+            for split in ("train", "validation")
+        )
+        self._batch_size = batch_size
+        self._seed = seed
+
+    def train_dataloader(self) -> WindowBatches:
+        return self._batches(self.train_windows, seed=self._seed)
+
+    def val_dataloader(self) -> WindowBatches:
+        return self._batches(self.validation_windows, seed=None)
+
+    def _batches(self, windows: ActionWindows, *, seed: int | None) -> WindowBatches:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return WindowBatches(windows, batch_size=self._batch_size, seed=seed, rank=rank, world_size=world_size)

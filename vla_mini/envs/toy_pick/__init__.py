@@ -1,0 +1,1 @@
+"""A table-top pick task, drawn and simulated in NumPy: `vla_mini/ToyPick-v0`."""

@@ -1,0 +1,166 @@
+"""The join: image, word and state tokens are projected to one width, a trunk mixes them, a head turns them into actions.
+
+    images  b k c h w ── vision ──── b n . ── project ─┐
+    tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
+    state   b s ─────────────────────────────── state ─┘                  └── auxiliary loss (training only)
+
+It knows no concrete variant: the parts are handed in, and it holds the projections, the normalisation and the loss.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int64
+from torch import Generator, Tensor, nn
+
+from vla_mini.normalization import Normalization
+from vla_mini.types import Batch, Context, Features, Observation
+
+
+class Policy(nn.Module):
+    """A Vision-Language-Action policy.
+
+    - vision, language, trunk, action: the parts (DESIGN of the package: what each promises is in their folders)
+    - auxiliary: an optional further loss on the context; it has a `weight`
+    - normalization: raw units <-> the network's units, with the dataset's statistics
+    - features: what a frame of the dataset holds; observations of other sizes are refused
+    - keyframe: names of the state features that make up the keyframe
+    - execute: how many actions of a chunk to execute before the policy is asked again
+    - source: where it comes from: the environment's id, the dataset's fingerprint (kept for the record)
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: nn.Module,
+        language: nn.Module,
+        trunk: nn.Module,
+        action: nn.Module,
+        normalization: Normalization,
+        features: Features,
+        auxiliary: nn.Module | None = None,
+        keyframe: Sequence[str] = (),
+        execute: int = 1,
+        source: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        if not 1 <= execute <= action.horizon:
+            raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
+        self.features, self.keyframe, self.execute, self.source = features, tuple(keyframe), execute, dict(source or {})
+        self.vision, self.language, self.trunk, self.action, self.auxiliary = vision, language, trunk, action, auxiliary
+        self.projection = nn.ModuleDict(
+            {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
+        )
+        self.camera = nn.Embedding(len(features.cameras), trunk.width)
+        nn.init.zeros_(self.camera.weight)
+        self.state = nn.Linear(features.state_size, trunk.width)
+        self.normalization = normalization
+
+    # ---- training
+
+    def loss(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
+        """The loss of every action of every chunk, zero where padded, and its terms, detached, for the log.
+
+        A term without a time axis counts once for every valid action of its sample: one denominator serves all.
+        """
+        images, words, mask, state = self.prepare(batch.observation)
+        context = self.context(images, words, state, mask)
+        valid = ~batch.is_pad
+        terms = {"action": self.action.loss(context, self.normalization.action(batch.actions), batch.is_pad) * valid}
+        total = terms["action"]
+        if self.auxiliary is not None:
+            indices = [self.features.state.index(name) for name in self.keyframe]
+            keyframe = self.normalization.keyframe(batch.keyframe, indices)
+            terms["keyframe"] = self.auxiliary(context, keyframe, batch.has_keyframe)[:, None] * valid
+            total = total + self.auxiliary.weight * terms["keyframe"]
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    # ---- acting
+
+    @torch.no_grad()
+    def act(self, observation: Observation, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units, without a graph."""
+        images, words, mask, state = self.prepare(observation)
+        return self.predict(images, words, state, generator, word_mask=mask)
+
+    def predict(
+        self,
+        images: Float[Tensor, "b k c h w"],
+        word_vectors: Float[Tensor, "b l dl"],
+        state: Float[Tensor, "b s"],
+        generator: Generator | None = None,
+        *,
+        word_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units, differentiable by images (in [0, 1]), word vectors and state (raw units)."""
+        context = self.context(images, word_vectors, state, word_mask)
+        actions = self.action.predict(context, generator)
+        return self.normalization.raw_action(actions.to(self.normalization.action_centre.dtype))
+
+    # ---- the way from observation to context
+
+    def prepare(
+        self, observation: Observation
+    ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
+        """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
+        self._check(observation)
+        dtype = self.normalization.state_mean.dtype
+        images = observation.images.to(dtype) / 255
+        words = self.language(observation.tokens, observation.token_mask)
+        return images, words, observation.token_mask, observation.state.to(dtype)
+
+    def context(
+        self,
+        images: Float[Tensor, "b k c h w"],
+        word_vectors: Float[Tensor, "b l dl"],
+        state: Float[Tensor, "b s"],
+        word_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Context:
+        """Three kinds of tokens, projected to one width, mixed by the trunk."""
+        if word_mask is None:
+            word_mask = torch.ones(word_vectors.shape[:2], dtype=torch.bool, device=word_vectors.device)
+        cameras = images.shape[1]
+        image_tokens = self.vision(rearrange(images, "b k c h w -> (b k) c h w"))
+        image_tokens = rearrange(self.projection["vision"](image_tokens), "(b k) n d -> b k n d", k=cameras)
+        image_tokens = rearrange(image_tokens + self.camera.weight[:, None], "b k n d -> b (k n) d")
+        word_tokens = self.projection["language"](word_vectors)
+        state_token = self.state(self.normalization.state(state))
+        return self.trunk(image_tokens, word_tokens, word_mask, state_token)
+
+    def tokenize(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """The language part's own tokenizer."""
+        return self.language.tokenize(instructions)
+
+    @property
+    def device(self) -> torch.device:
+        return self.normalization.state_mean.device
+
+    def _check(self, observation: Observation) -> None:
+        for name, tensor in observation._asdict().items():
+            if tensor.device != self.device:
+                raise ValueError(f"observation.{name} is on {tensor.device}, the policy is on {self.device}")
+        expected = (len(self.features.cameras), 3, *self.features.image_size)
+        if tuple(observation.images.shape[-4:]) != expected:
+            raise ValueError(f"images are {tuple(observation.images.shape[-4:])}, the policy was made for {expected} (k c h w)")
+        if observation.state.shape[-1] != self.features.state_size:
+            raise ValueError(
+                f"the state has {observation.state.shape[-1]} values, the policy was made for "
+                f"{self.features.state_size}: {', '.join(self.features.state)}"
+            )
+
+    # ---- saving
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors, the tokenizer's files and manifest.json to a new folder."""
+        from vla_mini.pretrained import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, classes: Sequence[type] = ()) -> "Policy":
+        """The policy that `save_pretrained` wrote, in eval mode. Runs no code but vla_mini's and that of `classes`."""
+        from vla_mini.pretrained import load
+
+        return load(Path(folder), classes=classes)

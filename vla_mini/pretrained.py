@@ -1,0 +1,115 @@
+"""Policy <-> folder: config.json, model.safetensors, the tokenizer's files, and manifest.json with the SHA-256 of each.
+
+A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vla_mini.build import build_policy, describe
+from vla_mini.features import Features, Moments, Statistics
+from vla_mini.policy import Policy
+
+PARTS = ("vision", "language", "trunk", "action", "auxiliary")
+CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+
+
+def save(policy: Policy, folder: Path) -> None:
+    """Write `policy` to `folder`, replacing what stood there only once the new one is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        config = {
+            "format": "vla-mini-1",
+            "parts": {name: part and describe(part) for name in PARTS for part in [getattr(policy, name)]},
+            "features": policy.features._asdict(),
+            "horizon": policy.action.horizon,
+            "execute": policy.execute,
+            "keyframe": policy.keyframe,
+            "source": policy.source,
+        }
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, partial / WEIGHTS)
+        policy.language.save_tokenizer(partial)
+        digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        partial.chmod(0o755)
+        _replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path, *, classes: Sequence[type] = ()) -> Policy:
+    """The policy in `folder`, in eval mode; ValueError naming the file where one is missing, altered or does not fit."""
+    if not folder.is_dir():
+        raise ValueError(f"policy={folder}: there is no such folder")
+    for name, digest in _read_json(folder / MANIFEST).items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing")
+        if _digest(path) != digest:
+            raise ValueError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+    config = _read_json(folder / CONFIG)
+    if config.get("format") != "vla-mini-1":
+        raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
+    features = _features(config["features"])
+    policy = build_policy(
+        config["parts"],
+        features=features,
+        statistics=_unit_statistics(features),
+        horizon=config["horizon"],
+        folder=folder,
+        keyframe=config["keyframe"],
+        execute=config["execute"],
+        source=config["source"],
+        classes=classes,
+    )
+    try:
+        policy.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit: {str(error).splitlines()[0]}") from error
+    return policy.eval()
+
+
+def _features(fields: dict) -> Features:
+    return Features(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def _unit_statistics(features: Features) -> Statistics:
+    """A place for the saved statistics, which come with the weights."""
+
+    def moments(size: int) -> Moments:
+        return Moments(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
+
+    return Statistics(moments(features.state_size), moments(features.action_size))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {path.parent} is no saved policy") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Put the folder `new` in the place of `old`. Two renames: no file of the one is ever mixed with the other's."""
+    aside = old.with_name(f"{new.name}-old")
+    if old.exists():
+        os.rename(old, aside)
+    os.rename(new, old)
+    shutil.rmtree(aside, ignore_errors=True)

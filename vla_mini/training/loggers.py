@@ -1,0 +1,49 @@
+"""Where metrics go: a CSV file always; Weights & Biases where the config asks for it, offline unless it asks for more."""
+
+import netrc
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+
+def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> list[Logger]:
+    """The loggers of a run; `config` is what the services keep beside the curves."""
+    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=100)]
+    if settings.get("wandb"):
+        loggers.append(_wandb_logger(settings, run_dir=run_dir, config=config))
+    return loggers
+
+
+def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    mode = settings["mode"]
+    if mode == "online" and not _has_wandb_key():
+        warnings.warn("logger.mode=online, but there is no W&B key (wandb login): going on offline", stacklevel=2)
+        mode = "offline"
+    # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
+    arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
+    limits = wandb.Settings(init_timeout=10, silent=True)
+    try:
+        run = wandb.init(**arguments, mode=mode, config=dict(config), settings=limits)
+    except wandb.errors.Error as error:
+        warnings.warn(f"W&B did not answer ({error}): going on offline", stacklevel=2)
+        run = wandb.init(**arguments, mode="offline", config=dict(config), settings=limits)
+    return WandbLogger(experiment=run)
+
+
+def _has_wandb_key() -> bool:
+    """Whether `wandb login` was ever run here or a key is in the environment; without one W&B would ask and wait."""
+    import wandb
+
+    settings = wandb.setup().settings
+    try:
+        saved = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
+    except (FileNotFoundError, netrc.NetrcParseError):
+        saved = None
+    return bool(settings.api_key or saved)

@@ -1,0 +1,79 @@
+"""The Lightning module: batch -> loss; what Lightning does with it (device, precision, accumulation, step) is its affair.
+
+The loss is summed over the valid actions, not averaged: the mean is taken once, over the whole accumulation window and all
+ranks, by `WindowMean` just before the optimizer step. So the gradient of N micro-batches is that of the one big batch, exactly.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from vla_mini.policy import Policy
+from vla_mini.types import Batch
+
+
+class PolicyModule(LightningModule):
+    """A policy in training.
+
+    - optimizer: {"_target_": "torch.optim.AdamW", "lr": ..., ...}
+    - warmup_steps: optimizer steps in which the learning rate rises linearly
+    - decay: how it falls afterwards, over `max_steps` of the trainer
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        optimizer: Mapping[str, Any],
+        warmup_steps: int = 0,
+        decay: Literal["cosine", "constant"] = "cosine",
+    ):
+        super().__init__()
+        self.policy = policy
+        self.optimizer, self.warmup_steps, self.decay = dict(optimizer), warmup_steps, decay
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        loss, terms = self.policy.loss(batch)
+        # Lightning divides each micro-batch by their number; undone here, since WindowMean divides by what was counted.
+        return {
+            "loss": loss.sum() * self.trainer.accumulate_grad_batches,
+            "sums": {"loss": loss.detach().sum()} | {name: term.sum() for name, term in terms.items()},
+            "count": (~batch.is_pad).sum(),
+        }
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, terms = self.policy.loss(batch)
+        count = int((~batch.is_pad).sum())
+        means = {f"validation/{name}": term.sum() / count for name, term in ({"loss": loss} | terms).items()}
+        self.log_dict(means, batch_size=count, sync_dist=True)  # Lightning weights each batch by its size
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        arguments = dict(self.optimizer)
+        optimizer_class = getattr(torch.optim, arguments.pop("_target_").removeprefix("torch.optim."))
+        optimizer = optimizer_class(self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        # Lightning's own refuses fused optimizers under mixed precision.
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Matrices decay; biases, norms and other vectors do not."""
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in learning if parameter.ndim >= 2]
+        vectors = [parameter for parameter in learning if parameter.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def _learning_rate_factor(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay == "constant":
+            return rise
+        progress = min(1.0, step / max(1, self.trainer.max_steps))
+        return rise * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,5 +1,6 @@
 """The way from a command line to a checked config and back to an exit code: nothing mistyped gets through."""
 
+import contextlib
 import copy
 import os
 import re
@@ -102,6 +103,7 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["freeze=[1]"], ["freeze[0]=1", "text"]),
         ("train", ["logger.mode=online"], ["logger.mode=online", "logger=wandb"]),
         ("train", ["logger=wandb", "logger.mode=onlin"], ["logger.mode='onlin'", "'online'"]),
+        ("train", ["execute=9"], ["execute=9", "data.horizon=8"]),
         ("train", ["seed=-1"], ["seed=-1"]),
         ("train", ["seed=???"], ["seed is required"]),
         ("train", ["seed=${sed}"], ["sed"]),
@@ -294,6 +296,11 @@ def test_text_made_of_all_that_is_special_arrives_as_it_was_written(text):
     assert config.load("gradients", [f"policy={text}", f"data={text}"]).data == text
 
 
+def test_images_of_several_cameras_are_a_list():
+    cfg = config.load("infer", ["policy=a", "image=[top view.png, (2).png]", "instruction=b", "state=[0]"])
+    assert cfg.image == ["top view.png", "(2).png"]
+
+
 def test_null_is_no_path_but_it_is_a_text():
     cfg = config.load("gradients", ["policy=a", "data=null"])
     assert cfg.data is None
@@ -424,8 +431,13 @@ def test_signals_have_their_exit_codes_even_if_a_library_catches_them(capsys, nu
         except BaseException:
             raise SystemExit(1) from None
 
+    def finishing(cfg):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+
     assert config.run("gradients", ARGUMENTS, lambda cfg: os.kill(os.getpid(), number)) == code
     assert config.run("gradients", ARGUMENTS, swallowing) == code
+    assert config.run("gradients", ARGUMENTS, finishing) == code
     assert capsys.readouterr().err == 2 * f"gradients: stopped by {signal.Signals(number).name}\n"
     assert signal.getsignal(number) == before
 

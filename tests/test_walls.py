@@ -32,7 +32,7 @@ ROOMS = {
 
 # library -> where alone it may be imported, relative to the repository
 LIBRARIES = {
-    "lightning": ("vla_mini/training/", "vla_mini/data/module.py"),
+    "lightning": ("vla_mini/training/", "vla_mini/data/module.py", "scripts/train.py"),
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
     "omegaconf": ("vla_mini/config/", "vla_mini/training/", "scripts/"),

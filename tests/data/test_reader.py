@@ -114,7 +114,7 @@ def test_a_broken_file_is_named(dataset, name, damage):
         path.unlink()
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
-    with pytest.raises(ValueError, match=path.name) as error:
+    with pytest.raises(ValueError) as error:
         read_dataset(dataset)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -124,7 +124,7 @@ def test_one_flipped_bit_is_found(dataset):
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="file-000.parquet"):
+    with pytest.raises(ValueError, match="file-000"):
         read_dataset(dataset)
     assert not list((dataset.parent / ".cache").iterdir())
 

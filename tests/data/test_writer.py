@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
@@ -97,7 +96,11 @@ def test_stats_cover_all_episodes(dataset, truth):
     image = stats["observation.images.front"]
     np.testing.assert_allclose(np.ravel(image["mean"]), pixels.mean(axis=(0, 1, 2)))
     assert np.shape(image["q99"]) == (3, 1, 1) and image["count"] == [len(pixels)]
-    assert set(image) == set(stats["timestamp"]) == {*"min max mean std count q01 q10 q50 q90 q99".split()}
+    assert (
+        set(image)
+        == set(stats["timestamp"])
+        == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
+    )
 
 
 def test_files_are_split_by_size_between_episodes(made_up, tmp_path):
@@ -159,16 +162,9 @@ def test_an_output_in_the_way_is_refused_and_untouched(made_up, tmp_path, what):
     else:
         root.write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(ValueError, match="output='.*d"):
+    with pytest.raises(ValueError, match=r"output='.*d"):
         DatasetWriter(root / "deeper" if what == "under a file" else root, features=made_up.features, robot_type="r")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_output_is_refused(made_up, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match="cannot be written"):
-        DatasetWriter(tmp_path / "d", features=made_up.features, robot_type="r")
 
 
 def test_an_empty_folder_is_filled(made_up, tmp_path, truth):

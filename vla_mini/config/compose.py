@@ -17,6 +17,7 @@ PATHS = {
     *{"hydra.run.dir"},
 }  # `null` means none
 PATHS_OF = {"gradients": {"data"}}  # in train.py `data` is a group
+PATH_LISTS = {"image"}  # may also be [a,b]
 
 
 class Composed(NamedTuple):
@@ -25,7 +26,7 @@ class Composed(NamedTuple):
 
 
 class Overrides(NamedTuple):
-    literals: dict[str, str | None]  # free text, by key
+    literals: dict[str, str | list[str] | None]  # free text, by key
     groups: dict[str, str]  # group=variant
     settings: list[str]  # key=value, in Hydra's grammar
 
@@ -86,7 +87,7 @@ def sort_overrides(name: str, arguments: list[str]) -> Overrides:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
         if key in literal_keys:
-            overrides.literals[key] = None if value == "null" and key not in TEXTS else value
+            overrides.literals[key] = _literal(key, value)
         elif key in groups:
             for variant in value.strip("[]").split(","):
                 if variant.strip() not in groups[key]:
@@ -99,6 +100,14 @@ def sort_overrides(name: str, arguments: list[str]) -> Overrides:
         else:
             overrides.settings.append(_readable(key, value))
     return overrides
+
+
+def _literal(key: str, value: str) -> str | list[str] | None:
+    if value == "null" and key not in TEXTS:
+        return None
+    if key in PATH_LISTS and value.startswith("[") and value.endswith("]"):
+        return [path.strip() for path in value[1:-1].split(",")]
+    return value
 
 
 def _is_meant_for_a_group(key: str, name: str) -> bool:

@@ -129,7 +129,7 @@ class Evaluate:
 @dataclass
 class Infer:
     policy: str
-    image: str | list[str]
+    image: str | list[str]  # one for each camera
     instruction: str
     state: list[float]
     mode: Literal["grad", "no_grad", "inference_mode"]
@@ -149,6 +149,10 @@ SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": In
 
 def refuse_contradictions(settings: dict[str, Any]) -> None:
     """ValueError for settings of which each is right by itself, but not beside the others."""
+    if "execute" in settings and settings["execute"] > settings["data"]["horizon"]:
+        raise ValueError(
+            f"execute={settings['execute']} is more than the data.horizon={settings['data']['horizon']} of a chunk"
+        )
     logger = settings.get("logger")
     if logger and not logger["wandb"]:
         for key, default in (("project", None), ("mode", "offline"), ("name", None)):

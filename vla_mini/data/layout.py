@@ -9,6 +9,7 @@ Source: lerobot 0.4.4 (lerobot/datasets/utils.py, lerobot_dataset.py); data/READ
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vla_mini.features import Features
@@ -77,6 +78,14 @@ def tasks_table(tasks: list[str]) -> pa.Table:
     }
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
     return table.replace_schema_metadata({"pandas": json.dumps(described)})
+
+
+def nested_lists(array: np.ndarray) -> pa.Array:
+    """(rows, ...) -> a column of `rows` lists, of lists, as deep as the array."""
+    column = pa.array(array.ravel())
+    for size in reversed(array.shape[1:]):
+        column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, size, dtype=np.int32), column)
+    return column
 
 
 _ARROW = {"float32": pa.float32(), "int64": pa.int64()}

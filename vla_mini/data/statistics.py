@@ -63,14 +63,13 @@ class EpisodeStatistics:
         pixels = {name: describe_pixels(counts) for name, counts in pixel_counts.items()}
         self._episodes.append(dict(zip(values, described, strict=True)) | pixels)
 
-    def per_episode(self) -> dict[str, list[Any]]:
-        """Columns of meta/episodes: `stats/<feature>/<statistic>` -> a value an episode."""
-        columns: dict[str, list[Any]] = {}
+    def per_episode(self) -> dict[str, np.ndarray]:
+        """Columns of meta/episodes: `stats/<feature>/<statistic>` -> (episodes, d), of pixels (episodes, c, 1, 1)."""
+        columns: dict[str, np.ndarray] = {}
         for name in self._episodes[0]:
-            for i, statistic in enumerate(STATISTICS):
-                rows = [self._shaped(name, described[name][i]) for described in self._episodes]
-                columns[f"stats/{name}/{statistic}"] = rows
-            columns[f"stats/{name}/count"] = [[self._count(name, episode)] for episode in range(len(self._episodes))]
+            described = self._shaped(name, np.stack([episode[name] for episode in self._episodes]))
+            columns |= {f"stats/{name}/{statistic}": described[:, i] for i, statistic in enumerate(STATISTICS)}
+            columns[f"stats/{name}/count"] = np.array([[count] for count in self._num_rows(name)])
         return columns
 
     def whole(self) -> dict[str, dict[str, Any]]:
@@ -78,17 +77,18 @@ class EpisodeStatistics:
         described = {name: describe(np.concatenate([v[name] for v in self._values])) for name in self._values[0]}
         described |= {name: describe_pixels(sum(c[name] for c in self._counts)) for name in self._counts[0]}
         return {
-            name: {statistic: self._shaped(name, row) for statistic, row in zip(STATISTICS, rows, strict=True)}
-            | {"count": [sum(self._count(name, episode) for episode in range(len(self._episodes)))]}
+            name: {statistic: row.tolist() for statistic, row in zip(STATISTICS, self._shaped(name, rows), strict=True)}
+            | {"count": [sum(self._num_rows(name))]}
             for name, rows in described.items()
         }
 
-    def _count(self, name: str, episode: int) -> int:
-        return self._num_images[episode] if name in self._counts[episode] else len(self._values[episode][name])
+    def _num_rows(self, name: str) -> list[int]:
+        """Per episode, its frames; of image features, as in LeRobot, the frames that were looked at."""
+        return self._num_images if name in self._counts[0] else [len(values[name]) for values in self._values]
 
-    def _shaped(self, name: str, row: np.ndarray) -> list[Any]:
-        """Vectors as (d,), pixels as (c, 1, 1)."""
-        return (row[:, None, None] if name in self._counts[0] else row).tolist()
+    def _shaped(self, name: str, described: np.ndarray) -> np.ndarray:
+        """Vectors stay (..., d), pixels become (..., c, 1, 1)."""
+        return described[..., None, None] if name in self._counts[0] else described
 
 
 def _moments(values: np.ndarray) -> Moments:

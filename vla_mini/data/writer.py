@@ -137,9 +137,10 @@ class DatasetWriter:
         assert self.num_episodes > 0
         self._close_file()
         episodes = {name: [episode[name] for episode in self._episodes] for name in self._episodes[0]}
+        statistics = {name: layout.nested_lists(array) for name, array in self._statistics.per_episode().items()}
         tables = {
             layout.TASKS: layout.tasks_table(list(self._tasks)),
-            layout.EPISODES.format(chunk_index=0, file_index=0): pa.table(episodes | self._statistics.per_episode()),
+            layout.EPISODES.format(chunk_index=0, file_index=0): pa.table(episodes | statistics),
         }
         for name, table in tables.items():
             path = self._partial / name

@@ -28,7 +28,7 @@ def evaluate(
     episodes: int = 200,
     seed: int = 0,
     output: Path | None = None,
-    num_envs: int = 64,
+    num_envs: int = 32,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Plays `episodes` of every split and every grounding check; returns what metrics.json holds.

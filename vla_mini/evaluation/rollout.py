@@ -87,7 +87,7 @@ def rollout(
     *,
     episodes: Iterable[int],
     options: Mapping[str, Any] | None = None,
-    num_envs: int = 64,
+    num_envs: int = 32,
     num_recordings: int = 0,
     on_episode: Callable[[EpisodeResult], None] | None = None,
 ) -> list[EpisodeResult]:

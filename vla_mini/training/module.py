@@ -13,6 +13,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from vla_mini.policy import Policy
+from vla_mini.training.muon import Muon
 from vla_mini.types import Batch
 
 
@@ -53,7 +54,8 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         arguments = dict(self.optimizer)
-        optimizer_class = getattr(torch.optim, arguments.pop("_target_").removeprefix("torch.optim."))
+        target = arguments.pop("_target_")
+        optimizer_class = Muon if target.endswith(".Muon") else getattr(torch.optim, target.removeprefix("torch.optim."))
         optimizer = optimizer_class(self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -64,11 +66,15 @@ class PolicyModule(LightningModule):
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Matrices decay; biases, norms and other vectors do not."""
-        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in learning if parameter.ndim >= 2]
-        vectors = [parameter for parameter in learning if parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        """The weights of layers decay; biases, norms, embeddings and single vectors do not."""
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = [module.weight for module in self.modules() if isinstance(module, kinds) and module.weight.requires_grad]
+        known = set(layers)
+        rest = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
+        groups = [
+            {"params": layers, "weight_decay": weight_decay, "layers": True},
+            {"params": rest, "weight_decay": 0.0, "layers": False},
+        ]
         return [group for group in groups if group["params"]]
 
     def _learning_rate_factor(self, step: int) -> float:

@@ -55,7 +55,7 @@ class WindowMean(Callback):
         # Over all ranks, since DistributedDataParallel has averaged the gradients over them.
         count = trainer.strategy.reduce(self._count, reduce_op="sum")
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, float(trainer.world_size / count))
+        torch._foreach_mul_(gradients, trainer.world_size / int(count))
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: dict[str, Any], batch: Batch, batch_idx: int

@@ -1,0 +1,89 @@
+"""How fast demonstrations are written and read: collecting, the first read, a second start, batches from cached frames.
+
+python benchmarks/dataset.py [episodes=2000] [num_workers=2] [output=benchmarks/results/dataset.json]
+"""
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE = 256
+EPOCHS = 5
+
+
+def main() -> None:
+    arguments = {"episodes": "2000", "num_workers": "2", "output": "benchmarks/results/dataset.json"}
+    arguments |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), int(arguments["episodes"]), int(arguments["num_workers"]))
+    for name, value in figures.items():
+        print(f"{name:<42} {value:>12,.1f}" if isinstance(value, float) else f"{name:<42} {value!s:>12}")
+    output = Path(arguments["output"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(figures, indent=2) + "\n")
+    print(output)
+
+
+def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
+    # Imported here, because the processes that collect import this file, too, and need no torch.
+    from vla_mini.collection import collect
+    from vla_mini.data.reader import read_dataset
+
+    root = folder / "toy_pick"
+    collecting, collected = timed(
+        lambda: collect("vla_mini/ToyPick-v0", root, episodes=episodes, num_workers=num_workers)
+    )
+    first_read, _ = timed(lambda: read_dataset(root))
+    second_start, data = timed(lambda: read_dataset(root))
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    return {
+        "episodes": episodes,
+        "frames": collected.frames,
+        "num_workers": num_workers,
+        "python": platform.python_version(),
+        "collecting_frames_per_second": collected.frames / collecting,
+        "collecting_seconds": collecting,
+        "dataset_megabytes": size / 1e6,
+        "first_read_frames_per_second": collected.frames / first_read,
+        "first_read_seconds": first_read,
+        "second_start_seconds": second_start,
+        "batch_size": BATCH_SIZE,
+        "batches_samples_per_second": samples_per_second(data),
+    }
+
+
+def samples_per_second(data: Any) -> float:
+    """The median over epochs of what the training's loader gives, after a first epoch that warms the page cache."""
+    from statistics import median
+
+    import torch
+
+    from vla_mini.data.windows import ActionWindows, Keyframe, WindowBatches
+
+    def tokenize(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(len(texts), 12, dtype=torch.int64), torch.ones(len(texts), 12, dtype=torch.bool)
+
+    keyframe = Keyframe(state=("x", "y"), closes="close")
+    windows = ActionWindows(data, split="train", horizon=8, tokenize=tokenize, keyframe=keyframe)
+    batches = WindowBatches(windows, batch_size=BATCH_SIZE, seed=0)
+    rates = []
+    for epoch in range(1 + EPOCHS):
+        batches.sampler.set_epoch(epoch)
+        seconds, samples = timed(lambda: sum(len(batch.is_pad) for batch in batches))
+        rates.append(samples / seconds)
+    return median(rates[1:])
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Fixtures for all tests. Shapes and types are checked by jaxtyping and beartype in every call of every test."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("vla_mini", "beartype.beartype")  # before anything of the package is imported
+
+import pytest  # noqa: E402
+
+from tests.factory import VARIANTS  # noqa: E402
+
+
+@pytest.fixture(params=[f"{group}={name}" for group, names in VARIANTS.items() for name in names])
+def variant(request) -> dict[str, str]:
+    """Each variant that configs/ holds, found by itself, with the default parts around it."""
+    group, _, name = request.param.partition("=")
+    return {group: name}

@@ -1,0 +1,74 @@
+"""The batches under Lightning's Trainer: each epoch its own order, and the same after resuming anywhere."""
+
+import lightning
+import pytest
+import torch
+
+from vla_mini.data.module import DemonstrationDataModule
+from vla_mini.data.reader import read_dataset
+
+
+def tokenize(texts):
+    return torch.ones(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.bool)
+
+
+class Listener(lightning.LightningModule):
+    """Learns nothing; remembers the states it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen, self.validated = [], []
+
+    def training_step(self, batch, _):
+        self.seen.append(batch.observation.state.clone())
+        return self.weight * 1.0
+
+    def validation_step(self, batch, _):
+        self.validated.append(batch.observation.state.clone())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def data(dataset):
+    demonstrations = read_dataset(dataset)
+    return lambda: DemonstrationDataModule(demonstrations, tokenize=tokenize, horizon=3, batch_size=6, seed=1)
+
+
+class SaveEachStep(lightning.Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def fit(data, *, epochs, folder=None, ckpt_path=None):
+    listener = Listener()
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[SaveEachStep(folder)] if folder else [],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(listener, data(), ckpt_path=ckpt_path)
+    return listener
+
+
+def test_resuming_anywhere_shows_the_batches_that_would_have_followed(data, tmp_path):
+    whole = fit(data, epochs=3, folder=tmp_path)
+    assert len(whole.seen) == 9
+    assert not torch.equal(torch.cat(whole.seen[:3]), torch.cat(whole.seen[3:6])), "each epoch has its own order"
+    for step in range(1, 9):
+        resumed = fit(data, epochs=3, ckpt_path=tmp_path / f"{step}.ckpt")
+        assert torch.equal(torch.cat(resumed.seen), torch.cat(whole.seen[step:])), f"after step {step}"
+
+
+def test_validation_goes_through_its_split_in_order(data, truth):
+    listener = fit(data, epochs=1)
+    assert torch.equal(listener.validated[-1], torch.from_numpy(truth.states[4]))

@@ -1,0 +1,185 @@
+"""Expert + environment -> dataset: reproducible, clean labels, nothing left behind by a failure."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+import vla_mini.envs
+from vla_mini import collection
+from vla_mini.collection import collect, demonstrate
+from vla_mini.data.reader import read_dataset
+from vla_mini.features import Features
+
+TOY_PICK = "vla_mini/ToyPick-v0"
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def toy_pick(tmp_path_factory):
+    root = tmp_path_factory.mktemp("collection") / "toy_pick"
+    collected = collect(TOY_PICK, root, episodes=6, validation_episodes=2, seed=3, num_workers=1)
+    return root, collected, read_dataset(root)
+
+
+def test_a_dataset_has_the_episodes_asked_for(toy_pick):
+    _, collected, data = toy_pick
+    assert data.splits == {"train": (0, 6), "validation": (6, 8)}
+    assert collected.episodes == len(data.episode_ends) == 8 and collected.frames == len(data.states)
+    assert data.features == vla_mini.envs.make(TOY_PICK).unwrapped.features
+    assert len({data.frames[start].tobytes() for start in data.episode_starts}) == 8, "no scene twice"
+
+
+def test_what_is_stored_is_what_the_expert_saw_and_would_do(toy_pick):
+    _, _, data = toy_pick
+    env = vla_mini.envs.make(TOY_PICK)
+    for episode, purpose in ((0, "demonstration"), (6, "validation")):
+        observation, _ = env.reset(seed=0, options={"purpose": purpose, "seed": 3})
+        first = data.episode_starts[episode]
+        np.testing.assert_array_equal(data.frames[first, 0], observation["images"]["top"].transpose(2, 0, 1))
+        np.testing.assert_array_equal(data.states[first], observation["state"])
+        np.testing.assert_array_equal(data.actions[first], env.unwrapped.expert_action())
+        assert data.tasks[data.task_index[first]] == observation["instruction"]
+
+
+def test_the_same_bytes_whatever_the_number_of_workers(toy_pick, tmp_path):
+    root, _, _ = toy_pick
+    collect(TOY_PICK, tmp_path / "d", episodes=6, validation_episodes=2, seed=3, num_workers=3)
+    assert contents(tmp_path / "d") == contents(root)
+
+
+def test_another_seed_gives_other_scenes(toy_pick, tmp_path):
+    collect(TOY_PICK, tmp_path / "d", episodes=6, validation_episodes=2, seed=4, num_workers=1)
+    _, _, data = toy_pick
+    other = read_dataset(tmp_path / "d")
+    starts = {data.frames[start].tobytes() for start in data.episode_starts}
+    assert not starts & {other.frames[start].tobytes() for start in other.episode_starts}
+
+
+class Line(gymnasium.Env):
+    """Walk from x to 0 in equal steps; the expert gives up (never arrives) in every third scene."""
+
+    features = Features(cameras=("top",), image_size=(2, 2), state=("x",), action=("dx",), fps=10)
+    robot_type = "line"
+    observation_space = gymnasium.spaces.Dict()
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.scene, self.x = seed, np.float32(4)
+        return self._observe(), {"success": False}
+
+    def step(self, action):
+        self.x += action[0]
+        return self._observe(), 0.0, abs(self.x) < 0.5, False, {"success": abs(self.x) < 0.5}
+
+    def expert_action(self):
+        return np.clip(np.array([0.0 if self.scene % 3 == 2 else -self.x]), -1, 1).astype(np.float32)
+
+    def _observe(self):
+        image = np.full((2, 2, 3), self.scene, np.uint8)
+        return {"images": {"top": image}, "state": np.array([self.x], np.float32), "instruction": "walk"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def line():
+    gymnasium.register("vla_mini_tests/Line-v0", entry_point=Line, max_episode_steps=20)
+    gymnasium.register("vla_mini_tests/Hopeless-v0", entry_point=lambda: Hopeless(), max_episode_steps=2)
+
+
+class Hopeless(Line):
+    def expert_action(self):
+        return np.zeros(1, np.float32)
+
+
+def test_failures_are_dropped_and_the_first_successes_kept(tmp_path):
+    collect("vla_mini_tests/Line-v0", tmp_path / "d", episodes=5, disturbance=0.0, num_workers=1)
+    data = read_dataset(tmp_path / "d")
+    assert data.frames[data.episode_starts, 0, 0, 0, 0].tolist() == [0, 1, 3, 4, 6]
+
+
+def test_labels_are_clean_while_what_happens_is_disturbed():
+    env = gymnasium.make("vla_mini_tests/Line-v0", disable_env_checker=True)
+    how = {"purpose": "demonstration", "seed": 0, "attempt": 0}
+    calm, rough = (demonstrate(env, disturbance=disturbance, **how) for disturbance in (0.0, 1.0))
+    assert calm.states.ravel().tolist() == [4, 3, 2, 1]
+    for episode in (calm, rough):
+        np.testing.assert_array_equal(episode.actions, np.clip(-episode.states, -1, 1))
+    moved = np.diff(rough.states.ravel())
+    assert np.abs(moved).max() <= 1 and not np.allclose(moved, rough.actions[:-1].ravel())
+
+
+def test_an_expert_that_never_succeeds_is_given_up(tmp_path):
+    with pytest.raises(RuntimeError, match="the expert failed in 101 of 101 attempts"):
+        collect("vla_mini_tests/Hopeless-v0", tmp_path / "d", episodes=1, num_workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_users_mistake(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(collection.DatasetWriter, "add_episode", full)
+    with pytest.raises(RuntimeError, match=r"collecting failed.*No space left"):
+        collect(TOY_PICK, tmp_path / "d", episodes=1, num_workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"episodes": 0}, "episodes=0"),
+        ({"validation_episodes": -1}, "validation_episodes=-1"),
+        ({"num_workers": 0}, "num_workers=0"),
+        ({"disturbance": -0.5}, "disturbance=-0.5"),
+        ({"env_id": "vla_mini/ToyPikc-v0"}, "env='vla_mini/ToyPikc-v0'"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(tmp_path, changes, message):
+    arguments = {"env_id": TOY_PICK, "episodes": 1} | changes
+    with pytest.raises(ValueError, match=message):
+        collect(arguments.pop("env_id"), tmp_path / "d", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_refused_and_untouched(toy_pick):
+    root, _, _ = toy_pick
+    before = contents(root)
+    with pytest.raises(ValueError, match="exists already"):
+        collect(TOY_PICK, root, episodes=1)
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_collection_leaves_no_dataset_and_no_process(tmp_path, number):
+    code = f"""
+from vla_mini.collection import collect
+if __name__ == "__main__":
+    progress = lambda *_: print("at work", flush=True)
+    collect({TOY_PICK!r}, {str(tmp_path / "d")!r}, episodes=100_000, num_workers=2, progress=progress)
+"""
+    script = tmp_path / "collect_for_ever.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    )
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(number)
+    # The workers hold the pipe's other end, too: it closes when the last of them is gone.
+    _, _ = process.communicate(timeout=20)
+    assert process.returncode != 0 and not (tmp_path / "d").exists()
+    assert not list(tmp_path.rglob("info.json"))
+    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == [script]
+
+
+def test_it_loads_no_torch():
+    code = "import sys, vla_mini.collection, vla_mini.data.reader; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

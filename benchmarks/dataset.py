@@ -35,9 +35,7 @@ def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
     from vla_mini.data.reader import read_dataset
 
     root = folder / "toy_pick"
-    collecting, collected = timed(
-        lambda: collect("vla_mini/ToyPick-v0", root, episodes=episodes, num_workers=num_workers)
-    )
+    collecting, collected = timed(lambda: collect("vla_mini/ToyPick-v0", root, episodes=episodes, num_workers=num_workers))
     first_read, _ = timed(lambda: read_dataset(root))
     second_start, data = timed(lambda: read_dataset(root))
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

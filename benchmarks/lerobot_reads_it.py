@@ -25,9 +25,7 @@ def main() -> None:
     if "expected" in arguments:
         return inside_lerobot(Path(arguments["data"]), Path(arguments["expected"]), Path(arguments["foreign"]))
     if "lerobot" not in arguments:
-        raise SystemExit(
-            "lerobot=PYTHON is required: the interpreter of a virtual environment that holds lerobot 0.4.4"
-        )
+        raise SystemExit("lerobot=PYTHON is required: the interpreter of a virtual environment that holds lerobot 0.4.4")
     from vla_mini.collection import collect
     from vla_mini.data.reader import read_dataset
 

@@ -334,9 +334,7 @@ def test_help_names_groups_variants_settings_and_examples_without_torch(tmp_path
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not {'torch', 'hydra'} & set(sys.modules); raise\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Train a policy.")
     for group, variants in groups_of("train").items():

@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vla_mini"
 
-FACTS = {"features", "types", "geometry"}
+FACTS = {"features", "types", "geometry", "layers"}
 PARTS = {"vision", "language", "trunk", "action", "auxiliary", "normalization", "data", "envs"}
 JOINS = {"policy", "build", "pretrained", "collection"}
 
 # room -> the rooms it may import, besides itself. DESIGN.md section 2: bottom to top.
 ROOMS = {
     "features": set(),
-    "geometry": {"features"},
+    "geometry": set(),
+    "layers": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
     "policy": FACTS | {"normalization", "pretrained"},  # and no concrete variant

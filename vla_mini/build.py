@@ -46,7 +46,11 @@ def resolve(target: Any, group: str, *, classes: Sequence[type] = ()) -> type[nn
         case ["vla_mini", found, module, name] if found == group and group in GROUPS and module in variants(group):
             candidate = getattr(importlib.import_module(f"vla_mini.{group}.{module}"), name, None)
             # A class that the module only imported is not one that it defines.
-            if inspect.isclass(candidate) and issubclass(candidate, nn.Module) and candidate.__module__ == target.rpartition(".")[0]:
+            if (
+                inspect.isclass(candidate)
+                and issubclass(candidate, nn.Module)
+                and candidate.__module__ == target.rpartition(".")[0]
+            ):
                 return candidate
     raise ValueError(f"_target_={target!r} is not a class of vla_mini/{group}/ ({', '.join(variants(group))})")
 

@@ -89,9 +89,7 @@ def collect(
     return Collected(writer.num_episodes, writer.num_frames)
 
 
-def demonstrate(
-    env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturbance: float
-) -> EncodedEpisode | None:
+def demonstrate(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturbance: float) -> EncodedEpisode | None:
     """One attempt of the expert of `env`; None where it fails. Observations and clean labels, up to the last action."""
     generator = episode_generator(purpose, seed, attempt, stream=1)
     disturb = _Disturber(disturbance, space=env.action_space, generator=generator)

@@ -11,9 +11,7 @@ import pytest
 from vla_mini.data.writer import DatasetWriter, encode_episode
 from vla_mini.features import Features
 
-FEATURES = Features(
-    cameras=("front", "wrist"), image_size=(6, 8), state=("x", "y", "closed"), action=("dx", "close"), fps=5
-)
+FEATURES = Features(cameras=("front", "wrist"), image_size=(6, 8), state=("x", "y", "closed"), action=("dx", "close"), fps=5)
 TASKS = ("push the block", "파란 공을 집어", "push the block", 'lift, "it"', "파란 공을 집어")
 LENGTHS = (3, 1, 12, 5, 2)
 
@@ -54,9 +52,7 @@ def edit_info(root: Path, **changes) -> None:
 @pytest.fixture(scope="session")
 def made_up() -> SimpleNamespace:
     """The helpers of this file, handed to tests as a fixture, because tests/ is no package."""
-    return SimpleNamespace(
-        features=FEATURES, tasks=TASKS, lengths=LENGTHS, truth=make_truth, write=write, edit_info=edit_info
-    )
+    return SimpleNamespace(features=FEATURES, tasks=TASKS, lengths=LENGTHS, truth=make_truth, write=write, edit_info=edit_info)
 
 
 @pytest.fixture

@@ -42,9 +42,7 @@ def test_vectors_of_one_element_and_many_files(made_up, tmp_path):
     np.testing.assert_array_equal(read.actions, np.concatenate(truth.actions))
 
 
-def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_anew(
-    made_up, dataset, tmp_path, truth, monkeypatch
-):
+def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_anew(made_up, dataset, tmp_path, truth, monkeypatch):
     counted = []
     first = read_dataset(dataset, progress=lambda done, total: counted.append((done, total)))
     assert counted == [(23, 23)]
@@ -146,7 +144,9 @@ def broken_image(table):
         (lambda table: table.slice(1), "rows are not those of the episodes"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(dataset, change, message):
+def test_data_that_do_not_fit_are_refused(dataset, change, message, monkeypatch):
+    monkeypatch.setattr(frames, "BLOCK", 5)
+    monkeypatch.setattr(frames, "SLICE", 2)
     rewrite(dataset / DATA, change)
     with pytest.raises(ValueError, match=message):
         read_dataset(dataset)

@@ -152,7 +152,7 @@ def test_without_a_seed_all_come_in_order():
     np.testing.assert_array_equal(torch.cat(states(loader)), expected)
 
 
-@pytest.mark.parametrize("num_frames, seed", [(23, 0), (23, None), (21, None)])
+@pytest.mark.parametrize("num_frames, seed", [(23, 0), (23, None), (19, None)])
 def test_processes_share_the_batches_of_one(num_frames, seed):
     whole = states(batches(num_frames, batch_size=6, seed=seed))
     parts = [states(batches(num_frames, batch_size=3, seed=seed, rank=rank, world_size=2)) for rank in (0, 1)]

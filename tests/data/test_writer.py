@@ -96,18 +96,12 @@ def test_stats_cover_all_episodes(dataset, truth):
     image = stats["observation.images.front"]
     np.testing.assert_allclose(np.ravel(image["mean"]), pixels.mean(axis=(0, 1, 2)))
     assert np.shape(image["q99"]) == (3, 1, 1) and image["count"] == [len(pixels)]
-    assert (
-        set(image)
-        == set(stats["timestamp"])
-        == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
-    )
+    assert set(image) == set(stats["timestamp"]) == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
 
 
 def test_files_are_split_by_size_between_episodes(made_up, tmp_path):
     truth = made_up.truth(lengths=(100,) * 6)
-    one_episode = (
-        100 * 2 * 6 * 8 * 3 / 2**20
-    )  # noise does not compress; the rest of a row is less than half of its images
+    one_episode = 100 * 2 * 6 * 8 * 3 / 2**20  # noise does not compress; the rest of a row is less than half of its images
     made_up.write(tmp_path / "split", truth, data_file_megabytes=1.5 * one_episode)
     files = sorted((tmp_path / "split/data").rglob("*.parquet"))
     assert [file.name for file in files] == ["file-000.parquet", "file-001.parquet", "file-002.parquet"]

@@ -50,8 +50,7 @@ def test_fully_determined_by_its_seed():
 def test_no_purpose_shares_a_scene_with_another():
     """By content, not by seed: the places of the objects are compared."""
     places = [
-        {tuple((thing.x, thing.y) for thing in scene.things) for scene in scenes("seen", 200, purpose)}
-        for purpose in PURPOSES
+        {tuple((thing.x, thing.y) for thing in scene.things) for scene in scenes("seen", 200, purpose)} for purpose in PURPOSES
     ]
     assert all(len(found) == 200 for found in places)
     assert len(set.union(*places)) == 200 * len(PURPOSES)
@@ -92,7 +91,11 @@ def test_held_out_wordings_are_made_of_training_words():
 def test_splits_draw_the_same_scenes_but_for_the_target():
     """The distributions of what does not depend on the target agree: number of objects, places, gripper."""
     means = [
-        (np.mean([len(s.things) for s in found]), np.mean([s.two_words for s in found]), np.mean([s.gripper for s in found]))
+        (
+            np.mean([len(s.things) for s in found]),
+            np.mean([s.two_words for s in found]),
+            np.mean([s.gripper for s in found]),
+        )
         for found in (scenes(split, 1000) for split in SPLITS)
     ]
     np.testing.assert_allclose(means, np.broadcast_to(means[0], np.shape(means)), atol=0.06)

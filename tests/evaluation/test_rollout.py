@@ -44,18 +44,14 @@ def test_actions_are_clipped_to_what_the_environment_takes(reach, reach_policy):
 
 def test_a_sampling_policy_is_determined_by_the_seed(reach, reach_policy):
     policy = reach_policy(noise=2.0)
-    first, again, other = (
-        rollout(policy, reach, episodes=range(20), options={"seed": seed}, num_envs=8) for seed in (0, 0, 1)
-    )
+    first, again, other = (rollout(policy, reach, episodes=range(20), options={"seed": seed}, num_envs=8) for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_recording_keeps_the_lowest_numbers_and_changes_nothing(reach, reach_policy):
     policy = reach_policy(speed=0.4)  # too slow for some episodes
     plain = rollout(policy, reach, episodes=range(30), num_envs=4)
-    expected = {
-        result.episode for success in (True, False) for result in [r for r in plain if r.success is success][:2]
-    }
+    expected = {result.episode for success in (True, False) for result in [r for r in plain if r.success is success][:2]}
     assert len(expected) == 4
     for num_envs in (1, 8):
         results = rollout(policy, reach, episodes=range(30), num_envs=num_envs, num_recordings=2)

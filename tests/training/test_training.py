@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 
-from tests.factory import make_batch, make_policy, mean_loss
+from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
 from tests.test_policy import split
 from vla_mini.autograd.norms import components, gradient_norms
 from vla_mini.training.freezing import freeze
@@ -69,7 +69,10 @@ def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=Non
     return record
 
 
-@pytest.mark.parametrize(("precision", "dtype", "tolerance"), [("64-true", torch.float64, 1e-12), ("32-true", torch.float32, 1e-6), ("bf16-mixed", torch.float32, 5e-3)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [("64-true", torch.float64, 1e-12), ("32-true", torch.float32, 1e-6), ("bf16-mixed", torch.float32, 5e-3)],
+)
 def test_a_window_is_the_one_big_batch(precision, dtype, tolerance):
     """Unequal masks, and a last window that is shorter than the others (Lightning's own means are wrong for both)."""
     policy = make_policy(dtype=dtype)
@@ -106,13 +109,12 @@ def test_clipping_bounds_the_step():
     torch.testing.assert_close(moved, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "RMSprop", "Muon"])
-def test_optimizers_reduce_the_loss(name):
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
+def test_the_optimizers_of_configs_reduce_the_loss(name):
     policy = make_policy()
     batch = make_batch(policy)
     before = mean_loss(policy, batch).item()
-    lr = 1e-2 if name in ("SGD", "Muon") else 1e-3
-    fit(policy, [batch] * 10, optimizer={"_target_": f"torch.optim.{name}", "lr": lr, "weight_decay": 0.0})
+    fit(policy, [batch] * 10, optimizer=spec("optimizer", name), gradient_clip_val=1.0)
     assert mean_loss(policy, batch).item() < before
 
 
@@ -207,7 +209,15 @@ def test_the_csv_holds_the_hand_computed_norms_and_losses(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
-    record = fit(policy, split(batch, [3, 5]), callbacks=[GradientMonitor()], logger=loggers, accumulate_grad_batches=2, optimizer=SGD | {"lr": 0.0}, log_every_n_steps=1)
+    record = fit(
+        policy,
+        split(batch, [3, 5]),
+        callbacks=[GradientMonitor()],
+        logger=loggers,
+        accumulate_grad_batches=2,
+        optimizer=SGD | {"lr": 0.0},
+        log_every_n_steps=1,
+    )
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     logged = {name: float(value) for row in rows for name, value in row.items() if value}
     for name, part in components(policy).items():

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from vla_mini.layers import at_least_fp32
 from vla_mini.types import Context
 
 
@@ -38,9 +39,7 @@ class BinsHead(nn.Module):
         # Centres that reach -1 and 1 exactly: the ends of the range are the commonest actions of all.
         self.register_buffer("centres", torch.linspace(-1, 1, bins), persistent=False)
 
-    def loss(
-        self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]
-    ) -> Float[Tensor, "b t"]:
+    def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """Cross-entropy of the bin that holds the expert's action, in nats, averaged over the action's size."""
         logits = rearrange(self._logits(context).to(actions.dtype), "b t a bins -> b bins t a")
         nearest = ((actions.clamp(-1, 1) + 1) / 2 * (self.bins - 1)).round().long()
@@ -48,9 +47,7 @@ class BinsHead(nn.Module):
 
     def predict(self, context: Context, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
         """The expected action under the distribution over bins, which is differentiable."""
-        logits = self._logits(context)
-        weights = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return weights @ self.centres
+        return at_least_fp32(self._logits(context)).softmax(dim=-1) @ self.centres
 
     def _logits(self, context: Context) -> Float[Tensor, "b t a bins"]:
         tokens = rearrange(context.tokens * context.mask[..., None], "b m d -> b (m d)")

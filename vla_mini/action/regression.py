@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
@@ -42,9 +41,7 @@ class RegressionHead(nn.Module):
             nn.Linear(hidden, horizon * action_size),
         )
 
-    def loss(
-        self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]
-    ) -> Float[Tensor, "b t"]:
+    def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """The distance of each predicted action to the expert's (normalised units), averaged over the action's size."""
         prediction = self.predict(context).to(actions.dtype)
         return DISTANCES[self.distance](prediction, actions, reduction="none").mean(dim=-1)

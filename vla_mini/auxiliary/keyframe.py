@@ -29,9 +29,7 @@ class KeyframeLoss(nn.Module):
 
     LEAST_LOG_DEVIATION = -3.0  # keeps the density, and with it the loss, bounded
 
-    def __init__(
-        self, *, grid: tuple[int, int], num_cameras: int, keyframe_size: int, num_positions: int, weight: float = 0.5
-    ):
+    def __init__(self, *, grid: tuple[int, int], num_cameras: int, keyframe_size: int, num_positions: int, weight: float = 0.5):
         super().__init__()
         if num_positions == 0:
             raise ValueError("auxiliary=keyframe needs a trunk with attended positions (trunk=query); this one has none")

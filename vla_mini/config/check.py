@@ -38,11 +38,13 @@ class Target(NamedTuple):
     """Mark of a node with `_target_`: a class defined in a module of the package `home`, and its arguments.
 
     With `base`, a class of a library instead: one that `home` itself exports, and that is derived from its `base`.
+    `also` names modules of our own that define more of them.
     `instead` names other annotations for arguments whose own are too open, or lack a value that training/ understands.
     """
 
     home: str
     base: str | None = None
+    also: tuple[str, ...] = ()
     instead: tuple[tuple[str, Any], ...] = ()
 
 
@@ -207,7 +209,7 @@ def _find_class(name: str, target: Target, path: str) -> type:
     """The class `name`, where `target` allows it to be. Nothing else is imported."""
     module_name, _, class_name = name.rpartition(".")
     where, home = f"{path}._target_={name!r}", import_module(target.home)
-    modules = [target.home]
+    modules = [target.home, *target.also]
     if target.base is None:
         modules = [f"{target.home}.{module.name}" for module in pkgutil.iter_modules(home.__path__)]
         modules = [module for module in modules if not module.rpartition(".")[2].startswith("_")]
@@ -226,9 +228,7 @@ def _find_class(name: str, target: Target, path: str) -> type:
 
 def _has_target(kind: Any) -> bool:
     """Whether an annotation, or one of a union's, bears the mark `Target`."""
-    return isinstance(kind, Target) or any(
-        map(_has_target, (*typing.get_args(kind), *getattr(kind, "__metadata__", ())))
-    )
+    return isinstance(kind, Target) or any(map(_has_target, (*typing.get_args(kind), *getattr(kind, "__metadata__", ()))))
 
 
 def _hints(kind: type) -> dict[str, Any]:

@@ -92,9 +92,7 @@ def _answer_flags(name: str, arguments: list[str], purpose: str) -> bool:
             composed = compose(name, arguments[:at] + arguments[at + 2 :], resolve=False)
             print(OmegaConf.to_yaml(OmegaConf.create(composed.settings)), end="")
             return True
-    raise ValueError(
-        f"unknown flag {flags[0]!r}: there are --help and --cfg job; settings are key=value, without dashes"
-    )
+    raise ValueError(f"unknown flag {flags[0]!r}: there are --help and --cfg job; settings are key=value, without dashes")
 
 
 def _report(name: str, error: BaseException, received: list[int]) -> int:

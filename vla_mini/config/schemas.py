@@ -14,7 +14,7 @@ Natural = Annotated[int, AtLeast(0)]
 Amount = Annotated[float, AtLeast(0)]
 
 
-Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer")]
+Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_mini.training.muon",))]
 
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (

@@ -40,9 +40,7 @@ class Demonstrations(NamedTuple):
     fingerprint: str  # SHA-256 over the dataset's files
 
 
-def read_dataset(
-    root: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None
-) -> Demonstrations:
+def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None) -> Demonstrations:
     """Read the dataset at `root`; images not decoded before are decoded now, and `progress(done, total)` counts them.
 
     Decoded frames are kept in the folder `cache` (None: `.cache` beside `root`). Raises ValueError, naming the file,
@@ -92,9 +90,7 @@ def _read_info(root: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: LeRobot format {version} is not v3.0; LeRobot's own converter brings it there")
     videos = [name for name, feature in described.items() if feature["dtype"] == "video"]
     if videos:
-        raise ValueError(
-            f"{path}: {videos[0]!r} is kept as video; only datasets that keep images as images can be read"
-        )
+        raise ValueError(f"{path}: {videos[0]!r} is kept as video; only datasets that keep images as images can be read")
     missing = [name for name in (layout.STATE, layout.ACTION) if name not in described]
     if missing or not _image_columns(info):
         raise ValueError(f"{path}: no feature {missing[0]!r}" if missing else f"{path}: no feature of dtype 'image'")
@@ -204,9 +200,7 @@ def _episode_bounds(root: Path, episodes: pa.Table, rows: dict[str, np.ndarray])
     """(starts, ends exclusive) of all episodes, in frames."""
     lengths = episodes["length"].to_numpy()
     if not np.array_equal(np.repeat(episodes["episode_index"].to_numpy(), lengths), rows["episode_index"]):
-        raise ValueError(
-            f"{root / 'data'}: its rows are not those of the episodes listed under {root / 'meta/episodes'}"
-        )
+        raise ValueError(f"{root / 'data'}: its rows are not those of the episodes listed under {root / 'meta/episodes'}")
     ends = np.cumsum(lengths)
     return ends - lengths, ends
 

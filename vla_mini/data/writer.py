@@ -40,9 +40,7 @@ class EncodedEpisode(NamedTuple):
     task: str
 
 
-def encode_episode(
-    images: dict[str, np.ndarray], *, states: np.ndarray, actions: np.ndarray, task: str
-) -> EncodedEpisode:
+def encode_episode(images: dict[str, np.ndarray], *, states: np.ndarray, actions: np.ndarray, task: str) -> EncodedEpisode:
     """Images uint8 (t, h, w, 3) by camera, states (t, s), actions (t, a) and the words -> what `add_episode` takes."""
     return EncodedEpisode(
         images={camera: [encode_png(image) for image in frames] for camera, frames in images.items()},

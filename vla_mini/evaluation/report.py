@@ -101,9 +101,7 @@ def _splits(metrics: dict[str, Any]) -> str:
             both = split["two_words"]
             note += f" · scenes that need both words {percent(both['success_rate'])} of {both['episodes']}"
         rows.append(
-            page.rate_row(
-                name.replace("_", " "), SPLITS.get(name, ""), split["success_rate"], split["success_ci95"], note=note
-            )
+            page.rate_row(name.replace("_", " "), SPLITS.get(name, ""), split["success_rate"], split["success_ci95"], note=note)
         )
     if not rows:
         return ""
@@ -124,9 +122,7 @@ def _grounding(metrics: dict[str, Any]) -> str:
         chance = f"; a random pick would in {percent(blank['chance_rate'])}" if "chance_rate" in blank else ""
         picked = percent(blank["original_object_rate"])
         note = f"Without words it picks the object that would have been named in {picked}"
-        rows.append(
-            _check("nothing said", "the share that needs no words", blank, "original_object_rate", f"{note}{chance}.")
-        )
+        rows.append(_check("nothing said", "the share that needs no words", blank, "original_object_rate", f"{note}{chance}."))
     if not rows:
         return ""
     text = "Does the policy listen? The same scenes and seeds, with the instruction changed. Dotted: chance."
@@ -135,9 +131,7 @@ def _grounding(metrics: dict[str, Any]) -> str:
 
 def _check(name: str, explanation: str, check: dict[str, Any], key: str, note: str) -> str:
     interval = wilson(round(check[key] * check["episodes"]), check["episodes"])
-    return page.rate_row(
-        name, explanation, check[key], interval, note=note, chance=check.get("chance_rate"), colour="blue"
-    )
+    return page.rate_row(name, explanation, check[key], interval, note=note, chance=check.get("chance_rate"), colour="blue")
 
 
 def _curves(curves: dict[str, Curve]) -> str:

@@ -67,9 +67,7 @@ def observe(policy: Acting, observations: Sequence[Mapping[str, Any]]) -> Observ
             raise ValueError(f"image is {image.dtype} {image.shape}, but the policy sees uint8 {wanted}")
     for observation in observations:
         if np.shape(observation["state"]) != (features.state_size,):
-            raise ValueError(
-                f"state has shape {np.shape(observation['state'])}, but the policy feels {list(features.state)}"
-            )
+            raise ValueError(f"state has shape {np.shape(observation['state'])}, but the policy feels {list(features.state)}")
     tokens, token_mask = policy.tokenize([observation["instruction"] for observation in observations])
     pixels = torch.from_numpy(np.stack(images))
     states = torch.from_numpy(np.stack([observation["state"] for observation in observations]).astype(np.float32))

@@ -19,9 +19,7 @@ class TableLanguage(nn.Module):
     - folder: where `save_tokenizer` left it, in a saved policy
     """
 
-    def __init__(
-        self, *, width: int = 64, max_words: int = 32, tasks: tuple[str, ...] = (), folder: str | Path | None = None
-    ):
+    def __init__(self, *, width: int = 64, max_words: int = 32, tasks: tuple[str, ...] = (), folder: str | Path | None = None):
         super().__init__()
         self.width, self.max_words = width, max_words
         self.tokenizer = _train_tokenizer(tasks) if folder is None else Tokenizer.from_file(f"{folder}/tokenizer.json")

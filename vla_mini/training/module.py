@@ -6,14 +6,14 @@ ranks, by `WindowMean` just before the optimizer step. So the gradient of N micr
 
 import math
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from vla_mini.policy import Policy
-from vla_mini.training.muon import Muon
 from vla_mini.types import Batch
 
 
@@ -54,9 +54,10 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         arguments = dict(self.optimizer)
-        target = arguments.pop("_target_")
-        optimizer_class = Muon if target.endswith(".Muon") else getattr(torch.optim, target.removeprefix("torch.optim."))
-        optimizer = optimizer_class(self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments)
+        module, _, name = arguments.pop("_target_").rpartition(".")
+        optimizer = getattr(import_module(module), name)(
+            self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

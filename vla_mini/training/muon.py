@@ -6,7 +6,7 @@ since Lightning's automatic optimization drives one optimizer. On toy_pick it ne
 rare features, such as shapes next to colours, no longer wait for the loud ones.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,20 @@ class Muon(torch.optim.Optimizer):
         self,
         params: Iterable[Any],
         *,
-        lr: float = 0.02,
+        lr: float = 0.05,
         momentum: float = 0.95,
-        adam_lr: float = 4e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
+        adam_lr: float = 8e-3,
+        betas: Sequence[float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        defaults = {"layers": False, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        defaults = {
+            "layers": False,
+            "momentum": momentum,
+            "betas": tuple(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
         super().__init__(params, {"lr": adam_lr} | defaults)
         for group in self.param_groups:
             if group["layers"]:

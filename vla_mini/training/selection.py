@@ -23,7 +23,13 @@ class BestPolicy(Callback):
     def __init__(
         self, folder: Path, *, env_id: str, episodes: int, every_n_steps: int, seed: int, stopwatch: Stopwatch
     ) -> None:
-        self.folder, self.env_id, self.episodes, self.every_n_steps, self.seed = folder, env_id, episodes, every_n_steps, seed
+        self.folder, self.env_id, self.episodes, self.every_n_steps, self.seed = (
+            folder,
+            env_id,
+            episodes,
+            every_n_steps,
+            seed,
+        )
         self.stopwatch = stopwatch
         self.best: dict[str, float] | None = None
         self._played_at = 0

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vla_mini.geometry import grid_positions
+from vla_mini.layers import at_least_fp32, rms_norm
 from vla_mini.types import Context
 
 
@@ -23,7 +24,7 @@ class QueryTrunk(nn.Module):
     - num_queries: slots, and so attention maps over the image
     """
 
-    def __init__(self, *, grid: tuple[int, int], num_cameras: int, width: int = 128, num_queries: int = 8):
+    def __init__(self, *, grid: tuple[int, int], num_cameras: int, width: int = 64, num_queries: int = 4):
         super().__init__()
         self.width, self.num_queries = width, num_queries
         self.num_tokens, self.num_positions = num_queries + 1, num_queries
@@ -32,7 +33,7 @@ class QueryTrunk(nn.Module):
         self.slots = nn.Parameter(0.5 * torch.randn(num_queries, width))
         self.word_keys, self.word_values = nn.Linear(width, width), nn.Linear(width, width)
         self.queries, self.values = nn.Linear(width, width), nn.Linear(width, width)
-        self.image_norm, self.query_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.log_sharpness = nn.Parameter(torch.ones(()))
 
     def forward(
         self,
@@ -43,8 +44,8 @@ class QueryTrunk(nn.Module):
     ) -> Context:
         word_scores = self._scores(self.slots, self.word_keys(words)).masked_fill(~word_mask[:, None], -math.inf)
         read = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
-        queries = self.query_norm(self.queries(read + self.slots))
-        placed = self.image_norm(image + self.place(self.token_positions))
+        queries = rms_norm(self.queries(read + self.slots)) * self.log_sharpness.exp()
+        placed = rms_norm(image + self.place(self.token_positions))
         attention = self._scores(queries, placed).log_softmax(dim=-1)
         weights = attention.exp()
         positions = weights @ self.token_positions.to(weights.dtype)
@@ -55,5 +56,4 @@ class QueryTrunk(nn.Module):
 
     def _scores(self, queries: Float[Tensor, "*b q d"], keys: Float[Tensor, "b n d"]) -> Float[Tensor, "b q n"]:
         """Scaled dot products in at least fp32: a softmax over hundreds of tokens needs the digits."""
-        scores = queries @ keys.transpose(1, 2) / math.sqrt(self.width)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return at_least_fp32(queries @ keys.transpose(1, 2) / math.sqrt(self.width))

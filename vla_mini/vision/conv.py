@@ -5,6 +5,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vla_mini.layers import rms_norm
+
 
 class ConvVision(nn.Module):
     """A strided stem, then `depth` residual 3x3 convolutions at a quarter of the resolution.
@@ -30,5 +32,5 @@ class ConvVision(nn.Module):
         x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
         x = torch.relu(self.stem(x))
         for block in self.blocks:
-            x = torch.relu(x + block(x))
+            x = x + torch.relu(block(rms_norm(x, dim=1)))
         return rearrange(x, "b c h w -> b (h w) c")

@@ -5,6 +5,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vla_mini.layers import Block
+
 
 class PatchVision(nn.Module):
     """Patches, learned position vectors, then `depth` pre-norm blocks of self-attention and a two-layer perceptron.
@@ -25,8 +27,6 @@ class PatchVision(nn.Module):
         super().__init__()
         if any(side % patch_size for side in image_size):
             raise ValueError(f"patch_size={patch_size} does not divide the image size {tuple(image_size)}")
-        if width % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide the width {width}")
         self.width, self.patch_size, self.depth, self.num_heads = width, patch_size, depth, num_heads
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.stem = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
@@ -39,21 +39,3 @@ class PatchVision(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
-
-
-class Block(nn.Module):
-    """Self-attention by hand (faster on CPUs in bf16 than the fused one up to a few hundred tokens), then a perceptron."""
-
-    def __init__(self, *, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
-        x = x + self.merge(rearrange(weights @ v, "b h n d -> b n (h d)"))
-        return x + self.mlp(self.norm2(x))

@@ -3,7 +3,7 @@
 Pick up the object that the instruction names, in at most 48 steps. Lifting any other object ends the episode as a failure.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -31,7 +31,7 @@ class ToyPick(gymnasium.Env):
     blank: nothing is said). Without a seed each reset draws the next episode from the generator of the last seed.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
     robot_type = "toy_pick"
     splits = SPLITS
     grounding_checks = ("swapped", "blank")

@@ -1,0 +1,39 @@
+"""Small pieces that several parts are made of. Tensor in, tensor of the same shape out."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """bf16 and fp16 to fp32, for sums, exponentials and losses that need the digits; fp32 and fp64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rms_norm(x: Float[Tensor, "*shape"], *, dim: int = -1) -> Float[Tensor, "*shape"]:
+    """`x` scaled to a mean square of 1 along `dim` (Zhang and Sennrich 2019, without a gain)."""
+    scale = torch.rsqrt(at_least_fp32(x).square().mean(dim=dim, keepdim=True) + 1e-5)
+    return x * scale.to(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: self-attention by hand, then a two-layer perceptron.
+
+    By hand, since in bf16 on CPUs the fused attention's backward is several times slower up to a few hundred tokens.
+    """
+
+    def __init__(self, *, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the width {width}")
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        weights = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1).to(v.dtype)
+        x = x + self.merge(rearrange(weights @ v, "b h n d -> b n (h d)"))
+        return x + self.perceptron(self.norm2(x))

@@ -26,8 +26,6 @@ def test_predict_is_differentiable_by_pixels_words_and_state():
 
 def test_several_cameras_are_told_apart():
     policy = make_policy(features=FEATURES._replace(cameras=("top", "wrist")))
-    with torch.no_grad():
-        policy.camera.weight.normal_()
     observation = make_observation(policy)
     swapped = observation._replace(images=observation.images.flip(1))
     assert (policy.act(observation) - policy.act(swapped)).abs().max() > 1e-5

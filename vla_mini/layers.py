@@ -11,12 +11,6 @@ def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def rms_norm(x: Float[Tensor, "*shape"], *, dim: int = -1) -> Float[Tensor, "*shape"]:
-    """`x` scaled to a mean square of 1 along `dim` (Zhang and Sennrich 2019, without a gain)."""
-    scale = torch.rsqrt(at_least_fp32(x).square().mean(dim=dim, keepdim=True) + 1e-5)
-    return x * scale.to(x.dtype)
-
-
 class Block(nn.Module):
     """One pre-norm transformer block: self-attention by hand, then a two-layer perceptron.
 

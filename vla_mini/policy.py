@@ -53,8 +53,8 @@ class Policy(nn.Module):
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
-        self.camera = nn.Embedding(len(features.cameras), trunk.width)
-        nn.init.zeros_(self.camera.weight)
+        # Tells the cameras apart; a single one needs no name.
+        self.camera = nn.Embedding(len(features.cameras), trunk.width) if len(features.cameras) > 1 else None
         self.state = nn.Linear(features.state_size, trunk.width)
         self.normalization = normalization
 
@@ -124,7 +124,9 @@ class Policy(nn.Module):
         cameras = images.shape[1]
         image_tokens = self.vision(rearrange(images, "b k c h w -> (b k) c h w"))
         image_tokens = rearrange(self.projection["vision"](image_tokens), "(b k) n d -> b k n d", k=cameras)
-        image_tokens = rearrange(image_tokens + self.camera.weight[:, None], "b k n d -> b (k n) d")
+        if self.camera is not None:
+            image_tokens = image_tokens + self.camera.weight[:, None]
+        image_tokens = rearrange(image_tokens, "b k n d -> b (k n) d")
         word_tokens = self.projection["language"](word_vectors)
         state_token = self.state(self.normalization.state(state))
         return self.trunk(image_tokens, word_tokens, word_mask, state_token)

@@ -10,9 +10,10 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vla_mini.geometry import grid_positions
-from vla_mini.layers import at_least_fp32, rms_norm
+from vla_mini.layers import at_least_fp32
 from vla_mini.types import Context
 
 
@@ -44,8 +45,8 @@ class QueryTrunk(nn.Module):
     ) -> Context:
         word_scores = self._scores(self.slots, self.word_keys(words)).masked_fill(~word_mask[:, None], -math.inf)
         read = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
-        queries = rms_norm(self.queries(read + self.slots)) * self.log_sharpness.exp()
-        placed = rms_norm(image + self.place(self.token_positions))
+        queries = F.layer_norm(self.queries(read + self.slots), (self.width,)) * self.log_sharpness.exp()
+        placed = F.layer_norm(image + self.place(self.token_positions), (self.width,))
         attention = self._scores(queries, placed).log_softmax(dim=-1)
         weights = attention.exp()
         positions = weights @ self.token_positions.to(weights.dtype)

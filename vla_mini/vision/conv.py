@@ -4,8 +4,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from vla_mini.layers import rms_norm
+from torch.nn import functional as F
 
 
 class ConvVision(nn.Module):
@@ -29,8 +28,14 @@ class ConvVision(nn.Module):
         self.to(memory_format=torch.channels_last)  # half again as fast on CPUs
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
+        x = (images - 0.5).contiguous(memory_format=torch.channels_last)
         x = torch.relu(self.stem(x))
         for block in self.blocks:
-            x = x + torch.relu(block(rms_norm(x, dim=1)))
+            x = x + torch.relu(block(channel_norm(x)))
         return rearrange(x, "b c h w -> b (h w) c")
+
+
+def channel_norm(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    """LayerNorm over the channels of each pixel, without gain and bias. Free of copies, since channels lie last in memory."""
+    pixels = F.layer_norm(rearrange(x, "b d h w -> b h w d"), (x.shape[1],))
+    return rearrange(pixels, "b h w d -> b d h w")

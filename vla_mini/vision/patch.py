@@ -35,7 +35,7 @@ class PatchVision(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        tokens = rearrange(self.stem(2 * images - 1), "b c h w -> b (h w) c") + self.place
+        tokens = rearrange(self.stem(images - 0.5), "b c h w -> b (h w) c") + self.place
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

@@ -12,6 +12,7 @@ from vla_mini import config
 @config.main("train")
 def main(cfg: Any) -> None:
     import lightning
+    from lightning.pytorch.callbacks import TQDMProgressBar
     from omegaconf import OmegaConf
 
     from vla_mini.build import build_policy
@@ -22,7 +23,7 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.freezing import freeze
-    from vla_mini.training.loggers import build_loggers
+    from vla_mini.training.loggers import build_loggers, hush_lightning
     from vla_mini.training.module import PolicyModule
     from vla_mini.training.monitor import GradientMonitor
     from vla_mini.training.precision import choose_precision
@@ -30,9 +31,8 @@ def main(cfg: Any) -> None:
     from vla_mini.training.summary import Summary
     from vla_mini.training.window import Stopwatch, WindowMean
 
-    settings = OmegaConf.to_container(cfg)
-    run_dir = config.new_folder(cfg.run_dir)
-    OmegaConf.save(cfg, run_dir / "config.yaml")
+    hush_lightning()
+    settings = OmegaConf.to_container(cfg, resolve=True)
     collect_missing(cfg)
 
     demonstrations = read_dataset(cfg.data.root)
@@ -59,6 +59,8 @@ def main(cfg: Any) -> None:
         keyframe=keyframe,
     )
 
+    run_dir = config.new_folder(cfg.run_dir)  # all is checked: the work begins
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     stopwatch = Stopwatch()
     best = BestPolicy(
         run_dir / "policy",
@@ -74,13 +76,14 @@ def main(cfg: Any) -> None:
     trainer = lightning.Trainer(
         **arguments,
         logger=build_loggers(settings["logger"], run_dir=run_dir, config=settings),
-        callbacks=[WindowMean(stopwatch), GradientMonitor(), Summary(), best],  # gradients are divided before looked at
+        # In this order: gradients are divided before anyone looks at them.
+        callbacks=[WindowMean(stopwatch), GradientMonitor(), Summary(), best, TQDMProgressBar(refresh_rate=10)],
         default_root_dir=run_dir,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
     trainer.fit(PolicyModule(policy, optimizer=settings["optimizer"], **settings["schedule"]), datamodule=data)
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     config.point_latest(run_dir)
 
     policy = type(policy).from_pretrained(run_dir / "policy")

@@ -76,7 +76,7 @@ def load(folder: Path, *, classes: Sequence[type] = ()) -> Policy:
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from error
     return policy.eval()
 
 

@@ -30,6 +30,7 @@ class DemonstrationDataModule(LightningDataModule):
         )
         self._batch_size = batch_size
         self._seed = seed
+        self.train_dataloader()  # refuses a batch size that does not fit, before any work
 
     def train_dataloader(self) -> WindowBatches:
         return self._batches(self.train_windows, seed=self._seed)

@@ -34,7 +34,7 @@ header .hero { grid-column: 2; grid-row: 1 / 4; width: 13rem; border-radius: 8px
   border-top: 1px solid var(--rule); }
 .facts dt { font-size: .8125rem; } .facts dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
 .rows { margin: 1rem 0 0; }
-.row { display: grid; grid-template-columns: 17rem 1fr 4.6rem; gap: .2rem 1.4rem; align-items: center;
+.row { display: grid; grid-template-columns: 17rem 1fr 5.4rem; gap: .2rem 1.4rem; align-items: center;
   padding: .85rem 0; border-top: 1px solid var(--rule); }
 .row .name b { font-weight: 600; display: block; } .row .note { grid-column: 2 / 4; }
 .row .rate { text-align: right; font-size: 1.25rem; font-variant-numeric: tabular-nums; }

@@ -49,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """What Lightning's CSVLogger wrote: name -> values over steps. Its rows are sparse: a cell may be empty."""
+    """What Lightning's CSVLogger wrote: name -> values over the steps done. Its rows are sparse: a cell may be empty."""
     if not path.is_file():
         return {}
     points: dict[str, list[tuple[float, float]]] = {}
@@ -57,7 +57,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
         for row in csv.DictReader(file):
             for name, cell in row.items():
                 if name != "step" and cell and row.get("step") and math.isfinite(float(cell)):
-                    points.setdefault(name, []).append((float(row["step"]), float(cell)))
+                    points.setdefault(name, []).append((float(row["step"]) + 1, float(cell)))  # Lightning counts from 0
     return {name: Curve(*zip(*sorted(pairs), strict=True)) for name, pairs in points.items()}
 
 
@@ -144,7 +144,9 @@ def _curves(curves: dict[str, Curve]) -> str:
     rate = chosen(rate="learning_rate")
     plots = []
     if losses:
-        plots.append(page.plot(line_plot("loss", losses, log=True), "Loss", "logarithmic"))
+        # A negative log-likelihood may fall below zero, where a logarithm ends.
+        log = all(value > 0 for curve in losses.values() for value in curve.values)
+        plots.append(page.plot(line_plot("loss", losses, log=log), "Loss", "logarithmic" if log else "and its terms"))
     if success:
         svg = line_plot("success", success, percent=True, mark_best="success" in success)
         plots.append(page.plot(svg, "Success during training", "closed loop, selection scenes"))

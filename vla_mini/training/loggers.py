@@ -1,5 +1,6 @@
 """Where metrics go: a CSV file always; Weights & Biases where the config asks for it, offline unless it asks for more."""
 
+import logging
 import netrc
 import warnings
 from collections.abc import Mapping
@@ -8,6 +9,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, Logger
+
+
+def hush_lightning() -> None:
+    """Lightning's notes on what is as it should be here: the run says what matters itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # config.yaml is there
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*GPU available but not used")
 
 
 def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> list[Logger]:

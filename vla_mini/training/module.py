@@ -58,7 +58,8 @@ class PolicyModule(LightningModule):
         optimizer = getattr(import_module(module), name)(
             self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        # A plain function, which checkpoints leave out: they hold tensors and numbers alone.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

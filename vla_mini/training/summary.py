@@ -18,7 +18,7 @@ class Summary(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self._done and trainer.is_global_zero:
-            print(f"{describe_batch(batch)}\n\n{describe_parameters(module.policy)}\n", flush=True)
+            module.print(f"{describe_batch(batch)}\n\n{describe_parameters(module.policy)}\n")  # above the progress bar
         self._done = True
 
 

@@ -1,0 +1,201 @@
+"""Each command end to end on toy_pick_smoke, in this process, and what bad input gets: one line, exit code 2, no trace."""
+
+import csv
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vla_mini
+from vla_mini import config
+from vla_mini.envs import make
+from vla_mini.evaluation.rollout import observe
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def command(name: str, *arguments: str) -> int:
+    """Runs scripts/<name>.py with these arguments in this process; its exit code."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return config.run(name, list(arguments), module.main.__wrapped__)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """An empty working directory in which the smoke experiment was run once, collecting first."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert command("train", "experiment=toy_pick_smoke", "logger=wandb") == 0
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(request, monkeypatch):
+    if "place" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("place"))
+
+
+RUN, POLICY = "runs/toy_pick_smoke/latest", "runs/toy_pick_smoke/latest/policy"
+
+
+def test_a_run_leaves_all_that_it_promises(place):
+    run = place / RUN
+    wanted = "config.yaml metrics.csv checkpoints/last.ckpt policy/config.json policy/model.safetensors policy/manifest.json"
+    wanted += " policy/tokenizer.json evaluation/metrics.json report.html"
+    assert [name for name in wanted.split() if not (run / name).is_file()] == []
+    assert list((run / "evaluation" / "videos").glob("*.gif"))
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["episodes"] == 2 and set(metrics["splits"]) == {"seen", "held_out_pairs", "held_out_wordings"}
+    assert set(metrics["grounding"]) == {"swapped", "blank"}
+    source = json.loads((run / "policy" / "config.json").read_text())["source"]
+    assert source["env"] == "vla_mini/ToyPick-v0" and len(source["dataset"]) == 64
+
+
+def test_the_curves_hold_losses_success_and_gradients(place):
+    header, *rows = (place / RUN / "metrics.csv").read_text().splitlines()
+    names = {"train/loss", "train/action", "train/keyframe", "validation/loss", "selection/success_rate", "learning_rate"}
+    names |= {f"gradients/{part}" for part in ("vision", "language", "state", "trunk", "action")}
+    assert names <= set(header.split(","))
+    for name in names:
+        column = header.split(",").index(name)
+        assert any(row.split(",")[column] for row in rows), name
+
+
+def test_evaluate_twice_gives_the_same_figures_in_new_folders(place, capsys):
+    for _ in range(2):
+        assert command("evaluate", f"policy={POLICY}", "episodes=2") == 0
+    assert "success" in capsys.readouterr().out
+    first, second = sorted((place / RUN / "evaluations").iterdir())
+    a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (first, second))
+    assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+@pytest.fixture
+def scene(tmp_path) -> tuple[Path, dict]:
+    observation, _ = make("vla_mini/ToyPick-v0").reset(seed=1)
+    Image.fromarray(observation["images"]["top"]).save(tmp_path / "scene (1), 장면.png")
+    return tmp_path / "scene (1), 장면.png", observation
+
+
+def infer(capsys, **settings) -> dict:
+    assert command("infer", f"policy={POLICY}", *(f"{key}={value}" for key, value in settings.items())) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_infer_says_what_act_does(place, scene, capsys):
+    path, observation = scene
+    state = "[" + ",".join(map(str, observation["state"])) + "]"
+    answers = {
+        mode: infer(capsys, image=path, instruction=observation["instruction"], state=state, mode=mode)
+        for mode in ("grad", "no_grad", "inference_mode")
+    }
+    policy = vla_mini.Policy.from_pretrained(place / POLICY)
+    expected = policy.act(observe(policy, [observation]))[0]
+    for mode, answer in answers.items():
+        torch.testing.assert_close(torch.tensor(answer["actions"]), expected, rtol=1e-5, atol=1e-6)
+        assert answer["mode"] == mode and answer["action_names"] == ["dx", "dy", "dz", "close"]
+        assert answer["requires_grad"] == (mode == "grad") and answer["milliseconds"] > 0
+        assert (answer["saved_bytes"] > 0) == (mode == "grad")
+
+
+@pytest.mark.parametrize("instruction", ["빨간 큐브를 집어", "pick up, the 'red' (or \"blue\") cube = ${seed} \\"])
+def test_infer_takes_any_text(place, scene, capsys, instruction):
+    answer = infer(capsys, image=scene[0], instruction=instruction, state="[0,0,0.5,0]")
+    assert answer["instruction"] == instruction and np.shape(answer["actions"]) == (8, 4)
+
+
+def bad(name: str, *arguments: str, says: str, capsys) -> None:
+    """The command is refused with one line that says so, and nothing in the working directory changes."""
+    before = files(Path.cwd())
+    assert command(name, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err, err
+    assert files(Path.cwd()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"policy": "runs/nowhere"}, "policy=runs/nowhere: there is no such folder"),
+        ({"policy": "runs"}, "is no saved policy"),
+        ({"image": "nowhere.png"}, "nowhere.png: No such file"),
+        ({"image": RUN + "/metrics.csv"}, "is not an image"),
+        ({"image": "small.png"}, "(32, 64, 3)"),
+        ({"state": "[0,0,0]"}, "state"),
+        ({"instruction": " "}, "instruction"),
+        ({"mode": "fast"}, "mode='fast'"),
+    ],
+)
+def test_infer_refuses(place, scene, capsys, change, says):
+    Image.new("RGB", (64, 32)).save("small.png")
+    good = {"policy": POLICY, "image": scene[0], "instruction": "go", "state": "[0,0,0.5,0]"}
+    bad("infer", *(f"{key}={value}" for key, value in (good | change).items()), says=says, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("model.safetensors", lambda data: data[:-100], "model.safetensors is damaged"),
+        ("model.safetensors", lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "model.safetensors is damaged"),
+        ("config.json", lambda data: data.replace(b'"width": 64', b'"width": 32', 1), "config.json is damaged"),
+        ("tokenizer.json", lambda data: None, "tokenizer.json is missing"),
+        ("manifest.json", lambda data: None, "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, damage, says):
+    shutil.copytree(place / POLICY, tmp_path / "policy")
+    path = tmp_path / "policy" / name
+    data = damage(path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    bad("evaluate", f"policy={tmp_path / 'policy'}", "episodes=1", says=says, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("evaluate", [f"policy={POLICY}", "episodes=0"], "episodes"),
+        ("evaluate", [f"policy={POLICY}", "output=/proc/nowhere"], "/proc/nowhere"),
+        ("collect", ["output=new", "episodes=0"], "episodes"),
+        ("collect", ["output=/proc/nowhere", "episodes=2"], "/proc/nowhere"),
+        ("collect", ["output=runs", "episodes=2"], "runs"),
+        ("train", ["experiment=toy_pick_smoke", "freeze=[visoin]"], "'visoin'; did you mean 'vision'?"),
+        ("train", ["experiment=toy_pick_smoke", "vision=patch", "vision.patch_size=7"], "patch_size=7"),
+        ("train", ["experiment=toy_pick_smoke", "data.root=nowhere", "data.episodes=null"], "nowhere"),
+        ("train", ["experiment=toy_pick_smoke", "hydra.run.dir=runs"], "runs exists already"),
+        ("train", ["experiment=toy_pick_smoke", "data.batch_size=100000"], "batch_size=100000"),
+        ("train", ["experiment=toy_pick_smoke", "execute=9"], "execute"),
+    ],
+)
+def test_refused_before_work_starts(place, capsys, name, arguments, says):
+    bad(name, *arguments, says=says, capsys=capsys)
+
+
+def test_wandb_holds_what_the_csv_holds(place):
+    """Read back from the file of the offline run, by W&B's own reader."""
+    (file,) = (place / RUN).glob("wandb/offline-run-*/*.wandb")
+    reader = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(file)]
+    records = map(json.loads, subprocess.run(reader, capture_output=True, check=True).stdout.splitlines())
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    (losses,) = ({row["trainer/global_step"]: row["train/loss"] for row in history if "train/loss" in row},)
+    rows = list(csv.DictReader((place / RUN / "metrics.csv").read_text().splitlines()))
+    assert losses == pytest.approx({int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]})
+    logged = set().union(*history)
+    assert {"gradients/vision", "selection/success_rate", "validation/loss"} <= logged
+    assert {"gradients/vision.stem.weight.bins", "gradients/action.layers.0.weight.bins"} <= logged

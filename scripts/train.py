@@ -23,7 +23,7 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.freezing import freeze
-    from vla_mini.training.loggers import build_loggers, hush_lightning
+    from vla_mini.training.loggers import build_loggers, finish_loggers, hush_lightning
     from vla_mini.training.module import PolicyModule
     from vla_mini.training.monitor import GradientMonitor
     from vla_mini.training.precision import choose_precision
@@ -95,6 +95,8 @@ def main(cfg: Any) -> None:
         output=run_dir / "evaluation",
         progress=True,
     )
+    rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in metrics["splits"].items()}
+    finish_loggers(trainer.loggers, rates, step=trainer.global_step - 1)
     report = write_report(run_dir)
     print(table(metrics))
     print(f"{headline(metrics)}; trained {stopwatch.seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")

@@ -193,9 +193,9 @@ def test_wandb_holds_what_the_csv_holds(place):
     reader = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(file)]
     records = map(json.loads, subprocess.run(reader, capture_output=True, check=True).stdout.splitlines())
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    (losses,) = ({row["trainer/global_step"]: row["train/loss"] for row in history if "train/loss" in row},)
+    losses = {row["trainer/global_step"]: row["train/loss"] for row in history if "train/loss" in row}
     rows = list(csv.DictReader((place / RUN / "metrics.csv").read_text().splitlines()))
     assert losses == pytest.approx({int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]})
     logged = set().union(*history)
-    assert {"gradients/vision", "selection/success_rate", "validation/loss"} <= logged
+    assert {"gradients/vision", "selection/success_rate", "validation/loss", "evaluation/seen"} <= logged
     assert {"gradients/vision.stem.weight.bins", "gradients/action.layers.0.weight.bins"} <= logged

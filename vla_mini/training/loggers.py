@@ -3,12 +3,12 @@
 import logging
 import netrc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 
 def hush_lightning() -> None:
@@ -27,9 +27,17 @@ def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     return loggers
 
 
+def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, step: int) -> None:
+    """Add the final figures and close the services: W&B writes its last row only then."""
+    for logger in loggers:
+        logger.log_metrics(dict(metrics), step=step)
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     mode = settings["mode"]
     if mode == "online" and not _has_wandb_key():

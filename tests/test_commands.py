@@ -1,7 +1,6 @@
 """Each command end to end on toy_pick_smoke, in this process, and what bad input gets: one line, exit code 2, no trace."""
 
 import csv
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -14,21 +13,9 @@ import torch
 from PIL import Image
 
 import vla_mini
-from vla_mini import config
+from tests.factory import command
 from vla_mini.envs import make
 from vla_mini.evaluation.rollout import observe
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def command(name: str, *arguments: str) -> int:
-    """Runs scripts/<name>.py with these arguments in this process; its exit code."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return config.run(name, list(arguments), module.main.__wrapped__)
-
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -239,7 +239,7 @@ def test_an_integer_for_a_number_is_no_mistake_and_becomes_one():
 
 
 def test_a_setting_of_the_constructor_that_yaml_does_not_mention_is_welcome():
-    assert config.load("train", ["optimizer.amsgrad=true"]).optimizer.amsgrad is True
+    assert config.load("train", ["optimizer=adamw", "optimizer.amsgrad=true"]).optimizer.amsgrad is True
 
 
 def test_two_loggers_at_once():

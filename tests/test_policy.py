@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss
-from vla_mini.types import Batch, Observation
+from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
+from vla_mini.testing import split
 
 
 def test_act_is_prepare_and_predict():
@@ -45,6 +45,30 @@ def test_observations_that_do_not_fit_are_refused(change, message):
         policy.act(change(make_observation(policy)))
 
 
+def test_insulation_stops_the_heads_gradient_before_the_backbone():
+    policy = make_policy(backbone_action=spec("action", "bins"), auxiliary="none")
+    batch = make_batch(policy)
+    with torch.no_grad():  # nothing of the second head reaches the backbone either: what is left is the first head's
+        policy.backbone_action.layers[0].weight.zero_()
+    mean_loss(policy, batch).backward()
+    assert all(p.grad.abs().max() > 0 for p in policy.action.parameters())
+    backbone = [policy.vision, policy.language, policy.trunk, policy.projection, policy.state]
+    assert all(p.grad is None or p.grad.abs().max() == 0 for part in backbone for p in part.parameters())
+
+
+def test_insulated_backbones_learn_from_their_own_head():
+    policy = make_policy(backbone_action=spec("action", "bins"), auxiliary="none")
+    mean_loss(policy, make_batch(policy)).backward()
+    assert policy.vision.stem.weight.grad.abs().max() > 0 and policy.trunk.queries.weight.grad.abs().max() > 0
+
+
+def test_an_insulated_policy_is_saved_whole(tmp_path):
+    policy = make_policy(backbone_action=spec("action", "bins"))
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    torch.testing.assert_close(loaded.backbone_action.layers[0].weight, policy.backbone_action.layers[0].weight)
+
+
 def test_missing_keyframes_count_nothing():
     policy = make_policy()
     batch = make_batch(policy)._replace(has_keyframe=torch.zeros(4, dtype=torch.bool))
@@ -57,14 +81,6 @@ def test_padded_actions_do_not_change_the_loss():
     batch = make_batch(policy)
     other = batch._replace(actions=torch.where(batch.is_pad[..., None], 0.7, batch.actions))
     torch.testing.assert_close(policy.loss(batch)[0], policy.loss(other)[0], rtol=0, atol=0)
-
-
-def split(batch: Batch, sizes: list[int]) -> list[Batch]:
-    """The batch in parts; fields keep their type."""
-    parts = []
-    for fields in zip(*(t.split(sizes) for t in (*batch.observation, *batch[1:])), strict=True):
-        parts.append(Batch(Observation(*fields[:4]), *fields[4:]))
-    return parts
 
 
 def test_summed_losses_accumulate_to_the_gradient_of_the_big_batch():

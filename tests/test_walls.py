@@ -28,6 +28,7 @@ ROOMS = {
     "autograd": FACTS | PARTS | JOINS,
     "evaluation": FACTS | PARTS | JOINS,
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
+    "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
     "config": {"build"},
 }
 

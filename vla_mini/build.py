@@ -94,15 +94,12 @@ def build_policy(
     vision = build(parts["vision"], "vision", classes=classes, image_size=features.image_size)
     language = build(parts["language"], "language", classes=classes, tasks=tuple(tasks), folder=folder)
     trunk = build(parts["trunk"], "trunk", classes=classes, grid=vision.grid, num_cameras=cameras)
-    action = build(
-        parts["action"],
-        "action",
-        classes=classes,
-        context_width=trunk.width,
-        num_tokens=trunk.num_tokens,
-        horizon=horizon,
-        action_size=features.action_size,
-    )
+    head_facts = {"context_width": trunk.width, "num_tokens": trunk.num_tokens}
+    head_facts |= {"horizon": horizon, "action_size": features.action_size}
+    action = build(parts["action"], "action", classes=classes, **head_facts)
+    backbone_action = None
+    if parts.get("backbone_action"):
+        backbone_action = build(parts["backbone_action"], "action", classes=classes, **head_facts)
     auxiliary = None
     if (parts.get("auxiliary") or {}).get("_target_"):
         auxiliary = build(
@@ -120,6 +117,7 @@ def build_policy(
         trunk=trunk,
         action=action,
         auxiliary=auxiliary,
+        backbone_action=backbone_action,
         normalization=Normalization(statistics),
         features=features,
         keyframe=keyframe,

@@ -24,6 +24,8 @@ class Policy(nn.Module):
 
     - vision, language, trunk, action: the parts (DESIGN of the package: what each promises is in their folders)
     - auxiliary: an optional further loss on the context; it has a `weight`
+    - backbone_action: an optional second head, for knowledge insulation (Driess et al. 2025): the backbone learns from this one
+      alone, and the gradient of `action` stops before it
     - normalization: raw units <-> the network's units, with the dataset's statistics
     - features: what a frame of the dataset holds; observations of other sizes are refused
     - keyframe: names of the state features that make up the keyframe
@@ -41,6 +43,7 @@ class Policy(nn.Module):
         normalization: Normalization,
         features: Features,
         auxiliary: nn.Module | None = None,
+        backbone_action: nn.Module | None = None,
         keyframe: Sequence[str] = (),
         execute: int = 1,
         source: dict[str, str] | None = None,
@@ -49,7 +52,8 @@ class Policy(nn.Module):
         if not 1 <= execute <= action.horizon:
             raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
         self.features, self.keyframe, self.execute, self.source = features, tuple(keyframe), execute, dict(source or {})
-        self.vision, self.language, self.trunk, self.action, self.auxiliary = vision, language, trunk, action, auxiliary
+        self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
+        self.auxiliary, self.backbone_action = auxiliary, backbone_action
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
@@ -68,8 +72,13 @@ class Policy(nn.Module):
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
-        terms = {"action": self.action.loss(context, self.normalization.action(batch.actions), batch.is_pad) * valid}
+        actions = self.normalization.action(batch.actions)
+        seen = context if self.backbone_action is None else Context(*(tensor.detach() for tensor in context))
+        terms = {"action": self.action.loss(seen, actions, batch.is_pad) * valid}
         total = terms["action"]
+        if self.backbone_action is not None:
+            terms["backbone_action"] = self.backbone_action.loss(context, actions, batch.is_pad) * valid
+            total = total + terms["backbone_action"]
         if self.auxiliary is not None:
             indices = [self.features.state.index(name) for name in self.keyframe]
             keyframe = self.normalization.keyframe(batch.keyframe, indices)

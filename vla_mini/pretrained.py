@@ -19,7 +19,7 @@ from vla_mini.build import build_policy, describe
 from vla_mini.features import Features, Moments, Statistics
 from vla_mini.policy import Policy
 
-PARTS = ("vision", "language", "trunk", "action", "auxiliary")
+PARTS = ("vision", "language", "trunk", "action", "auxiliary", "backbone_action")
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 
 

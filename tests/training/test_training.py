@@ -1,72 +1,20 @@
 """The Lightning module and its callbacks, run by a real Trainer on a few small batches."""
 
-import csv
-import warnings
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 
 from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
-from tests.test_policy import split
-from vla_mini.autograd.norms import components, gradient_norms
+from tests.harness import SGD, fit
+from vla_mini.autograd.norms import components
+from vla_mini.testing import split
 from vla_mini.training.freezing import freeze
-from vla_mini.training.loggers import build_loggers
 from vla_mini.training.module import PolicyModule
-from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.selection import BestPolicy, evaluating
 from vla_mini.training.summary import describe_batch, describe_parameters
-from vla_mini.training.window import Stopwatch, WindowMean
-
-SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
-
-
-class Record(lightning.Callback):
-    """Keeps what the optimizer is about to see, and in which precision the layers work."""
-
-    def __init__(self):
-        self.gradients, self.dtypes = [], set()
-
-    def on_fit_start(self, trainer, module):
-        module.policy.trunk.queries.register_forward_hook(lambda *call: self.dtypes.add(call[2].dtype))
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients.append({n: p.grad.clone() for n, p in module.policy.named_parameters() if p.grad is not None})
-
-
-class Loader:
-    """An iterable of batches; a bare list would mean several loaders to Lightning."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-
-def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, **trainer):
-    """Train on `batches`, one micro-batch each; the recorder of what happened."""
-    record = Record()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Lightning has to say about such a small loader
-        trainer = lightning.Trainer(
-            max_steps=steps or -1,
-            max_epochs=-1 if steps else 1,
-            accelerator="cpu",
-            callbacks=[WindowMean(Stopwatch()), *callbacks, record],
-            logger=logger,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **trainer,
-        )
-        trainer.fit(PolicyModule(policy, optimizer=optimizer, decay="constant"), train_dataloaders=Loader(batches))
-    return record
+from vla_mini.training.window import Stopwatch
 
 
 @pytest.mark.parametrize(
@@ -201,34 +149,6 @@ def test_evaluating_restores_every_mode():
     with evaluating(policy):
         assert not any(module.training for module in policy.modules())
     assert policy.trunk.training and not policy.vision.training
-
-
-def test_the_csv_holds_the_hand_computed_norms_and_losses(tmp_path):
-    policy = make_policy()
-    batch = make_batch(policy, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
-    record = fit(
-        policy,
-        split(batch, [3, 5]),
-        callbacks=[GradientMonitor()],
-        logger=loggers,
-        accumulate_grad_batches=2,
-        optimizer=SGD | {"lr": 0.0},
-        log_every_n_steps=1,
-    )
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
-    logged = {name: float(value) for row in rows for name, value in row.items() if value}
-    for name, part in components(policy).items():
-        by_hand = sum(record.gradients[0][f"{name}.{n}"].double().square().sum() for n, _ in part.named_parameters()) ** 0.5
-        assert logged[f"gradients/{name}"] == pytest.approx(by_hand.item(), rel=1e-5)
-    assert logged["train/loss"] == pytest.approx(mean_loss(policy, batch).item(), rel=1e-5)
-    assert {"train/action", "train/keyframe", "seconds", "samples_per_second", "learning_rate"} <= logged.keys()
-
-
-def test_gradient_norms_without_gradients():
-    assert gradient_norms(make_policy()) == {}
 
 
 def test_precision_is_what_the_hardware_does(monkeypatch):

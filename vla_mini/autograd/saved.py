@@ -1,10 +1,13 @@
-"""What a forward pass keeps for backward: the bytes that autograd saves in the graph."""
+"""Memory: what a forward pass keeps for backward, the bytes that autograd saves in the graph; and what is alive at its peak."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class SavedBytes:
@@ -30,3 +33,39 @@ def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield counted
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most bytes that tensors made within `function` hold at one time. What a kernel needs while it runs is not seen."""
+    with _LiveBytes() as live:
+        function()
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sees each operation below autograd and torch.func: memory that appears in its outputs is live until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._sizes: dict[int, int] = {}  # of the memory that is alive, by storage
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))} | self._sizes.keys()
+        outputs = operation(*args, **(kwargs or {}))
+        for tensor in _tensors(outputs):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                known.add(storage._cdata)
+                self._sizes[storage._cdata] = storage.nbytes()
+                self._live += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata)
+        self.peak = max(self.peak, self._live)
+        return outputs
+
+    def _free(self, storage: int) -> None:
+        self._live -= self._sizes.pop(storage)
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

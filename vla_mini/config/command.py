@@ -47,6 +47,9 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
     composed = compose(name, list(arguments))
     checked = conform(composed.settings, SCHEMAS[name])
     refuse_contradictions(checked)
+    if composed.training is not None:
+        checked["training"] = conform(composed.training, SCHEMAS["train"])
+        refuse_contradictions(checked["training"])
     if composed.run_dir is not None:
         checked["run_dir"] = composed.run_dir
     cfg = OmegaConf.create(escape(checked))
@@ -90,7 +93,8 @@ def _answer_flags(name: str, arguments: list[str], purpose: str) -> bool:
 
             at = arguments.index(flag)
             composed = compose(name, arguments[:at] + arguments[at + 2 :], resolve=False)
-            print(OmegaConf.to_yaml(OmegaConf.create(composed.settings)), end="")
+            shown = composed.settings | ({"training": composed.training} if composed.training else {})
+            print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
             return True
     raise ValueError(f"unknown flag {flags[0]!r}: there are --help and --cfg job; settings are key=value, without dashes")
 

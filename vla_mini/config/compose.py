@@ -23,6 +23,7 @@ PATH_LISTS = {"image"}  # may also be [a,b]
 class Composed(NamedTuple):
     settings: dict[str, Any]  # resolved, not yet checked
     run_dir: str | None  # `hydra.run.dir`, for commands that have one
+    training: dict[str, Any] | None = None  # what train.py would be told, for gradients.py of an untrained policy
 
 
 class Overrides(NamedTuple):
@@ -148,7 +149,29 @@ def escape(value: Any) -> Any:
 
 
 def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Composed:
-    """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses."""
+    """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses.
+
+    With experiment=, gradients.py looks at the policy that train.py would begin with: `training` holds its settings.
+    """
+    own, training = split_training(arguments) if name == "gradients" else (arguments, [])
+    composed = _compose(name, own, resolve=resolve)
+    return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
+
+
+def split_training(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """gradients.py's arguments -> its own and, where experiment= is one, those that train.py understands."""
+    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    if "experiment" not in keys:
+        return arguments, []
+    command = read_command("gradients")
+    nodes = {key for key, value in command.items() if isinstance(value, dict)}
+    is_own = [key in command or key.partition(".")[0] in nodes for key in keys]
+    own = [argument for argument, known in zip(arguments, is_own, strict=True) if known]
+    shared = ("experiment", "seed")
+    return own, [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
+
+
+def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig

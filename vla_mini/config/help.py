@@ -26,6 +26,7 @@ EXAMPLES = {
     "gradients": [
         "python scripts/gradients.py policy=runs/toy_pick/latest/policy",
         "python scripts/gradients.py policy=runs/toy_pick/latest/policy data=data/toy_pick output=gradients",
+        "python scripts/gradients.py experiment=toy_pick vision=patch",
     ],
 }
 

@@ -71,6 +71,7 @@ class Evaluation:
     """Closed loop: on final scenes after training, on selection scenes during it (0 = never)."""
 
     episodes: Count
+    seed: Natural
     selection_episodes: Count
     every_n_steps: Natural
 
@@ -88,6 +89,23 @@ class Logger:
 
 
 @dataclass
+class Monitor:
+    """What is written down about gradients, and every how many optimizer steps (0 = never)."""
+
+    every_n_steps: Natural
+    histograms: Natural
+    per_parameter: bool
+    watch: bool
+
+
+@dataclass
+class Guard:
+    """What is done about steps that are not finite."""
+
+    patience: Count
+
+
+@dataclass
 class Train:
     seed: Natural
     execute: Count
@@ -102,6 +120,9 @@ class Train:
     trainer: Trainer
     logger: Logger
     evaluation: Evaluation
+    monitor: Monitor
+    guard: Guard
+    insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
 
@@ -137,11 +158,26 @@ class Infer:
 
 
 @dataclass
+class Closing:
+    """The gripper closes where the action `closes` rises above `threshold`."""
+
+    closes: str
+    threshold: float
+
+
+@dataclass
 class Gradients:
-    policy: str
+    """A saved policy, or an untrained one, made as train.py would for `experiment` (its settings: `training`, by compose)."""
+
+    policy: str | None
+    experiment: str | None
     data: str | None
     output: str | None
+    samples: Count
+    scenes: Count
+    grid: Count
     seed: Natural
+    keyframe: Closing
 
 
 SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": Infer, "gradients": Gradients}
@@ -153,8 +189,17 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"execute={settings['execute']} is more than the data.horizon={settings['data']['horizon']} of a chunk"
         )
+    if "experiment" in settings and (settings["policy"] is None) == (settings["experiment"] is None):
+        given = "neither" if settings["policy"] is None else "both"
+        raise ValueError(
+            f"{given} given: say policy=DIR for a saved policy, or experiment=NAME for an untrained one as train.py begins with"
+        )
+    if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
+        raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
     logger = settings.get("logger")
     if logger and not logger["wandb"]:
         for key, default in (("project", None), ("mode", "offline"), ("name", None)):
             if logger[key] != default:
                 raise ValueError(f"logger.{key}={logger[key]} is for Weights & Biases: say logger=wandb, too")
+        if settings["monitor"]["watch"]:
+            raise ValueError("monitor.watch=true is for Weights & Biases: say logger=wandb, too")

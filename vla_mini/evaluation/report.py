@@ -5,18 +5,17 @@ them, so that a report can be made again, years later, of any run.
 """
 
 import csv
-import importlib.metadata
 import json
 import math
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
-from vla_mini.evaluation import page
 from vla_mini.evaluation.metrics import wilson
-from vla_mini.evaluation.page import percent
-from vla_mini.evaluation.plots import Curve, line_plot
+from vla_mini.pages import page
+from vla_mini.pages.page import percent
+from vla_mini.pages.plots import Curve, line_plot
+from vla_mini.pages.versions import versions
 
 SPLITS = {
     "seen": "new scenes, told in the words of training",
@@ -24,7 +23,6 @@ SPLITS = {
     "held_out_wordings": "sentences never heard in training",
 }
 COMPONENTS = ("vision", "language", "state", "trunk", "action")
-PACKAGES = ("vla-mini", "torch", "lightning", "transformers", "gymnasium", "numpy")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -185,14 +183,7 @@ def _provenance(run_dir: Path) -> str:
     config = run_dir / "config.yaml"
     if config.is_file():
         parts.append(page.folded("Configuration", config.read_text(encoding="utf-8")))
-    versions = {"python": platform.python_version(), "platform": platform.platform(), "cores": str(os.cpu_count())}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    width = max(map(len, versions))
-    parts.append(page.folded("Versions", "\n".join(f"{name:<{width}}  {value}" for name, value in versions.items())))
+    parts.append(page.folded("Versions", versions()))
     return page.section("Where it comes from", "All that is needed to do it again.", *parts)
 
 

@@ -23,7 +23,11 @@ class PolicyModule(LightningModule):
     - optimizer: {"_target_": "torch.optim.AdamW", "lr": ..., ...}
     - warmup_steps: optimizer steps in which the learning rate rises linearly
     - decay: how it falls afterwards, over `max_steps` of the trainer
+
+    `skip_step` is the guard's mark on the step in progress: it is to leave everything as it was.
     """
+
+    skip_step = False
 
     def __init__(
         self,
@@ -43,7 +47,6 @@ class PolicyModule(LightningModule):
         return {
             "loss": loss.sum() * self.trainer.accumulate_grad_batches,
             "sums": {"loss": loss.detach().sum()} | {name: term.sum() for name, term in terms.items()},
-            "count": (~batch.is_pad).sum(),
         }
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -53,7 +56,8 @@ class PolicyModule(LightningModule):
         self.log_dict(means, batch_size=count, sync_dist=True)  # Lightning weights each batch by its size
 
     def configure_optimizers(self) -> dict[str, Any]:
-        arguments = dict(self.optimizer)
+        # YAML knows lists where constructors take tuples (betas).
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in self.optimizer.items()}
         module, _, name = arguments.pop("_target_").rpartition(".")
         optimizer = getattr(import_module(module), name)(
             self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments
@@ -62,10 +66,20 @@ class PolicyModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # After all callbacks. None, not zero: by a zero gradient momentum and weight decay would still move the weights.
+        if self.skip_step:
+            self.zero_grad(set_to_none=True)
+
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         # Lightning's own refuses fused optimizers under mixed precision.
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            clip(self.parameters(), gradient_clip_val)
+
+    def lr_scheduler_step(self, scheduler: torch.optim.lr_scheduler.LRScheduler, metric: Any) -> None:
+        if not self.skip_step:
+            scheduler.step()
 
     def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The weights of layers decay; biases, norms, embeddings and single vectors do not."""

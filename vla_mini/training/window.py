@@ -2,6 +2,10 @@
 
 Gradients arrive here as sums over valid actions; they leave divided by the window's number of valid actions, over all
 ranks. Lightning's own division by N is not that: it is wrong for unequal masks and for a short last window.
+
+The order of the callbacks is part of the design, since each sees what the one before it left:
+
+    WindowMean (divide) -> NonFiniteGuard (judge) -> GradientMonitor (look) -> the module: discard or clip -> optimizer
 """
 
 import time
@@ -11,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from vla_mini.types import Batch
@@ -51,11 +56,12 @@ class WindowMean(Callback):
         self._count = self._count + (~batch.is_pad).sum()
         self._samples += len(batch.actions) * trainer.world_size
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        # Over all ranks, since DistributedDataParallel has averaged the gradients over them.
-        count = trainer.strategy.reduce(self._count, reduce_op="sum")
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        unscale(trainer, optimizer)
+        # Over all ranks, since DistributedDataParallel has averaged the gradients over them. In float64: 1e-12 is promised.
+        self._count = trainer.strategy.reduce(self._count.double(), reduce_op="sum")
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, trainer.world_size / int(count))
+        torch._foreach_mul_(gradients, trainer.world_size / self._count)  # by a tensor: the device need not be waited for
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: dict[str, Any], batch: Batch, batch_idx: int
@@ -65,8 +71,10 @@ class WindowMean(Callback):
         if trainer.global_step == self._step:
             return
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            module.log("train/loss", self._sums.pop("loss") / self._count, prog_bar=True)
-            module.log_dict({f"train/{name}": value / self._count for name, value in self._sums.items()})
+            sums = trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
+            means = dict(zip(self._sums, sums / self._count, strict=True))
+            module.log("train/loss", means.pop("loss"), prog_bar=True)
+            module.log_dict({f"train/{name}": mean for name, mean in means.items()})
             seconds = self.stopwatch.seconds
             rate = {"seconds": seconds, "samples_per_second": self._samples / seconds}
             module.log_dict(rate | {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]})
@@ -76,3 +84,20 @@ class WindowMean(Callback):
         self._step = step
         self._count: Tensor | int = 0
         self._sums: dict[str, Tensor] = {}
+
+
+def unscale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+    """Take fp16's loss scale out of the gradients, where that is still to be done.
+
+    Lightning leaves it to optimizers that can do so within their step (the fused ones), so that norms would be reported, and
+    gradients clipped, as multiples of the scale. GradScaler allows to do it earlier for these, too.
+    """
+    scaler = loss_scaler(trainer)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):  # as GradScaler itself asks
+        scaler.unscale_(optimizer)
+
+
+def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
+    """The GradScaler of precision=16-mixed; None in all other precisions."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None

@@ -28,7 +28,8 @@ class ConvVision(nn.Module):
         self.to(memory_format=torch.channels_last)  # half again as fast on CPUs
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        x = (images - 0.5).contiguous(memory_format=torch.channels_last)
+        # Channels last in memory, said by a copy of another order: `contiguous(memory_format=...)` is not for vmap.
+        x = rearrange(rearrange(images - 0.5, "b c h w -> b h w c").contiguous(), "b h w c -> b c h w")
         x = torch.relu(self.stem(x))
         for block in self.blocks:
             x = x + torch.relu(block(channel_norm(x)))

@@ -97,7 +97,7 @@ def line_plot(
         figure.draw_without_rendering()  # settles the limits that the labels are placed by
         if len(curves) > 1:  # else the heading says what it is
             _label_ends(axes, curves)
-        return _inline_svg(figure, name=name)
+        return inline_svg(figure, name=name)
 
 
 def _draw(axes: Axes, curve: Curve, colour: str, *, smooth: bool) -> None:
@@ -152,7 +152,7 @@ def _label_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
         axes.text(1.02, place, label, color=colour, transform=axes.transAxes, verticalalignment="center")
 
 
-def _inline_svg(figure: Figure, *, name: str) -> str:
+def inline_svg(figure: Figure, *, name: str) -> str:
     """The figure as an <svg> element that can stand beside others on one page."""
     buffer = io.StringIO()
     # No metadata: it holds a date and links, and the same curves should give the same bytes.
@@ -162,7 +162,7 @@ def _inline_svg(figure: Figure, *, name: str) -> str:
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'id="|href="#|url\(#', lambda match: f"{match[0]}{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"font: ((?:\d+ )?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
     for colour, stand_in in COLOURS.items():
         svg = svg.replace(stand_in, f"var(--{colour})")
     return svg

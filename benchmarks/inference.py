@@ -1,0 +1,115 @@
+"""How long `act` takes at batch 1 with one thread, and what autograd adds: for every vision and action variant in configs/.
+
+python benchmarks/inference.py [repeats=200] [threads=1] [output=benchmarks/results/inference.json]
+
+The policies are untrained, as time does not depend on weights. Modes take turns, so that all meet the same machine.
+"""
+
+import itertools
+import time
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._machine import print_table, read_arguments, save
+from vla_mini import config
+from vla_mini.autograd.saved import count_saved_bytes
+from vla_mini.build import build_policy, variants
+from vla_mini.envs import make
+from vla_mini.evaluation.rollout import observe
+from vla_mini.features import Moments, Statistics
+from vla_mini.policy import Policy
+from vla_mini.types import Observation
+
+TARGET_MILLISECONDS = 3.0
+WARM_UP = 20
+MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+COLUMNS = {
+    "vision": "vision",
+    "action": "action",
+    "act_milliseconds_median": "act, ms",
+    "act_milliseconds_p95": "p95, ms",
+    **{f"{mode}_milliseconds_median": f"{mode}, ms" for mode in MODES},
+    "grad_saved_bytes": "grad keeps, bytes",
+    "no_grad_saved_bytes": "no_grad keeps",
+}
+
+
+def main() -> None:
+    arguments = read_arguments(repeats=200, threads=1, output="benchmarks/results/inference.json")
+    torch.set_num_threads(arguments["threads"])
+    measured = []
+    for vision, action in itertools.product(variants("vision"), variants("action")):
+        try:
+            policy, observation = untrained(vision, action)
+        except ValueError as error:  # a variant that needs more than its name, such as a folder with weights
+            print(f"vision={vision} action={action}: left out ({error})")
+            continue
+        measured.append({"vision": vision, "action": action} | measure(policy, observation, arguments["repeats"]))
+    rows = [tuple(figures[name] for name in COLUMNS) for figures in measured]
+    print_table(rows, header=tuple(COLUMNS.values()))
+    slowest = max(figures["act_milliseconds_median"] for figures in measured)
+    print(f"the slowest acts in {slowest:.2f} ms; target: at most {TARGET_MILLISECONDS} ms")
+    settings = {name: arguments[name] for name in ("repeats", "threads")}
+    save(settings | {"target_milliseconds": TARGET_MILLISECONDS, "policies": measured}, arguments["output"])
+
+
+def untrained(vision: str, action: str) -> tuple[Policy, Observation]:
+    """The default policy with these parts, and one observation of its environment."""
+    cfg = config.load("train", [f"vision={vision}", f"action={action}"])
+    env = make(cfg.env.id)
+    seen, _ = env.reset(seed=0)
+    features = env.unwrapped.features
+    policy = build_policy(
+        {group: cfg[group] for group in ("vision", "language", "trunk", "action", "auxiliary")},
+        features=features,
+        statistics=Statistics(unit_moments(features.state_size), unit_moments(features.action_size)),
+        tasks=[seen["instruction"]],
+        horizon=cfg.data.horizon,
+        keyframe=cfg.data.keyframe.state if cfg.data.keyframe else (),
+    ).eval()
+    return policy, observe(policy, [seen])
+
+
+def unit_moments(size: int) -> Moments:
+    return Moments(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
+
+
+def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str, Any]:
+    """Milliseconds of `act`, and of the same prediction in each mode; bytes that grad mode keeps for backward."""
+    generator = torch.Generator().manual_seed(0)
+
+    def predict() -> torch.Tensor:
+        images, words, mask, state = policy.prepare(observation)
+        return policy.predict(images, words, state, generator, word_mask=mask)
+
+    times: dict[str, list[float]] = {"act": [], **{mode: [] for mode in MODES}}
+    for _ in range(WARM_UP + repeats):
+        times["act"].append(milliseconds(lambda: policy.act(observation, generator)))
+        for mode, context in MODES.items():
+            with context():
+                times[mode].append(milliseconds(predict))
+    saved = {}
+    for mode, context in MODES.items():
+        with context(), count_saved_bytes(policy) as counted:
+            predict()
+        saved[f"{mode}_saved_bytes"] = counted.bytes
+    times = {name: values[WARM_UP:] for name, values in times.items()}
+    return {
+        "act_milliseconds_median": median(times["act"]),
+        "act_milliseconds_p95": float(np.percentile(times["act"], 95)),
+        **{f"{mode}_milliseconds_median": median(times[mode]) for mode in MODES},
+        **saved,
+    }
+
+
+def milliseconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

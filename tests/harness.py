@@ -1,0 +1,56 @@
+"""A real Trainer on a few small batches, with all the callbacks that ask for it, and a record of what came by."""
+
+import warnings
+
+import lightning
+
+from vla_mini.training.module import PolicyModule
+from vla_mini.training.window import Stopwatch, WindowMean
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
+
+
+class Record(lightning.Callback):
+    """Keeps what the optimizer is about to see, and in which precision the layers work."""
+
+    def __init__(self):
+        self.gradients, self.dtypes = [], set()
+
+    def on_fit_start(self, trainer, module):
+        module.policy.trunk.queries.register_forward_hook(lambda *call: self.dtypes.add(call[2].dtype))
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.gradients.append({n: p.grad.clone() for n, p in module.policy.named_parameters() if p.grad is not None})
+
+
+class Loader:
+    """An iterable of batches; a bare list would mean several loaders to Lightning."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, **trainer):
+    """Train on `batches`, one micro-batch each; the recorder of what happened."""
+    record = Record()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Lightning has to say about such a small loader
+        trainer = lightning.Trainer(
+            max_steps=steps or -1,
+            max_epochs=-1 if steps else 1,
+            accelerator="cpu",
+            callbacks=[WindowMean(Stopwatch()), *callbacks, record],
+            logger=logger,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **trainer,
+        )
+        trainer.fit(PolicyModule(policy, optimizer=optimizer, decay="constant"), train_dataloaders=Loader(batches))
+    return record

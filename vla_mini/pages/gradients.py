@@ -1,0 +1,235 @@
+"""The page gradients.html: what gradients.json holds, and pictures of it, in; one self-contained HTML page out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vla_mini.pages import page
+from vla_mini.pages.drawings import Box, Depth, flow_plot, graph_drawing, histogram, matrix
+from vla_mini.pages.pictures import heat_map, photograph
+from vla_mini.pages.versions import versions
+
+INPUTS = {"vision": "pixels", "language": "words", "state": "state values"}  # what enters which component first
+MOST_LINES = 5  # of a box in the drawing of the graph
+
+
+class Look(NamedTuple):
+    """One scene under one instruction, and how far the action hangs on what."""
+
+    scene: int
+    instruction: str
+    image: np.ndarray  # uint8 (h, w, 3)
+    heat: np.ndarray  # (h, w)
+    target: np.ndarray | None  # mask of the named object, bool (h, w)
+    words: list[tuple[str, float]]
+    state: list[tuple[str, float]]
+    on_target: float | None
+    on_others: float | None
+
+
+class Sample(NamedTuple):
+    """One sample of the batch, with the norm of its gradient."""
+
+    image: np.ndarray  # uint8 (h, w, 3)
+    instruction: str
+    norm: float
+
+
+def gradients_page(
+    results: Mapping[str, Any], *, looks: Sequence[Look], samples: Sequence[Sample], jacobian: np.ndarray
+) -> str:
+    """The page.
+
+    - results: what gradients.json holds
+    - looks: the scenes to show; those of one scene stand side by side
+    - samples: those with the largest gradients
+    - jacobian: (rows, columns) as `results["jacobian"]` names them
+    """
+    parts = [
+        _headline(results),
+        _looks(looks),
+        _flow(results),
+        _per_sample(results["per_sample"], samples),
+        _graph(results["graph"], results["components"]),
+        _jacobian(results["jacobian"], jacobian),
+        _modes(results["inference"]),
+        page.section("Where it comes from", "", page.folded("Versions", versions())),
+    ]
+    return page.page(f"vla-mini · gradients · {results['policy']}", [part for part in parts if part])
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    share, flags = results["on_target_share"], _flagged(results["depth"])
+    figures = {
+        "parameters": f"{results['num_parameters']:,}",
+        "layers flagged": f"{len(flags)} of {len(results['depth'])}",
+        "nodes in the graph": f"{results['graph']['num_nodes']:,}",
+        "gradient noise scale": _figure(results["per_sample"]["gradient_noise_scale"]),
+        "this page took": f"{results['seconds']:.0f} s",
+    }
+    if share is None:
+        number, unit, text = "–", "", "Where the objects are is not known here, so nothing can be said about where it looks."
+    else:
+        number, unit = f"{100 * share:.0f}", "% looks where it is told"
+        text = (
+            f"In so many of {results['num_pairs']} pairs of a scene and an instruction, the action hangs more on a pixel of the "
+            "object that is named than on a pixel of the others."
+        )
+    return page.header(f"gradients · {results['policy']}", number=number, unit=unit, text=text, figures=figures, hero=None)
+
+
+def _looks(looks: Sequence[Look]) -> str:
+    rows = []
+    for scene in dict.fromkeys(look.scene for look in looks):
+        both = [look for look in looks if look.scene == scene]
+        cells = [f"<div>{page.picture(photograph(both[0].image), 'the scene')}</div>"]
+        for look in both:
+            picture = page.picture(heat_map(look.image, look.heat, outline=look.target), f"where it looks: {look.instruction}")
+            most = max((value for _, value in look.words), default=0.0)
+            most_state = max((value for _, value in look.state), default=0.0)
+            cells.append(
+                f"<div>{picture}{page.said(look.instruction)}{_contrast(look)}"
+                f"{page.bars(look.words, most=most)}{page.bars(look.state, most=most_state, colour='amber')}</div>"
+            )
+        rows.append(f"<div class=pair>{''.join(cells)}</div>")
+    text = (
+        "Vector-Jacobian products of the action chunk, one for each dimension of an action, added up over the chunk; their "
+        "magnitudes are added. Bright pixels, and long bars, are what the action hangs on; the line is drawn around the named "
+        "object. Blue: words, by the length of the product. Amber: the state, for one standard deviation of each."
+    )
+    return page.section("One scene, two instructions", text, *rows)
+
+
+def _contrast(look: Look) -> str:
+    if look.on_target is None or look.on_others is None:
+        return ""
+    if not look.on_others:
+        return page.quiet("nothing on the others")
+    ratio = look.on_target / look.on_others
+    return page.quiet(f"a pixel of the named object counts {ratio:,.{0 if ratio >= 10 else 1}f} times one of the others")
+
+
+def _flow(results: Mapping[str, Any]) -> str:
+    thresholds, layers = results["thresholds"], results["depth"]
+    depths = [Depth(layer["name"], _number(layer["ratio"]), layer["vanishing"] or layer["exploding"]) for layer in layers]
+    rows = [
+        (name, _figure(flow["grad_norm"]), _figure(flow["weight_norm"]), _figure(flow["ratio"]), _verdict(flow))
+        for name, flow in results["components"].items()
+    ]
+    text = (
+        f"The gradient of the mean loss over {results['samples']} samples, beside the weights that it is to move, in the order "
+        f"of the forward pass. {thresholds['why']}"
+    )
+    svg = flow_plot("flow", depths, vanishing=thresholds["vanishing"], exploding=thresholds["exploding"])
+    names = ("component", "gradient norm", "weight norm", "ratio", "")
+    return page.section("Gradient flow", text, f"<div class=wide>{svg}</div>", page.table(names, rows))
+
+
+def _flagged(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [layer["name"] for layer in layers if layer["vanishing"] or layer["exploding"]]
+
+
+def _verdict(flow: Mapping[str, Any]) -> str:
+    return "vanishing" if flow["vanishing"] else "exploding" if flow["exploding"] else "fine"
+
+
+def _per_sample(result: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    norms, mean = result["norms"], result["mean_norm"]
+    svg = histogram("norms", norms, label="norm of a sample's gradient", mark=mean, marked="norm of their mean")
+    how = "by vmap(grad), all at once" if result["method"] == "vmap" else f"one by one, since vmap refuses: {result['reason']}"
+    figures = {
+        "median norm": _figure(float(np.median(norms))),
+        "largest": _figure(max(norms)),
+        "norm of their mean": _figure(mean),
+        "noise scale": _figure(result["gradient_noise_scale"]),
+        "mean minus batch": f"{result['mean_minus_batch_max_abs']:.0e}",
+    }
+    cards = [
+        f"<div>{page.picture(photograph(sample.image), sample.instruction)}{page.said(sample.instruction)}"
+        f"{page.quiet(f'norm {_figure(sample.norm)}')}</div>"
+        for sample in samples
+    ]
+    text = (
+        f"The gradients of {len(norms)} samples, {how}, in {result['seconds']:.1f} s. Their mean is the batch's gradient. The noise "
+        "scale, trace(Σ) / |g|² (McCandlish et al. 2018), is the batch size beyond which larger batches help little."
+    )
+    plots = f"<div class=plots>{page.plot(svg, 'Norms', 'each sample by itself')}</div>"
+    loudest = page.quiet("The samples with the largest gradients: what the policy finds hardest, or has right least.")
+    shown = f"<div class=samples>{''.join(cards)}</div>"
+    return page.section("Sample by sample", text, page.facts(figures), plots, loudest, shown)
+
+
+def _graph(graph: Mapping[str, Any], components: Mapping[str, Any]) -> str:
+    boxes = [Box(name, _caption(graph, name), _inside(graph["modules"], name)) for name in graph["components"]]
+    edges = [tuple(edge) for edge in graph["edges"]]
+    inputs = {part: source for part, source in INPUTS.items() if part in graph["components"]}
+    order = [part for part in inputs if part in graph["components"]]
+    drawn = [Box(inputs[part], "") for part in order] + boxes
+    svg = graph_drawing("graph", drawn, [*((inputs[part], part) for part in order), *edges])
+    kinds = list(graph["by_kind"].items())[:12]
+    text = (
+        f"What autograd recorded on the way to the loss: {graph['num_nodes']:,} nodes, grouped by the module whose forward made "
+        "them. Data flows to the right; gradients flow back along the same lines."
+    )
+    commonest = page.bars([(f"{name} {count}", count) for name, count in kinds], most=max(graph["by_kind"].values()))
+    return page.section("The graph", text, f"<div class=wide>{svg}</div>", page.quiet("The commonest kinds of node"), commonest)
+
+
+def _caption(graph: Mapping[str, Any], name: str) -> str:
+    return f"{graph['components'][name]} nodes"
+
+
+def _inside(modules: Mapping[str, int], component: str) -> list[str]:
+    """The modules within a component, with their nodes, two levels deep; the last line stands for those left out."""
+    inside: dict[str, int] = {}
+    for name, count in modules.items():
+        if name.startswith(f"{component}."):
+            rest = name.removeprefix(f"{component}.").split(".")
+            short = ".".join(rest[:2] if len(rest) > 1 and rest[1].isdigit() else rest[:1])
+            inside[short] = inside.get(short, 0) + count
+    lines = [f"{name}  {count}" for name, count in inside.items()]
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more"]
+
+
+def _jacobian(result: Mapping[str, Any], values: np.ndarray) -> str:
+    rows = [
+        (name, f"{1000 * result[f'{key}_seconds']:.1f} ms", _bytes(result[f"{key}_peak_bytes"]), note)
+        for name, key, note in (
+            ("whole, by torch.func.jacrev", "jacrev", "all rows at once"),
+            ("whole, row by row", "vjp", f"{result['rows']} backward passes"),
+            ("one product with one vector", "product", "one backward pass"),
+        )
+    ]
+    text = (
+        f"Every number of the action chunk by every number of the state and of a reduced image: {result['rows']} × "
+        f"{result['columns']}. Both ways agree to {result['max_abs_difference']:.0e}. Neither is what one needs: training and the "
+        f"maps above multiply this matrix by a vector, and never build it. By the full image it would have "
+        f"{result['full_columns']:,} columns."
+    )
+    svg = matrix("jacobian", values, rows=result["row_blocks"], columns=result["column_blocks"])
+    names = ("", "time", "peak memory", "")
+    return page.section("The Jacobian, for once", text, f"<div class=wide>{svg}</div>", page.table(names, rows))
+
+
+def _modes(modes: Mapping[str, Any]) -> str:
+    rows = [
+        (name, f"{cost['milliseconds']:.2f} ms", _bytes(cost["saved_bytes"]), _bytes(cost["peak_bytes"]))
+        for name, cost in modes.items()
+        if isinstance(cost, Mapping)
+    ]
+    same = "The actions are the same to the last bit." if modes["equal_outputs"] else "The actions differ."
+    text = f"One chunk of actions for one observation, with a graph and without. {same}"
+    return page.section("What a graph costs", text, page.table(("", "time", "saved for backward", "peak memory"), rows))
+
+
+def _number(value: float | None) -> float:
+    return float("inf") if value is None else value  # JSON has no infinity
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB" if number else "0"

@@ -1,0 +1,298 @@
+"""For people who write their own encoder, trunk or head: a policy around it, batches for it, and what it is held to.
+
+    policy = testing.make_policy(action=MyHead)
+    testing.assert_gradients_reach(policy, testing.make_batch(policy))
+
+docs/testing.md writes a new head and tests it. Nothing here needs a data set, Lightning or a GPU, and nothing that is handed
+over is changed: where weights have to move, copies move.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_mini.autograd.nonfinite import named_tensors
+from vla_mini.autograd.norms import combined_norms, gradients_of
+from vla_mini.build import build_policy, nearest
+from vla_mini.features import Features, Moments, Statistics
+from vla_mini.policy import Policy
+from vla_mini.types import Batch, Observation
+
+FEATURES = Features(("top",), (64, 64), ("x", "y", "height", "closed"), ("dx", "dy", "dz", "close"), 10)
+TASKS = ("pick up the red cube", "grab the blue ball", "lift the green star please")
+HORIZON = 8
+DEFAULTS = {
+    "vision": {"_target_": "vla_mini.vision.conv.ConvVision"},
+    "language": {"_target_": "vla_mini.language.table.TableLanguage"},
+    "trunk": {"_target_": "vla_mini.trunk.query.QueryTrunk"},
+    "action": {"_target_": "vla_mini.action.regression.RegressionHead"},
+    "auxiliary": {"_target_": "vla_mini.auxiliary.keyframe.KeyframeLoss"},
+    "backbone_action": None,
+}
+# Relative errors of a gradient that rounding alone explains.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3}
+
+
+# ---- something to test with
+
+
+def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.float32, seed: int = 0, **parts: Any) -> Policy:
+    """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action or auxiliary as a
+    class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
+    if unknown := [name for name in parts if name not in DEFAULTS]:
+        raise ValueError(f"a policy has no part {unknown[0]!r}{nearest(unknown[0], DEFAULTS)}")
+    torch.manual_seed(seed)
+    classes = [part for part in parts.values() if isinstance(part, type)]
+    specs = {
+        name: {"_target_": f"{part.__module__}.{part.__qualname__}"} if isinstance(part, type) else part
+        for name, part in (DEFAULTS | parts).items()
+    }
+    policy = build_policy(
+        specs,
+        features=features,
+        statistics=Statistics(_moments(features.state_size), _moments(features.action_size)),
+        tasks=TASKS,
+        horizon=HORIZON,
+        keyframe=("x", "y"),
+        execute=2,
+        source={"env": "vla_mini/ToyPick-v0"},
+        classes=classes,
+    )
+    return policy.to(dtype).eval()
+
+
+def make_observation(policy: Policy, size: int = 4, *, seed: int = 0) -> Observation:
+    """Random pixels and states, and instructions of unequal length."""
+    generator = torch.Generator().manual_seed(seed)
+    features = policy.features
+    tokens, mask = policy.tokenize([TASKS[i % len(TASKS)] for i in range(size)])
+    shape = (size, len(features.cameras), 3, *features.image_size)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    state = torch.randn(size, features.state_size, generator=generator)
+    return Observation(images, tokens, mask, state.to(policy.normalization.state_mean.dtype))
+
+
+def make_batch(policy: Policy, size: int = 4, *, seed: int = 0) -> Batch:
+    """A batch with unequal numbers of valid actions and a sample without a keyframe."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    observation = make_observation(policy, size, seed=seed)
+    dtype, horizon = observation.state.dtype, policy.action.horizon
+    actions = 2 * torch.rand(size, horizon, policy.features.action_size, generator=generator, dtype=dtype) - 1
+    valid = 1 + torch.arange(size) * 3 % horizon
+    is_pad = torch.arange(horizon) >= valid[:, None]
+    keyframe = torch.randn(size, len(policy.keyframe), generator=generator, dtype=dtype)
+    return Batch(observation, actions, is_pad, keyframe, torch.arange(size) % 3 != 1)
+
+
+def mean_loss(policy: Policy, batch: Batch) -> Tensor:
+    """The loss that training minimises: the mean over the valid actions of the batch."""
+    loss, _ = policy.loss(batch)
+    return loss.sum() / (~batch.is_pad).sum()
+
+
+def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """The batch in micro-batches of these sizes."""
+    fields = zip(*(tensor.split(list(sizes)) for tensor in (*batch.observation, *batch[1:])), strict=True)
+    return [Batch(Observation(*tensors[:4]), *tensors[4:]) for tensors in fields]
+
+
+def as_float64(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
+    """Copies of both in float64, in which rounding is no excuse."""
+    observation = batch.observation._replace(state=batch.observation.state.double())
+    batch = batch._replace(observation=observation, actions=batch.actions.double(), keyframe=batch.keyframe.double())
+    policy = copy.deepcopy(policy).double()
+    policy.zero_grad()
+    return policy, batch
+
+
+# ---- what it is held to
+
+
+def assert_gradients_reach(
+    policy: Policy, batch: Batch, *, except_for: Mapping[str, str] | None = None, threshold: float = 1e-7
+) -> None:
+    """Every trainable parameter has a finite gradient whose norm is more than `threshold` of the largest component's, in
+    float64 and after one optimizer step, when zero initialisations have moved; every frozen one has none.
+
+    - except_for: parameter's name -> the reason why its gradient may vanish
+    """
+    policy, batch = as_float64(policy, batch)
+    parameters = dict(policy.named_parameters())
+    for name, reason in (except_for or {}).items():
+        if name not in parameters or not reason:
+            raise ValueError(f"except_for: {name!r} needs a reason and to be a parameter{nearest(name, parameters)}")
+    optimizer = torch.optim.AdamW([parameter for parameter in parameters.values() if parameter.requires_grad], lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        mean_loss(policy, batch).backward()
+        optimizer.step()
+    norms = {name: gradient.norm().item() for name, gradient in gradients_of(policy).items()}  # frozen ones: asserted there
+    least = threshold * max(combined_norms(norms).values())
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and name not in (except_for or {}):
+            assert name in norms, f"no gradient reaches {name}"
+            assert np.isfinite(norms[name]), f"the gradient of {name} is not finite"
+            assert norms[name] > least, f"the gradient of {name} vanishes: its norm is {norms[name]:.1e}, of {least:.1e} wanted"
+
+
+def assert_accumulation_equivalent(
+    policy: Policy, batch: Batch, *, sizes: Sequence[int] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """The gradients of micro-batches of unequal `sizes` add up to the gradient of the one big batch: no loss is averaged
+    over, and no layer looks across, the batch. Under bf16 autocast with `dtype` torch.bfloat16."""
+    dtype = dtype or next(policy.parameters()).dtype
+    size = len(batch.actions)
+    sizes = sizes or [1, (size - 1) // 2, size - 1 - (size - 1) // 2]
+    policy, valid = copy.deepcopy(policy), (~batch.is_pad).sum()
+
+    def gradient(parts: Sequence[Batch]) -> Tensor:
+        policy.zero_grad()
+        for part in parts:
+            with torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss, _ = policy.loss(part)
+            loss.sum().backward()
+        return torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()]) / valid
+
+    _assert_near("the accumulated gradient", gradient(split(batch, sizes)), gradient([batch]), ROUNDING[dtype])
+
+
+def assert_no_graph(function: Callable[..., Any], *arguments: Any) -> None:
+    """Nothing is saved for a backward pass while `function` runs, and nothing that it returns is part of a graph."""
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        result = function(*arguments)
+    assert not saved, f"{len(saved)} tensors were saved for backward, the first of shape {tuple(saved[0].shape)}"
+    for name, tensor in named_tensors(result, "result"):
+        assert not tensor.requires_grad, f"{name} is part of a graph: {tensor.grad_fn}"
+
+
+def assert_matches_central_differences(
+    function: Callable[[], Tensor],
+    tensors: nn.Module | Mapping[str, Tensor],
+    *,
+    directions: int = 2,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> None:
+    """The gradient of the scalar `function()` by each of the float64 `tensors` (or a module's parameters) is the slope found
+    by NumPy in float64: (f(x + hu) - f(x - hu)) / 2h along random unit vectors u.
+
+    A wrong gradient is wrong for every h. A right one may miss where a ReLU's or an L1's kink lies within h, or where h is
+    so small that f's digits run out: so the best of three is taken.
+    """
+    tensors = dict(tensors.named_parameters()) if isinstance(tensors, nn.Module) else dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float64 or not tensor.requires_grad:
+            raise ValueError(f"{name} is {tensor.dtype}: float64 tensors that require a gradient are compared")
+    value = function()
+    gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
+    generator = np.random.default_rng(seed)
+    for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
+        for _ in range(directions):
+            direction = generator.standard_normal(tuple(tensor.shape))
+            direction /= np.linalg.norm(direction)
+            exact = 0.0 if gradient is None else float(np.sum(gradient.numpy(force=True) * direction))
+            slopes = [_slope(function, tensor, direction, step) for step in (1e-4, 1e-5, 1e-6)]
+            slope = min(slopes, key=lambda slope: abs(slope - exact))
+            # Below the second term, the digits of f end.
+            allowed = tolerance * max(abs(slope), abs(exact)) + 1e-9 * max(1.0, abs(value.item()))
+            assert abs(slope - exact) <= allowed, f"{name}: autograd says {exact:.9g}, central differences {slope:.9g}"
+
+
+def assert_precision_close(
+    policy: Policy,
+    batch: Batch,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tolerance: float = 2e-2,
+    gradient_tolerance: float = 5e-2,
+) -> None:
+    """Under autocast: parameters, loss and gradients stay float32, layers work in `dtype`, and loss and gradient are those of
+    float32 up to a relative error. The gradient's is the larger, where a ReLU or an L1 falls on the other side of its kink."""
+    policy = copy.deepcopy(policy).float()
+    used: set[torch.dtype] = set()
+    for module in policy.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: used.add(output.dtype))
+
+    def compute(enabled: bool) -> tuple[Tensor, Tensor]:
+        policy.zero_grad()
+        with torch.autocast(policy.device.type, dtype, enabled=enabled):
+            loss = mean_loss(policy, batch)
+        loss.backward()
+        gradients = gradients_of(policy)
+        assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
+        for name, gradient in gradients.items():
+            assert gradient.dtype == torch.float32, f"the gradient of {name} is {gradient.dtype}"
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+    exact = compute(False)
+    assert used == {torch.float32}, f"layers work in {used} without autocast"
+    used.clear()
+    close = compute(True)
+    assert dtype in used, f"no layer works in {dtype}"
+    _assert_near("the loss", close[0], exact[0], tolerance)
+    _assert_near("the gradient", close[1], exact[1], gradient_tolerance)
+
+
+def assert_round_trip(policy: Policy, *, classes: Sequence[type] = ()) -> None:
+    """Saved, and loaded by description and weights alone, it acts the same to the bit. `classes`: those of your own."""
+    observation = make_observation(policy)
+    policy = copy.deepcopy(policy).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save_pretrained(Path(folder) / "policy")
+        loaded = Policy.from_pretrained(Path(folder) / "policy", classes=classes)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), f"{name} came back changed"
+    actions = [each.act(observation, torch.Generator().manual_seed(0)) for each in (policy, loaded)]
+    assert torch.equal(*actions), "the loaded policy acts differently"
+
+
+def assert_compiled_equal(
+    policy: Policy, batch: Batch, *, tolerance: float = 1e-5, backend: str = "inductor", **options: Any
+) -> None:
+    """The loss and the gradient of the compiled policy are the eager ones up to `tolerance`, relative.
+
+    - backend, options: what `torch.compile` takes; backend="aot_eager" checks the capture, in seconds, without a C++ compiler
+    """
+    policy = copy.deepcopy(policy)
+
+    def compute(function: Callable[[Policy, Batch], Tensor]) -> tuple[Tensor, Tensor]:
+        policy.zero_grad()
+        loss = function(policy, batch)
+        loss.backward()
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
+
+    eager = compute(mean_loss)
+    compiled = compute(torch.compile(mean_loss, backend=backend, **options))
+    _assert_near("the compiled loss", compiled[0], eager[0], tolerance)
+    _assert_near("the compiled gradient", compiled[1], eager[1], tolerance)
+
+
+def _assert_near(what: str, value: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = float((value.double() - expected.double()).norm() / expected.double().norm())
+    assert error <= tolerance, f"{what} is off by {error:.1e}, relative; {tolerance:.0e} is allowed"
+
+
+def _slope(function: Callable[[], Tensor], tensor: Tensor, direction: np.ndarray, step: float) -> float:
+    """Central differences; the tensor is moved in place and put back to the bit."""
+    before = tensor.detach().clone()
+    values = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            tensor.copy_(before + torch.from_numpy(np.asarray(sign * step * direction)))
+            values.append(np.float64(function().item()))
+        tensor.copy_(before)
+    return float((values[0] - values[1]) / (2 * step))
+
+
+def _moments(size: int) -> Moments:
+    """Statistics that are not the identity, so that a forgotten normalisation shows."""
+    low, high, mean, std = -0.9, 1.1, 0.1, 0.5
+    return Moments(*(np.full(size, value, np.float32) for value in (low, high, mean, std, low, high)))

@@ -3,30 +3,24 @@
 python benchmarks/dataset.py [episodes=2000] [num_workers=2] [output=benchmarks/results/dataset.json]
 """
 
-import json
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._machine import print_table, read_arguments, save
+
 BATCH_SIZE = 256
 EPOCHS = 5
 
 
 def main() -> None:
-    arguments = {"episodes": "2000", "num_workers": "2", "output": "benchmarks/results/dataset.json"}
-    arguments |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    arguments = read_arguments(episodes=2000, num_workers=2, output="benchmarks/results/dataset.json")
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), int(arguments["episodes"]), int(arguments["num_workers"]))
-    for name, value in figures.items():
-        print(f"{name:<42} {value:>12,.1f}" if isinstance(value, float) else f"{name:<42} {value!s:>12}")
-    output = Path(arguments["output"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
-    print(output)
+        figures = measure(Path(folder), arguments["episodes"], arguments["num_workers"])
+    print_table([(name.replace("_", " "), value) for name, value in figures.items()], header=("", "measured"))
+    save(figures, arguments["output"])
 
 
 def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
@@ -43,7 +37,6 @@ def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
         "episodes": episodes,
         "frames": collected.frames,
         "num_workers": num_workers,
-        "python": platform.python_version(),
         "collecting_frames_per_second": collected.frames / collecting,
         "collecting_seconds": collecting,
         "dataset_megabytes": size / 1e6,

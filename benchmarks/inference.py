@@ -40,18 +40,21 @@ COLUMNS = {
 def main() -> None:
     arguments = read_arguments(repeats=200, threads=1, output="benchmarks/results/inference.json")
     torch.set_num_threads(arguments["threads"])
-    measured = []
+    measured, cfg = [], config.load("train")
+    defaults = [cfg[group]["_target_"].split(".")[-2] for group in ("vision", "action")]
     for vision, action in itertools.product(variants("vision"), variants("action")):
         try:
             policy, observation = untrained(vision, action)
         except ValueError as error:  # a variant that needs more than its name, such as a folder with weights
             print(f"vision={vision} action={action}: left out ({error})")
             continue
-        measured.append({"vision": vision, "action": action} | measure(policy, observation, arguments["repeats"]))
+        names = {"vision": vision, "action": action, "default": [vision, action] == defaults}
+        measured.append(names | measure(policy, observation, arguments["repeats"]))
     rows = [tuple(figures[name] for name in COLUMNS) for figures in measured]
     print_table(rows, header=tuple(COLUMNS.values()))
+    default = next(figures for figures in measured if figures["default"])["act_milliseconds_median"]
     slowest = max(figures["act_milliseconds_median"] for figures in measured)
-    print(f"the slowest acts in {slowest:.2f} ms; target: at most {TARGET_MILLISECONDS} ms")
+    print(f"the default policy acts in {default:.2f} ms (target: {TARGET_MILLISECONDS} ms), the slowest in {slowest:.2f} ms")
     settings = {name: arguments[name] for name in ("repeats", "threads")}
     save(settings | {"target_milliseconds": TARGET_MILLISECONDS, "policies": measured}, arguments["output"])
 

@@ -7,6 +7,7 @@ other arguments are handed on to it. Memory is what cannot be dropped, anonymous
 /proc), summed over all processes of the job. The rates of the seeds are pooled, episode by episode.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main() -> None:
     arguments = read_arguments(seeds=[0], output="benchmarks/results/main_job.json", others=[])
     jobs = []
     for seed in arguments["seeds"]:
+        print(f"seed {seed}: the main job runs", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             jobs.append({"seed": seed} | run_job(Path(folder), [f"seed={seed}", *arguments["others"]]))
     pooled = pool([job["metrics"] for job in jobs])
@@ -51,14 +53,15 @@ def main() -> None:
 
 def run_job(folder: Path, settings: list[str]) -> dict[str, Any]:
     """One main job from nothing, within `folder`: its phases, its memory, its metrics.json."""
-    import json
-
     data, run = folder / "data" / "demonstrations", folder / "run"
     command = [sys.executable, TRAIN, "experiment=toy_pick", f"data.root={data}", f"hydra.run.dir={run}", *settings]
     start = time.time()
     with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        samples = watch(child)
+        try:
+            samples = watch(child)
+        finally:
+            child.terminate()  # where we are interrupted; it is not in our session, so nothing else tells it
     end = time.time()
     if child.returncode:
         raise SystemExit(f"{(folder / 'log.txt').read_text()[-3000:]}\nthe main job ended with exit code {child.returncode}")

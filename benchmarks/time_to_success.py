@@ -58,7 +58,7 @@ def train_until(
     policy, data = build_policy_and_data(cfg)
     stopwatch = Stopwatch()
     trainer, module = build_training(cfg, policy, run_dir=folder / "run", stopwatch=stopwatch)
-    options = {"purpose": "evaluation", "seed": seed, "split": "seen"}
+    options = {"purpose": "evaluation", "seed": cfg.evaluation.seed, "split": "seen"}
     checkpoints: list[dict[str, float]] = []
 
     def play(*_: Any) -> None:

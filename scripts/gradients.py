@@ -88,7 +88,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
     with TemporaryDirectory() as temporary:
         data = read_dataset(cfg.data or collect_some(env_id, Path(temporary) / "data", seed=cfg.seed))
         policy = policy or build_untrained(cfg, data)
-        check_features(policy, data, cfg)
+        check_sizes(policy, data, cfg)
         closing = cfg.keyframe if cfg.policy else cfg.training.data.keyframe
         windows = ActionWindows(
             data,
@@ -117,11 +117,15 @@ def build_untrained(cfg: Any, data: Any) -> Any:
     from omegaconf import OmegaConf
 
     from vla_mini.build import build_policy
+    from vla_mini.training.freezing import freeze
 
     settings = OmegaConf.to_container(cfg.training, resolve=True)
+    parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
+    if settings["insulate"]:
+        parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
     torch.manual_seed(cfg.seed)
     policy = build_policy(
-        {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")},
+        parts,
         features=data.features,
         statistics=data.statistics,
         tasks=data.tasks,
@@ -130,11 +134,14 @@ def build_untrained(cfg: Any, data: Any) -> Any:
         execute=settings["execute"],
         source={"env": settings["env"]["id"]},
     )
+    freeze(policy, settings["freeze"])
     return policy.eval()
 
 
-def check_features(policy: Any, data: Any, cfg: Any) -> None:
-    """Refuse data of other sizes than the policy's."""
+def check_sizes(policy: Any, data: Any, cfg: Any) -> None:
+    """Refuse data of other sizes than the policy's, and a reduced image that is none."""
+    if cfg.grid > min(policy.features.image_size):
+        raise ValueError(f"grid={cfg.grid} is finer than the image of {policy.features.image_size}")
     for name in ("cameras", "image_size", "state", "action"):
         wanted, found = getattr(policy.features, name), getattr(data.features, name)
         if wanted != found:
@@ -142,7 +149,7 @@ def check_features(policy: Any, data: Any, cfg: Any) -> None:
 
 
 def begin_scenes(policy: Any, batch: Any, instructions: list[str], cfg: Any) -> list[Any]:
-    """Start frames of the policy's environment; of a policy without one, frames of the data, each also told what another was."""
+    """How episodes of the policy's environment begin; without one, frames of the data, each also told what another is."""
     from vla_mini.autograd.sensitivity import Scene, start_scenes
 
     if "env" in policy.source:

@@ -32,7 +32,8 @@ def main(cfg: Any) -> None:
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
     config.point_latest(run_dir)
 
-    policy = type(policy).from_pretrained(run_dir / "policy")
+    trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))
+    policy = type(policy).from_pretrained(run_dir / "policy", trust_remote_code=trusted)
     metrics = evaluate(
         policy,
         cfg.env.id,
@@ -94,6 +95,7 @@ def build_policy_and_data(cfg: Any) -> tuple[Any, Any]:
         horizon=cfg.data.horizon,
         keyframe=keyframe.state if keyframe else (),
         execute=cfg.execute,
+        ensemble=cfg.ensemble,
         source={"env": cfg.env.id, "dataset": demonstrations.fingerprint},
     )
     freeze(policy, cfg.freeze)
@@ -116,6 +118,7 @@ def build_training(cfg: Any, policy: Any, *, run_dir: Path, stopwatch: Any) -> t
 
     from vla_mini.training.guard import NonFiniteGuard
     from vla_mini.training.loggers import build_loggers, hush_lightning
+    from vla_mini.training.memory import keep_freed_memory
     from vla_mini.training.module import PolicyModule
     from vla_mini.training.monitor import GradientMonitor
     from vla_mini.training.precision import choose_precision
@@ -123,6 +126,7 @@ def build_training(cfg: Any, policy: Any, *, run_dir: Path, stopwatch: Any) -> t
     from vla_mini.training.summary import Summary
     from vla_mini.training.window import WindowMean
 
+    keep_freed_memory()
     hush_lightning()
     settings = OmegaConf.to_container(cfg, resolve=True)
     best = BestPolicy(

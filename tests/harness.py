@@ -17,6 +17,7 @@ class Record(lightning.Callback):
         self.gradients, self.dtypes = [], set()
 
     def on_fit_start(self, trainer, module):
+        self.trainer = trainer
         module.policy.trunk.queries.register_forward_hook(lambda *call: self.dtypes.add(call[2].dtype))
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -36,21 +37,22 @@ class Loader:
         return len(self.batches)
 
 
-def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, **trainer):
+def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, record=True, warmup_steps=0, **trainer):
     """Train on `batches`, one micro-batch each; the recorder of what happened."""
-    record = Record()
+    recorders = [Record()] if record else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Lightning has to say about such a small loader
         trainer = lightning.Trainer(
             max_steps=steps or -1,
             max_epochs=-1 if steps else 1,
             accelerator="cpu",
-            callbacks=[WindowMean(Stopwatch()), *callbacks, record],
+            callbacks=[WindowMean(Stopwatch()), *callbacks, *recorders],
             logger=logger,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             **trainer,
         )
-        trainer.fit(PolicyModule(policy, optimizer=optimizer, decay="constant"), train_dataloaders=Loader(batches))
-    return record
+        module = PolicyModule(policy, optimizer=optimizer, warmup_steps=warmup_steps, decay="constant")
+        trainer.fit(module, train_dataloaders=Loader(batches))
+    return recorders[0] if record else None

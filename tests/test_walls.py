@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vla_mini"
 
-FACTS = {"features", "types", "geometry", "layers"}
+FACTS = {"features", "types", "geometry", "layers", "hub"}
 PARTS = {"vision", "language", "trunk", "action", "auxiliary", "normalization", "data", "envs"}
 JOINS = {"policy", "build", "pretrained", "collection"}
 
@@ -19,6 +19,7 @@ ROOMS = {
     "features": set(),
     "geometry": set(),
     "layers": set(),
+    "hub": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
     "policy": FACTS | {"normalization", "pretrained"},  # and no concrete variant
@@ -26,7 +27,8 @@ ROOMS = {
     "pretrained": FACTS | {"build", "policy"},
     "collection": FACTS | {"data", "envs"},
     "autograd": FACTS | PARTS | JOINS,
-    "evaluation": FACTS | PARTS | JOINS,
+    "pages": set(),  # words, numbers and pictures in, HTML out
+    "evaluation": FACTS | PARTS | JOINS | {"pages"},
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
     "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
     "config": {"build"},

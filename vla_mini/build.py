@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vla_mini.features import Features, Statistics
@@ -23,7 +24,7 @@ GROUPS = ("vision", "language", "trunk", "action", "auxiliary")
 # Arguments that follow from the data or from another part: given by the code where a constructor names them, never by YAML.
 FACTS = frozenset(
     {"image_size", "num_cameras", "grid", "state_size", "action_size", "horizon", "keyframe_size", "tasks", "folder"}
-    | {"context_width", "num_tokens", "num_positions"}
+    | {"context_width", "num_tokens", "num_positions", "action_quantiles"}
 )
 
 
@@ -83,6 +84,7 @@ def build_policy(
     folder: str | Path | None = None,
     keyframe: Sequence[str] = (),
     execute: int = 1,
+    ensemble: float | None = None,
     source: Mapping[str, str] | None = None,
     classes: Sequence[type] = (),
 ) -> Policy:
@@ -96,6 +98,8 @@ def build_policy(
     trunk = build(parts["trunk"], "trunk", classes=classes, grid=vision.grid, num_cameras=cameras)
     head_facts = {"context_width": trunk.width, "num_tokens": trunk.num_tokens}
     head_facts |= {"horizon": horizon, "action_size": features.action_size}
+    normalization, quantiles = Normalization(statistics), statistics.action.quantiles
+    head_facts["action_quantiles"] = None if quantiles is None else normalization.action(torch.from_numpy(quantiles))
     action = build(parts["action"], "action", classes=classes, **head_facts)
     backbone_action = None
     if parts.get("backbone_action"):
@@ -118,9 +122,10 @@ def build_policy(
         action=action,
         auxiliary=auxiliary,
         backbone_action=backbone_action,
-        normalization=Normalization(statistics),
+        normalization=normalization,
         features=features,
         keyframe=keyframe,
         execute=execute,
+        ensemble=ensemble,
         source=dict(source or {}),
     )

@@ -35,6 +35,7 @@ class Moments(NamedTuple):
     std: np.ndarray
     q01: np.ndarray
     q99: np.ndarray
+    quantiles: np.ndarray | None = None  # (101, dimensions): of 0 %, 1 %, ... 100 %
 
 
 class Statistics(NamedTuple):

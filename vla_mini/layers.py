@@ -2,7 +2,7 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -26,8 +26,12 @@ class Block(nn.Module):
         self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n d"]:
+        """`mask`: the tokens that may be looked at, by default all."""
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        weights = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1).to(v.dtype)
+        scores = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        weights = scores.softmax(dim=-1).to(v.dtype)
         x = x + self.merge(rearrange(weights @ v, "b h n d -> b n (h d)"))
         return x + self.perceptron(self.norm2(x))

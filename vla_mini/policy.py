@@ -30,6 +30,7 @@ class Policy(nn.Module):
     - features: what a frame of the dataset holds; observations of other sizes are refused
     - keyframe: names of the state features that make up the keyframe
     - execute: how many actions of a chunk to execute before the policy is asked again
+    - ensemble: None: those of the newest chunk; a number: of all chunks so far, averaged (evaluation/rollout.py says how)
     - source: where it comes from: the environment's id, the dataset's fingerprint (kept for the record)
     """
 
@@ -46,12 +47,14 @@ class Policy(nn.Module):
         backbone_action: nn.Module | None = None,
         keyframe: Sequence[str] = (),
         execute: int = 1,
+        ensemble: float | None = None,
         source: dict[str, str] | None = None,
     ):
         super().__init__()
         if not 1 <= execute <= action.horizon:
             raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
-        self.features, self.keyframe, self.execute, self.source = features, tuple(keyframe), execute, dict(source or {})
+        self.features, self.keyframe, self.source = features, tuple(keyframe), dict(source or {})
+        self.execute, self.ensemble = execute, ensemble
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
         self.auxiliary, self.backbone_action = auxiliary, backbone_action
         self.projection = nn.ModuleDict(
@@ -170,8 +173,9 @@ class Policy(nn.Module):
         save(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, classes: Sequence[type] = ()) -> "Policy":
-        """The policy that `save_pretrained` wrote, in eval mode. Runs no code but vla_mini's and that of `classes`."""
+    def from_pretrained(cls, folder: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False) -> "Policy":
+        """The policy that `save_pretrained` wrote, in eval mode. Runs no code but vla_mini's and that of `classes`, unless
+        the policy was trained with `trust_remote_code`, which then has to be said again."""
         from vla_mini.pretrained import load
 
-        return load(Path(folder), classes=classes)
+        return load(Path(folder), classes=classes, trust_remote_code=trust_remote_code)

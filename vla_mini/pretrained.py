@@ -34,6 +34,7 @@ def save(policy: Policy, folder: Path) -> None:
             "features": policy.features._asdict(),
             "horizon": policy.action.horizon,
             "execute": policy.execute,
+            "ensemble": policy.ensemble,
             "keyframe": policy.keyframe,
             "source": policy.source,
         }
@@ -48,7 +49,7 @@ def save(policy: Policy, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, *, classes: Sequence[type] = ()) -> Policy:
+def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False) -> Policy:
     """The policy in `folder`, in eval mode; ValueError naming the file where one is missing, altered or does not fit."""
     if not folder.is_dir():
         raise ValueError(f"policy={folder}: there is no such folder")
@@ -61,6 +62,9 @@ def load(folder: Path, *, classes: Sequence[type] = ()) -> Policy:
     config = _read_json(folder / CONFIG)
     if config.get("format") != "vla-mini-1":
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
+    for name, part in config["parts"].items():  # our own parts save no path but to foreign code
+        if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
+            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}: say trust_remote_code=True if you trust it")
     features = _features(config["features"])
     policy = build_policy(
         config["parts"],
@@ -70,6 +74,7 @@ def load(folder: Path, *, classes: Sequence[type] = ()) -> Policy:
         folder=folder,
         keyframe=config["keyframe"],
         execute=config["execute"],
+        ensemble=config.get("ensemble"),
         source=config["source"],
         classes=classes,
     )

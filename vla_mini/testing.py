@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from vla_mini.autograd.flow import mean_loss
 from vla_mini.autograd.nonfinite import named_tensors
 from vla_mini.autograd.norms import combined_norms, gradients_of
 from vla_mini.build import build_policy, nearest
@@ -43,9 +45,9 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 
 
 def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.float32, seed: int = 0, **parts: Any) -> Policy:
-    """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action or auxiliary as a
-    class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
-    if unknown := [name for name in parts if name not in DEFAULTS]:
+    """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action, auxiliary or
+    backbone_action as a class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
+    if unknown := [name for name in parts if name not in (*DEFAULTS, "backbone_action")]:
         raise ValueError(f"a policy has no part {unknown[0]!r}{nearest(unknown[0], DEFAULTS)}")
     torch.manual_seed(seed)
     classes = [part for part in parts.values() if isinstance(part, type)]
@@ -88,12 +90,6 @@ def make_batch(policy: Policy, size: int = 4, *, seed: int = 0) -> Batch:
     is_pad = torch.arange(horizon) >= valid[:, None]
     keyframe = torch.randn(size, len(policy.keyframe), generator=generator, dtype=dtype)
     return Batch(observation, actions, is_pad, keyframe, torch.arange(size) % 3 != 1)
-
-
-def mean_loss(policy: Policy, batch: Batch) -> Tensor:
-    """The loss that training minimises: the mean over the valid actions of the batch."""
-    loss, _ = policy.loss(batch)
-    return loss.sum() / (~batch.is_pad).sum()
 
 
 def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
@@ -145,7 +141,9 @@ def assert_accumulation_equivalent(
     policy: Policy, batch: Batch, *, sizes: Sequence[int] | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """The gradients of micro-batches of unequal `sizes` add up to the gradient of the one big batch: no loss is averaged
-    over, and no layer looks across, the batch. Under bf16 autocast with `dtype` torch.bfloat16."""
+    over, and no layer looks across, the batch. Under bf16 autocast with `dtype` torch.bfloat16.
+
+    A head that draws noise draws for a sample the same in both, provided that its draws begin with the batch's dimension."""
     dtype = dtype or next(policy.parameters()).dtype
     size = len(batch.actions)
     sizes = sizes or [1, (size - 1) // 2, size - 1 - (size - 1) // 2]
@@ -153,10 +151,12 @@ def assert_accumulation_equivalent(
 
     def gradient(parts: Sequence[Batch]) -> Tensor:
         policy.zero_grad()
+        first = 0
         for part in parts:
-            with torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16), _Draws(first, size):
                 loss, _ = policy.loss(part)
             loss.sum().backward()
+            first += len(part.actions)
         return torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()]) / valid
 
     _assert_near("the accumulated gradient", gradient(split(batch, sizes)), gradient([batch]), ROUNDING[dtype])
@@ -223,7 +223,7 @@ def assert_precision_close(
 
     def compute(enabled: bool) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        with torch.autocast(policy.device.type, dtype, enabled=enabled):
+        with torch.autocast(policy.device.type, dtype, enabled=enabled), _Draws(0, len(batch.actions)):
             loss = mean_loss(policy, batch)
         loss.backward()
         gradients = gradients_of(policy)
@@ -265,7 +265,9 @@ def assert_compiled_equal(
 
     def compute(function: Callable[[Policy, Batch], Tensor]) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        loss = function(policy, batch)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # for heads that draw noise
+            loss = function(policy, batch)
         loss.backward()
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
 
@@ -273,6 +275,24 @@ def assert_compiled_equal(
     compiled = compute(torch.compile(mean_loss, backend=backend, **options))
     _assert_near("the compiled loss", compiled[0], eager[0], tolerance)
     _assert_near("the compiled gradient", compiled[1], eager[1], tolerance)
+
+
+class _Draws(TorchFunctionMode):
+    """What torch.rand and torch.randn draw for a batch is a part of what they draw for `total` samples, from `first` on: each
+    sample gets its own numbers, in whatever micro-batch it comes."""
+
+    def __init__(self, first: int, total: int):
+        super().__init__()
+        self.first, self.total, self.seed = first, total, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function not in (torch.rand, torch.randn):
+            return function(*args, **kwargs)
+        size, *rest = args[0] if isinstance(args[0], Sequence) else args
+        self.seed += 1
+        generator = torch.Generator(torch.device(kwargs.get("device") or "cpu")).manual_seed(self.seed)
+        return function(self.total, *rest, **kwargs | {"generator": generator})[self.first : self.first + size]
 
 
 def _assert_near(what: str, value: Tensor, expected: Tensor, tolerance: float) -> None:

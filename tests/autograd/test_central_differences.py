@@ -22,7 +22,11 @@ def part(policy, batch, group):
     seen = {"tokens": context.tokens, "attention": context.attention, "positions": context.positions}
     actions, generator = policy.normalization.action(batch.actions), torch.Generator()
     image_tokens = policy.projection["vision"](policy.vision(floats["images"])).detach()
-    tokens = {"image": image_tokens, "words": policy.projection["language"](words).detach(), "state": policy.state(state).detach()}
+    tokens = {
+        "image": image_tokens,
+        "words": policy.projection["language"](words).detach(),
+        "state": policy.state(state).detach(),
+    }
 
     def head(predict, **inputs):
         if predict:

@@ -47,8 +47,8 @@ class ReachPolicy:
     features = Reach.features
     device = torch.device("cpu")
 
-    def __init__(self, *, execute: int = 2, noise: float = 0.0, speed: float = 1.0):
-        self.execute, self.noise, self.speed = execute, noise, speed
+    def __init__(self, *, execute: int = 2, noise: float = 0.0, speed: float = 1.0, ensemble: float | None = None):
+        self.execute, self.noise, self.speed, self.ensemble = execute, noise, speed, ensemble
         self.asked: list[Observation] = []
 
     def tokenize(self, instructions: list[str]):

@@ -58,7 +58,7 @@ def per_sample(policy: Policy, batch: Batch, *, seed: int = 0) -> PerSample:
     whole = _batch_gradient(policy, batch, seed=seed)
     square, noise = sum(float(mean.square().sum()) for mean in means.values()), None
     if num_samples > 1:
-        estimate = noise_scale(squares, [1] * num_samples, square=square)
+        estimate = noise_scale(squares, [1.0] * num_samples, square=square)
         noise = estimate.scale if estimate.signal > 0 else None
     return PerSample(
         norms=[own**0.5 for own in squares],
@@ -118,7 +118,7 @@ def _batch_gradient(policy: Policy, batch: Batch, *, seed: int) -> dict[str, Ten
         part = _select(batch, slice(first, first + CHUNK))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + first)
-            loss = mean_loss(policy, part) * ((~part.is_pad).sum() / num_valid)
+            loss = mean_loss(policy, part) * (int((~part.is_pad).sum()) / num_valid)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         for total, gradient in zip(totals.values(), found, strict=True):
             total += gradient

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -57,10 +56,7 @@ def on_objects(pixels: Float[Tensor, "h w"], masks: Bool[Tensor, "n h w"], targe
     if len(masks) < 2:
         raise ValueError(f"{len(masks)} object(s): there is none beside the named one")
     others = masks[torch.arange(len(masks)) != target].any(dim=0) & ~masks[target]
-    on_target, on_others = (
-        einsum(pixels, mask.to(pixels.dtype), "h w, h w ->") / mask.sum() for mask in (masks[target], others)
-    )
-    return float(on_target), float(on_others)
+    return pixels[masks[target]].mean().item(), pixels[others].mean().item()
 
 
 def start_scenes(env_id: str, *, scenes: int, seed: int = 0) -> list[Scene]:

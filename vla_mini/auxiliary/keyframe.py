@@ -32,7 +32,7 @@ class KeyframeLoss(nn.Module):
     def __init__(self, *, grid: tuple[int, int], num_cameras: int, keyframe_size: int, num_positions: int, weight: float = 0.5):
         super().__init__()
         if num_positions == 0:
-            raise ValueError("auxiliary=keyframe needs a trunk with attended positions (trunk=query); this one has none")
+            raise ValueError("auxiliary=keyframe needs a trunk with attended positions, as query has: say auxiliary=none")
         self.weight, self.num_cameras = weight, num_cameras
         self.register_buffer("positions", grid_positions(grid), persistent=False)
         self.calibration = nn.Linear(2, num_cameras * keyframe_size)

@@ -16,7 +16,7 @@ PATHS = {
     *{"policy", "output", "image", "resume", "init_from", "data.root", "vision.path", "language.path"},
     *{"hydra.run.dir"},
 }  # `null` means none
-PATHS_OF = {"gradients": {"data"}}  # in train.py `data` is a group
+PATHS_OF = {"gradients": {"data", "experiment"}}  # in train.py these are groups
 PATH_LISTS = {"image"}  # may also be [a,b]
 
 

@@ -109,6 +109,7 @@ class Guard:
 class Train:
     seed: Natural
     execute: Count
+    ensemble: Amount | None
     env: Environment
     data: Data
     vision: Annotated[dict, Target("vla_mini.vision")]

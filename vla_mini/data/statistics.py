@@ -93,4 +93,5 @@ class EpisodeStatistics:
 
 def _moments(values: np.ndarray) -> Moments:
     rows = dict(zip(STATISTICS, describe(values).astype(np.float32), strict=True))
-    return Moments(**{name: rows[name] for name in Moments._fields})
+    quantiles = np.quantile(values, np.linspace(0, 1, 101), axis=0).astype(np.float32)
+    return Moments(**{name: row for name, row in rows.items() if name in Moments._fields}, quantiles=quantiles)

@@ -1,7 +1,8 @@
 """Closed loop: a policy acts in many environments at once; episode numbers go in, one `EpisodeResult` each comes out.
 
 In rounds: free environments begin the next episodes, the policy is asked once for all of them, and each executes the
-first `policy.execute` actions of its chunk with nothing looked at in between (open loop). An environment that is done
+first `policy.execute` actions of its chunk with nothing looked at in between (open loop), or, with `policy.ensemble`, the
+average of what all its chunks so far say of those steps. An environment that is done
 waits for the round to end, so the policy only ever sees those still running, and always as many as there are.
 
     observations (list of dicts) ──observe──▶ Observation "b ..." ──policy.act──▶ "b t a" ──step──▶ observations
@@ -28,6 +29,7 @@ class Acting(Protocol):
 
     features: Features
     execute: int  # how many actions of a chunk are executed before the policy is asked again
+    ensemble: float | None  # None: of the newest chunk; else of all, each weighing exp(-ensemble) of the one before it
     device: torch.device
 
     def tokenize(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]: ...
@@ -117,8 +119,8 @@ def rollout(
                     slot.begin(waiting.pop(), options)
             running = [slot for slot in slots if slot.running]
             chunks = policy.act(observe(policy, [slot.observation for slot in running]), generator=generator)
-            for slot, chunk in zip(running, _executed(chunks, policy.execute), strict=True):
-                finished = slot.play(chunk)
+            for slot, chunk in zip(running, _to_numpy(chunks), strict=True):
+                finished = slot.play(slot.plan(chunk, execute=policy.execute, ensemble=policy.ensemble))
                 if finished is not None:
                     results.append(finished)
                     if on_episode is not None:
@@ -148,8 +150,21 @@ class _Slot:
         self.running = True
         self._episode = episode
         self._steps = 0
+        self._chunks: list[tuple[int, np.ndarray]] = []  # what was said, and at which step
         self._frames: list[np.ndarray] = []
         self._keep_frame()
+
+    def plan(self, chunk: np.ndarray, *, execute: int, ensemble: float | None) -> np.ndarray:
+        """The next `execute` actions; as an ensemble over time, in which the oldest weighs most (ACT, Zhao et al. 2023)."""
+        if ensemble is None:
+            return chunk[:execute]
+        now = self._steps
+        self._chunks = [(then, old) for then, old in self._chunks if now < then + len(old)] + [(now, chunk)]
+        actions = []
+        for step in range(now, now + execute):
+            said = np.stack([old[step - then] for then, old in self._chunks if step < then + len(old)])
+            actions.append(np.average(said, axis=0, weights=np.exp(-ensemble * np.arange(len(said)))))
+        return np.stack(actions).astype(chunk.dtype)
 
     def play(self, chunk: np.ndarray) -> EpisodeResult | None:
         """Executes the actions (t, a) until the episode ends; its result where it does."""
@@ -182,9 +197,9 @@ class _Slot:
         )
 
 
-def _executed(chunks: Tensor, execute: int) -> np.ndarray:
-    """The part of the chunks "b t a" that will be executed, as an array; refuses actions that are no numbers."""
-    actions = chunks[:, :execute].to("cpu", torch.float32).numpy()
+def _to_numpy(chunks: Tensor) -> np.ndarray:
+    """The chunks "b t a" as an array; refuses actions that are no numbers."""
+    actions = chunks.to("cpu", torch.float32).numpy()
     if not np.isfinite(actions).all():
         raise FloatingPointError("the policy's actions are not finite: are its weights?")
     return actions

@@ -11,7 +11,8 @@ from vla_mini.pages.pictures import heat_map, photograph
 from vla_mini.pages.versions import versions
 
 INPUTS = {"vision": "pixels", "language": "words", "state": "state values"}  # what enters which component first
-MOST_LINES = 5  # of a box in the drawing of the graph
+MOST_LINES = 6  # about the modules within a component, in the drawing of the graph
+MOST_KINDS = 8
 
 
 class Look(NamedTuple):
@@ -51,7 +52,7 @@ def gradients_page(
         _looks(looks),
         _flow(results),
         _per_sample(results["per_sample"], samples),
-        _graph(results["graph"], results["components"]),
+        _graph(results["graph"]),
         _jacobian(results["jacobian"], jacobian),
         _modes(results["inference"]),
         page.section("Where it comes from", "", page.folded("Versions", versions())),
@@ -71,10 +72,10 @@ def _headline(results: Mapping[str, Any]) -> str:
     if share is None:
         number, unit, text = "–", "", "Where the objects are is not known here, so nothing can be said about where it looks."
     else:
-        number, unit = f"{100 * share:.0f}", "% looks where it is told"
+        number, unit = f"{100 * share:.0f}", "% on target"
         text = (
-            f"In so many of {results['num_pairs']} pairs of a scene and an instruction, the action hangs more on a pixel of the "
-            "object that is named than on a pixel of the others."
+            f"In so many of {results['num_pairs']} pairs of a scene and an instruction, the action hangs more on a pixel of "
+            "the object that is named than on a pixel of the others."
         )
     return page.header(f"gradients · {results['policy']}", number=number, unit=unit, text=text, figures=figures, hero=None)
 
@@ -83,7 +84,7 @@ def _looks(looks: Sequence[Look]) -> str:
     rows = []
     for scene in dict.fromkeys(look.scene for look in looks):
         both = [look for look in looks if look.scene == scene]
-        cells = [f"<div>{page.picture(photograph(both[0].image), 'the scene')}</div>"]
+        cells = [f"<div>{page.picture(photograph(both[0].image), 'the scene')}{page.quiet('What the camera sees.')}</div>"]
         for look in both:
             picture = page.picture(heat_map(look.image, look.heat, outline=look.target), f"where it looks: {look.instruction}")
             most = max((value for _, value in look.words), default=0.0)
@@ -107,7 +108,8 @@ def _contrast(look: Look) -> str:
     if not look.on_others:
         return page.quiet("nothing on the others")
     ratio = look.on_target / look.on_others
-    return page.quiet(f"a pixel of the named object counts {ratio:,.{0 if ratio >= 10 else 1}f} times one of the others")
+    times = "over 10,000" if ratio > 1e4 else f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
+    return page.quiet(f"a pixel of the named object weighs {times} × one of the others")
 
 
 def _flow(results: Mapping[str, Any]) -> str:
@@ -137,7 +139,7 @@ def _verdict(flow: Mapping[str, Any]) -> str:
 def _per_sample(result: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     norms, mean = result["norms"], result["mean_norm"]
     svg = histogram("norms", norms, label="norm of a sample's gradient", mark=mean, marked="norm of their mean")
-    how = "by vmap(grad), all at once" if result["method"] == "vmap" else f"one by one, since vmap refuses: {result['reason']}"
+    how = "by vmap(grad)" if result["method"] == "vmap" else f"one by one, since vmap refuses: {result['reason']}"
     figures = {
         "median norm": _figure(float(np.median(norms))),
         "largest": _figure(max(norms)),
@@ -151,45 +153,43 @@ def _per_sample(result: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         for sample in samples
     ]
     text = (
-        f"The gradients of {len(norms)} samples, {how}, in {result['seconds']:.1f} s. Their mean is the batch's gradient. The noise "
-        "scale, trace(Σ) / |g|² (McCandlish et al. 2018), is the batch size beyond which larger batches help little."
+        f"The gradients of {len(norms)} samples, {how}, in {1000 * result['seconds']:,.0f} ms. Their mean is the batch's "
+        "gradient. The noise scale, trace(Σ) / |g|² (McCandlish et al. 2018), is the batch size beyond which larger batches "
+        "help little."
     )
-    plots = f"<div class=plots>{page.plot(svg, 'Norms', 'each sample by itself')}</div>"
+    plots = f"<div class=wide>{svg}</div>"
     loudest = page.quiet("The samples with the largest gradients: what the policy finds hardest, or has right least.")
     shown = f"<div class=samples>{''.join(cards)}</div>"
     return page.section("Sample by sample", text, page.facts(figures), plots, loudest, shown)
 
 
-def _graph(graph: Mapping[str, Any], components: Mapping[str, Any]) -> str:
-    boxes = [Box(name, _caption(graph, name), _inside(graph["modules"], name)) for name in graph["components"]]
-    edges = [tuple(edge) for edge in graph["edges"]]
+def _graph(graph: Mapping[str, Any]) -> str:
     inputs = {part: source for part, source in INPUTS.items() if part in graph["components"]}
-    order = [part for part in inputs if part in graph["components"]]
-    drawn = [Box(inputs[part], "") for part in order] + boxes
-    svg = graph_drawing("graph", drawn, [*((inputs[part], part) for part in order), *edges])
-    kinds = list(graph["by_kind"].items())[:12]
+    parts = [*inputs, *(name for name in graph["components"] if name not in inputs)]
+    boxes = [*map(Box, inputs.values()), *(Box(name, _inside(graph, name)) for name in parts)]
+    edges = [*((source, part) for part, source in inputs.items()), *map(tuple, graph["edges"])]
+    kinds = [(f"{name} {count}", float(count)) for name, count in graph["by_kind"].items()][:MOST_KINDS]
     text = (
-        f"What autograd recorded on the way to the loss: {graph['num_nodes']:,} nodes, grouped by the module whose forward made "
-        "them. Data flows to the right; gradients flow back along the same lines."
+        f"What autograd recorded on the way to the loss: {graph['num_nodes']:,} nodes, grouped by the module whose forward "
+        "made them. Data flows to the right; gradients flow back along the same lines, and where none enters, they stop: "
+        "what lies before is frozen or detached."
     )
-    commonest = page.bars([(f"{name} {count}", count) for name, count in kinds], most=max(graph["by_kind"].values()))
-    return page.section("The graph", text, f"<div class=wide>{svg}</div>", page.quiet("The commonest kinds of node"), commonest)
+    commonest = page.quiet("The commonest kinds of node:") + page.bars(kinds, most=kinds[0][1])
+    return page.section("The graph", text, f"<div class=wide>{graph_drawing('graph', boxes, edges)}</div>", commonest)
 
 
-def _caption(graph: Mapping[str, Any], name: str) -> str:
-    return f"{graph['components'][name]} nodes"
-
-
-def _inside(modules: Mapping[str, int], component: str) -> list[str]:
-    """The modules within a component, with their nodes, two levels deep; the last line stands for those left out."""
+def _inside(graph: Mapping[str, Any], component: str) -> list[str]:
+    """A component's nodes, and those of the modules within it, two levels deep; a last line stands for those left out."""
     inside: dict[str, int] = {}
-    for name, count in modules.items():
+    for name, count in graph["modules"].items():
         if name.startswith(f"{component}."):
-            rest = name.removeprefix(f"{component}.").split(".")
-            short = ".".join(rest[:2] if len(rest) > 1 and rest[1].isdigit() else rest[:1])
+            first, *rest = name.removeprefix(f"{component}.").split(".")
+            short = f"{first}.{rest[0]}" if rest and rest[0].isdigit() else first
             inside[short] = inside.get(short, 0) + count
-    lines = [f"{name}  {count}" for name, count in inside.items()]
-    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more"]
+    lines = [f"{name} · {count}" for name, count in inside.items()]
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more"]
+    return [f"{graph['components'][component]} nodes", *lines]
 
 
 def _jacobian(result: Mapping[str, Any], values: np.ndarray) -> str:
@@ -203,9 +203,9 @@ def _jacobian(result: Mapping[str, Any], values: np.ndarray) -> str:
     ]
     text = (
         f"Every number of the action chunk by every number of the state and of a reduced image: {result['rows']} × "
-        f"{result['columns']}. Both ways agree to {result['max_abs_difference']:.0e}. Neither is what one needs: training and the "
-        f"maps above multiply this matrix by a vector, and never build it. By the full image it would have "
-        f"{result['full_columns']:,} columns."
+        f"{result['columns']}. Both ways agree to {result['max_abs_difference']:.0e}. Neither is what one needs: training and "
+        "the maps above multiply this matrix by a vector, and never build it. By the full image it would have "
+        f"{result['full_columns']:,} columns. The picture: magnitudes, on a logarithmic scale."
     )
     svg = matrix("jacobian", values, rows=result["row_blocks"], columns=result["column_blocks"])
     names = ("", "time", "peak memory", "")

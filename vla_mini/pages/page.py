@@ -67,23 +67,26 @@ figure { margin: 0; } figcaption { font-size: .875rem; }
 .episode .words::after { content: "”"; }
 .episode .quiet { margin: 0 0 .7rem; }
 .strip { overflow-x: auto; } .strip img { display: block; width: 100%; min-width: 34rem; border-radius: 4px; }
-.green { color: var(--green); } .red { color: var(--red); } .blue { color: var(--blue); }
+.green { color: var(--green); } .red { color: var(--red); } .blue { color: var(--blue); } .amber { color: var(--amber); }
 details { margin: 1rem 0 0; border-top: 1px solid var(--rule); padding-top: .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; width: 100%; }
-th { font-size: .8125rem; font-weight: 400; color: var(--quiet); } th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
+th { font-size: .8125rem; font-weight: 400; color: var(--quiet); }
+th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; } td { border-top: 1px solid var(--rule); }
 .wide { overflow-x: auto; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
-.pair { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0 1.5rem; padding: 1.4rem 0; border-top: 1px solid var(--rule); }
+.pair { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0 1.5rem; padding: 1.4rem 0;
+  border-top: 1px solid var(--rule); }
+.pair .quiet { margin: .3rem 0 0; }
 .pair > * { min-width: 0; } .pair img, .samples img { display: block; width: 100%; border-radius: 6px;
   image-rendering: pixelated; }
 .pair .said, .samples .said { font-size: 1.05rem; line-height: 1.35; margin: .6rem 0 .1rem; }
 .pair .said::before, .samples .said::before { content: "“"; } .pair .said::after, .samples .said::after { content: "”"; }
-.bars { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .7rem; margin: .5rem 0 0; align-items: center;
-  font-size: .8125rem; line-height: 1.35; }
+.bars { display: grid; grid-template-columns: minmax(3.6rem, max-content) 1fr; gap: .1rem .7rem;
+  margin: .5rem 0 0; align-items: center;  font-size: .8125rem; line-height: 1.35; }
 .bars b { font-weight: 400; color: var(--quiet); text-align: right; } .bars i { display: block; height: 7px; border-radius: 2px;
   background: currentColor; min-width: 1px; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1.25rem; margin: 1rem 0 0; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.4rem, 1fr)); gap: 1.25rem; margin: 1rem 0 0; }
 .samples .quiet { margin: 0; }
 pre { font: .8125rem/1.5 var(--mono); overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
   border-radius: 10px; padding: 1rem; }
@@ -161,12 +164,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def bars(values: Mapping[str, float] | Sequence[tuple[str, float]], *, most: float, colour: str = "blue") -> str:
+def bars(values: Iterable[tuple[str, float]], *, most: float, colour: str = "blue") -> str:
     """A row for each value, as long as its share of `most`."""
-    pairs = values.items() if isinstance(values, Mapping) else values
     rows = (
-        f'<b>{escape(name)}</b><i class={colour} style="width:{100 * value / most if most else 0:.1f}%" title="{value:.3g}"></i>'
-        for name, value in pairs
+        f'<b>{escape(name)}</b><i class={colour} style="width:{100 * value / most if most else 0:.1f}%"></i>'
+        for name, value in values
     )
     return f"<div class=bars>{''.join(rows)}</div>"
 

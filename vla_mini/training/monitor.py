@@ -42,7 +42,7 @@ class GradientMonitor(Callback):
         several = trainer.accumulate_grad_batches * trainer.world_size > 1
         if several and self._hooks is None and due(trainer, self.every_n_steps):
             self._hooks = norms.MicroBatchNorms(module.policy.parameters())
-        self._samples, self._count = len(batch.actions), (~batch.is_pad).sum()
+        self._samples, self._count = float(len(batch.actions)), (~batch.is_pad).sum()
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         if self._hooks is not None:  # they saw the gradient of a sum over valid actions, scaled under fp16

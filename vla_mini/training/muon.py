@@ -6,7 +6,7 @@ since Lightning's automatic optimization drives one optimizer. On toy_pick it ne
 rare features, such as shapes next to colours, no longer wait for the loud ones.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,14 +30,14 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.05,
         momentum: float = 0.95,
         adam_lr: float = 8e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: Sequence[float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
         defaults = {
             "layers": False,
             "momentum": momentum,
-            "betas": betas,
+            "betas": tuple(betas),
             "eps": eps,
             "weight_decay": weight_decay,
         }
@@ -60,14 +60,22 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_layers(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        alike: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
-            state = self.state[parameter]
-            momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-            momentum.lerp_(parameter.grad, 1 - group["momentum"])
-            update = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-            rows, columns = update.shape
+            alike.setdefault(parameter.shape, []).append(parameter)
+        for layers in alike.values():  # all of one shape at once: many small products cost mostly their overhead
+            updates = torch.stack([self._nesterov(layer, group["momentum"]).flatten(1) for layer in layers])
+            rows, columns = updates.shape[1:]
             step = group["lr"] * max(1.0, rows / columns) ** 0.5
-            parameter.add_(orthogonalize(update).view_as(parameter), alpha=-step)
+            for layer, update in zip(layers, orthogonalize(updates), strict=True):
+                layer.add_(update.view_as(layer), alpha=-step)
+
+    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum)
 
     def _step_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
@@ -83,15 +91,16 @@ class Muon(torch.optim.Optimizer):
             parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-group["lr"])
 
 
-def orthogonalize(matrix: Float[Tensor, "rows columns"], *, steps: int = 5) -> Float[Tensor, "rows columns"]:
-    """The nearest matrix with all singular values near 1, by Newton and Schulz's quintic iteration in bf16.
+def orthogonalize(matrices: Float[Tensor, "b rows columns"], *, steps: int = 5) -> Float[Tensor, "b rows columns"]:
+    """The nearest matrices with all singular values near 1, by Newton and Schulz's quintic iteration in bf16.
 
     The coefficients trade exactness (singular values end between 0.7 and 1.2) for speed; see the source above.
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).bfloat16()
-    x = x / x.norm().clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):  # x <- 3.4445 x + (-4.7750 gram + 2.0315 gram gram) x
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return (x if wide else x.mT).to(matrices.dtype)

@@ -1,0 +1,52 @@
+"""Where the bins lie, and that an action falls into the nearest one."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.action.test_flow import SHAPE, make_context
+from tests.factory import make_policy, spec
+from vla_mini.action.bins import BinsHead
+from vla_mini.data.statistics import training_statistics
+from vla_mini.normalization import Normalization
+
+NO_PAD = torch.zeros(4, 3, dtype=torch.bool)
+
+
+def certain(head: BinsHead, bin: int) -> BinsHead:
+    """A head that is sure of one bin, whatever the context."""
+    last = head.layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(50.0 * (torch.arange(head.bins) == bin).repeat(len(last.bias) // head.bins))
+    return head
+
+
+@pytest.mark.parametrize(("action", "bin"), [(-1.0, 0), (-7.0, 0), (0.26, 3), (0.24, 2), (1.0, 4)])
+def test_an_action_falls_into_the_nearest_bin(action, bin):
+    head = certain(BinsHead(**SHAPE, bins=5), bin)
+    assert head.loss(make_context(4), torch.full((4, 3, 2), action), NO_PAD).max() < 1e-3
+    torch.testing.assert_close(head.predict(make_context(4)), torch.full((4, 3, 2), -1 + 0.5 * bin))
+
+
+def test_quantile_bins_are_the_datas_own():
+    """Each gets its share of the actions, of every dimension by itself."""
+    rng = np.random.default_rng(0)
+    actions = np.stack([rng.normal(0, 0.3, 5000), rng.exponential(2.0, 5000)], axis=1).astype(np.float32)
+    statistics = training_statistics(actions, actions)
+    normalization = Normalization(statistics)
+    quantiles = normalization.action(torch.from_numpy(statistics.action.quantiles))
+    head = BinsHead(**SHAPE, bins=21, spacing="quantile", action_quantiles=quantiles)
+    expected = np.quantile(normalization.action(torch.from_numpy(actions)).numpy(), np.linspace(0, 1, 21), axis=0).T
+    torch.testing.assert_close(head.centres, torch.from_numpy(expected).float(), rtol=0, atol=1e-5)
+    nearest = (normalization.action(torch.from_numpy(actions))[..., None] - head.centres).abs().argmin(-1)
+    shares = torch.nn.functional.one_hot(nearest, 21).float().mean(0)
+    assert shares.max() < 0.1  # uniform ones would put half of all into a few
+
+
+def test_quantile_bins_are_saved_with_the_policy(tmp_path):
+    policy = make_policy(action=spec("action", "bins") | {"spacing": "quantile"})
+    policy.action.centres.copy_(torch.linspace(-1, 1, 21).pow(3).expand(4, 21))
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.action.centres, policy.action.centres)

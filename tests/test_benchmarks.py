@@ -1,0 +1,137 @@
+"""The cheap pieces of the benchmarks, by hand-made figures and small children; the figures themselves take a quiet machine."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import _machine, inference, main_job, time_to_success, training_speed
+from tests.factory import make_observation, make_policy
+from vla_mini.collection import collect
+
+
+def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
+    monkeypatch.setattr(_machine, "timed_product", lambda a, b: 1e-3 * len(a) / _machine.SIDES[0])
+    side = _machine.SIDES[-1]
+    expected = 2 * side**3 / (1e-3 * side / _machine.SIDES[0]) / 1e9
+    assert _machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
+
+
+def test_rates_of_this_machine_are_sensible():
+    rates = _machine.matrix_product_rates(seconds=0.05)
+    assert rates.keys() == {"float32", "bfloat16"} and all(0.1 < rate < 1e7 for rate in rates.values())
+
+
+def test_arguments_have_their_defaults_types(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "seeds=[0,2]", "target=1", "trainer.max_steps=4"])
+    arguments = _machine.read_arguments(seeds=[0], target=0.95, episodes=200, others=[])
+    assert arguments == {"seeds": [0, 2], "target": 1.0, "episodes": 200, "others": ["trainer.max_steps=4"]}
+
+
+@pytest.mark.parametrize(("argument", "hint"), [("episode=3", "episodes"), ("episodes=many", "episodes=200")])
+def test_mistaken_arguments_are_refused(monkeypatch, argument, hint):
+    monkeypatch.setattr(sys, "argv", ["benchmark", argument])
+    with pytest.raises(SystemExit, match=hint):
+        _machine.read_arguments(episodes=200)
+
+
+HOLD = "held = b'x' * ({megabytes} << 20)"
+PARENT = f"""
+import subprocess, sys
+{HOLD.format(megabytes=48)}
+child = "import time; {HOLD.format(megabytes=32)}; time.sleep(0.4)"
+subprocess.run([sys.executable, "-c", child], start_new_session=True)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
+def test_memory_is_that_of_the_whole_family(monkeypatch):
+    """The grandchild is in a session of its own; and what this process holds is not the job's."""
+    monkeypatch.setattr(main_job, "SAMPLE_SECONDS", 0.02)
+    ours = b"x" * (200 << 20)
+    child = subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True)
+    peak = max(used for _, used in main_job.watch(child)) / 2**20
+    assert child.returncode == 0 and len(ours) and 80 < peak < 130
+
+
+def test_phases_are_read_from_the_files(tmp_path):
+    ends = {"data/meta/info.json": 30, "config.yaml": 31, "checkpoints/last.ckpt": 70}
+    ends |= {"evaluation/metrics.json": 90, "report.html": 92}
+    for name, end in ends.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (end, end))
+    spent = main_job.phases(10.0, 93.0, data=tmp_path / "data", run=tmp_path)
+    seconds = {name: last - first for name, (first, last) in spent.items()}
+    assert seconds == {"collecting": 20, "decoding": 1, "training": 39, "evaluating": 20, "report": 2, "leaving": 1}
+
+
+def metrics(episodes: int, seen: float, *, two_words: int) -> dict:
+    def split(rate: float) -> dict:
+        both = {"episodes": two_words, "success_rate": rate}
+        return {"episodes": episodes, "success_rate": rate, "wrong_object_rate": 1 - rate, "two_words": both}
+
+    check = {"episodes": episodes, "success_rate": seen, "original_object_rate": 0.5, "chance_rate": 0.375}
+    splits = {"seen": split(seen), "held_out_pairs": split(0.5), "held_out_wordings": split(seen)}
+    return {"splits": splits, "grounding": {"swapped": check, "blank": check}}
+
+
+def test_rates_are_pooled_episode_by_episode():
+    pooled = main_job.pool([metrics(100, 1.0, two_words=10), metrics(300, 0.8, two_words=10)])
+    assert pooled["seen"] == pytest.approx(0.85) and pooled["seen, each seed"] == [1.0, 0.8]
+    assert pooled["seen, the worst seed"] == 0.8 and pooled["seen, two words needed"] == pytest.approx(0.9)
+    assert pooled["wrong object"] == pytest.approx(0.15) and pooled["held_out_pairs"] == 0.5
+    assert pooled["swapped"] == pytest.approx(0.85) and pooled["blank above chance"] == pytest.approx(0.125)
+    low, high = pooled["seen, 95 % interval"]
+    assert low < 0.85 < high
+    assert set(main_job.AT_LEAST) <= pooled.keys()
+    assert main_job.compared("swapped", 0.85)[3] == "missed" and main_job.compared("wrong object", 0.02)[3] == ""
+
+
+def test_a_seed_that_never_succeeds_is_the_worst():
+    runs = [{"seconds": seconds} for seconds in (20.0, None, 40.0)]
+    figures = time_to_success.summarise(runs, [{"bfloat16": 500.0}, {"bfloat16": 1000.0}, {"bfloat16": 900.0}])
+    assert figures["seconds_median"] == 40.0 and figures["teraflop_equivalents_median"] == pytest.approx(36.0)
+    assert figures["seconds_worst"] is None and figures["teraflop_equivalents_worst"] is None
+
+
+def test_inference_keeps_nothing_without_a_graph():
+    policy = make_policy()
+    figures = inference.measure(policy, make_observation(policy, 1), repeats=5)
+    assert figures["grad_saved_bytes"] > 1000
+    assert figures["no_grad_saved_bytes"] == figures["inference_mode_saved_bytes"] == 0
+    assert 0 < figures["act_milliseconds_median"] <= figures["act_milliseconds_p95"]
+
+
+def test_operations_fall_into_their_categories():
+    def event(name: str, parent: SimpleNamespace | None = None) -> SimpleNamespace:
+        return SimpleNamespace(name=name, cpu_parent=parent)
+
+    forward, optimizer = event("forward"), event("optimizer")
+    names = ["aten::mkldnn_convolution", "aten::native_layer_norm", "aten::copy_", "aten::mul", "autograd::engine::x"]
+    assert [training_speed.category_of(event(name, forward)) for name in names] == [
+        *training_speed.CATEGORIES,
+        training_speed.OVERHEAD,
+    ]
+    assert training_speed.category_of(event("aten::mm", event("aten::matmul", optimizer))) == "optimizer"
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run
+def test_both_loops_train_the_same(tmp_path):
+    collect("vla_mini/ToyPick-v0", tmp_path / "data", episodes=8, validation_episodes=1, num_workers=1)
+    settings = [
+        f"data.root={tmp_path / 'data'}",
+        "data.batch_size=16",
+        "trainer.precision=32-true",
+        "trainer.log_every_n_steps=1",
+    ]
+    figures = training_speed.measure(tmp_path, 2, 2, settings)
+    assert figures["lightning_loss"] == pytest.approx(figures["bare_loss"], rel=1e-3)
+    # Two thirds or so of the arithmetic are the 3x3 convolutions, forward and backward by images and by weights.
+    convolutions = 3 * 2 * 16 * 2 * (16 * 16 * 64) * (64 * 9) / 1e9
+    assert convolutions < figures["step_gigaflops"] < 2 * convolutions
+    assert all(milliseconds >= 0 for milliseconds in figures["profile_milliseconds_per_step"].values())
+    assert {"convolutions and matrix products", "optimizer"} <= figures["profile_milliseconds_per_step"].keys()

@@ -1,0 +1,126 @@
+"""A classification network of torchvision, up to a feature map of the wanted stride: images `b c h w` in [0, 1] -> one token
+for each cell of the map, row by row, `b n width`."""
+
+import math
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.ops import FrozenBatchNorm2d
+
+# Of ImageNet, with which torchvision's weights were trained.
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TorchvisionVision(nn.Module):
+    """What is left of a network that classifies, when all that comes after a map of `image size / stride` cells is cut off.
+
+    No layer may look across the batch, or gradients of micro-batches would not add up to those of the big one: so batch
+    norms keep the statistics that they came with (`frozen`, as in ACT, for pretrained weights), or make way for group norms
+    (`group`, as in Diffusion Policy, for untrained ones).
+
+    - name: resnet18, convnext_tiny, efficientnet_b0 ...: any of torchvision.models whose maps are `b c h w`
+    - path: a file with the whole network's state_dict, as safetensors or by torch.save. None: untrained
+    - stride: pixels between tokens; the deepest map of that stride is taken, or
+    - layer: the one that this part of the network, or node of its graph, gives (layer2, features.3)
+    - input_size: [height, width] that images are resized to. None: as they come
+    - norm: frozen or group. None: frozen with a path, else group
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        name: str = "resnet18",
+        path: str | None = None,
+        stride: int = 8,
+        layer: str | None = None,
+        input_size: list[int] | None = None,
+        norm: Literal["frozen", "group"] | None = None,
+    ):
+        super().__init__()
+        self.name, self.layer, self.stride = name, layer, stride
+        self.path = None  # what was read there is saved with the policy
+        self.norm = norm or ("frozen" if path else "group")
+        self.input_size = input_size or list(image_size)
+        with warnings.catch_warnings(action="ignore"):  # of initial values, of nodes that exist in training only
+            network = _make(name)
+            if path is not None:
+                _load(network, path)
+            _replace_norms(network, self.norm)
+            node, self.width, self.grid = _find_map(network, self.input_size, stride, layer)
+            self.network = create_feature_extractor(network, {node: "map"})
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        if list(images.shape[-2:]) != self.input_size:
+            images = F.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
+        return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (h w) c")
+
+
+def _make(name: str) -> nn.Module:
+    names = models.list_models(module=models)
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        raise ValueError(f"name={name!r} is no classification network of torchvision; {hint}")
+    return models.get_model(name, weights=None)
+
+
+def _load(network: nn.Module, path: str) -> None:
+    """The weights in the file `path`, and nothing else that could be in it."""
+    if not Path(path).is_file():
+        raise ValueError(f"path={path}: there is no such file of weights")
+    try:
+        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(weights)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"path={path} holds no state_dict of {type(network).__name__}: {reason}") from error
+
+
+def _replace_norms(module: nn.Module, norm: str) -> None:
+    for name, child in module.named_children():
+        if not isinstance(child, nn.BatchNorm2d):
+            _replace_norms(child, norm)
+            continue
+        channels = child.num_features
+        new = FrozenBatchNorm2d(channels, eps=child.eps) if norm == "frozen" else nn.GroupNorm(math.gcd(channels, 16), channels)
+        if norm == "frozen":
+            new.load_state_dict({key: value for key, value in child.state_dict().items() if key != "num_batches_tracked"})
+        setattr(module, name, new)
+
+
+def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | None) -> tuple[str, int, tuple[int, int]]:
+    """The graph's name of `layer`, or of the deepest map of that stride; its channels and its grid."""
+    nodes = get_graph_node_names(network)[1][1:]  # without the input
+    parts = {".".join(node.split(".")[:depth]) for node in nodes for depth in range(1, node.count(".") + 2)}
+    if layer is not None and layer not in parts:
+        raise ValueError(
+            f"layer={layer!r} is not in the network; the nearest: {', '.join(get_close_matches(layer, parts, n=5))}"
+        )
+    every = create_feature_extractor(network, [layer] if layer else nodes).eval()
+    try:
+        with torch.no_grad():
+            found = every(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"input_size={size} is not for this network: {' '.join(str(error).split())[:200]}") from error
+    maps = {node: value.shape for node, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
+    wanted = (size[0] // stride, size[1] // stride)
+    for node in reversed(maps):
+        if layer or maps[node][2:] == wanted:
+            return node, maps[node][1], tuple(maps[node][2:])
+    square = {size[0] // shape[2] for shape in maps.values() if size[0] // shape[2] == size[1] // shape[3]}
+    raise ValueError(f"stride={stride}: the network has no maps (b c h w) of that stride, but of {sorted(square)}")

@@ -17,6 +17,7 @@ from tests.factory import command
 from vla_mini.envs import make
 from vla_mini.evaluation.rollout import observe
 
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

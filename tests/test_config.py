@@ -203,6 +203,8 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
         *parents, key = path
         if parents[:1] == ["auxiliary"] and choice == "auxiliary=none":  # an empty node has no right type
             continue
+        if "config" in parents:  # another library's own settings: looked at when the model is made (tests/test_hub.py)
+            continue
         for mutate in (misspelt, of_wrong_type, moved_to_the_top, moved_down):
             spoilt = copy.deepcopy(whole)
             if mutate(spoilt, tuple(parents), key):

@@ -23,8 +23,9 @@ FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 _ORIGIN = {"architectures", "auto_map", "dtype", "transformers_version", "_name_or_path"}
 
 
-def make(config: Mapping[str, Any]) -> nn.Module:
-    """The untrained encoder that `config` describes: {"model_type": "bert", "hidden_size": 64, ...}."""
+def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The untrained encoder that `config` describes, {"model_type": "bert", "hidden_size": 64, ...}, and the whole config with
+    the library's defaults. None stands for such a default where the model has no setting of that name."""
     from transformers import AutoConfig, AutoModel
 
     arguments = dict(config)
@@ -32,11 +33,14 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     with _quietly(), _explained(f"model_type={kind}"):
         known = AutoConfig.for_model(kind).to_dict()
         for name in arguments.keys() - known.keys():
+            if arguments.pop(name) is None:
+                continue
             close = get_close_matches(name, known, n=1)
             raise ValueError(f"there is no setting {name!r}" + "".join(f"; did you mean {match!r}?" for match in close))
         # In bf16 on CPUs, attention written out is three times faster than the fused one, forward and back.
-        model = AutoModel.from_config(AutoConfig.for_model(kind, **arguments), attn_implementation="eager")
-        return model.get_encoder() if model.config.is_encoder_decoder else model
+        whole = AutoConfig.for_model(kind, **arguments)
+        model = AutoModel.from_config(whole, attn_implementation="eager")
+        return model.get_encoder() if whole.is_encoder_decoder else model, _plain(whole)
 
 
 def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -58,12 +62,10 @@ def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[
         inner = getattr(config, f"{part}_config", None)
         if inner is not None:
             model, config = next((each, inner) for each in whole.modules() if getattr(each, "config", None) is inner)
-        described = json.loads(config.to_json_string())
         if trust_remote_code and getattr(config, "auto_map", None):
-            return model.eval(), described  # made by code that the library does not have
-        known = AutoConfig.for_model(config.model_type).to_dict().keys() - _ORIGIN  # old files hold settings of long ago
-        described = {key: value for key, value in described.items() if key in known | {"model_type"}}
-        again = make(described)
+            return model.eval(), _plain(config)  # made by code that the library does not have
+        known = AutoConfig.for_model(config.model_type).to_dict()  # old files hold settings of long ago
+        again, described = make({key: value for key, value in _plain(config).items() if key in known})
         again.load_state_dict((model.get_encoder() if config.is_encoder_decoder else model).state_dict())
         return again.eval(), described
 
@@ -107,6 +109,11 @@ def freeze_unused(model: nn.Module, output: Tensor) -> None:
     gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config of transformers as what JSON can hold, defaults included, without where it came from."""
+    return {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if key not in _ORIGIN}
 
 
 @contextmanager

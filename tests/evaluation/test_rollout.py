@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_mini.evaluation.rollout import observe, rollout
+import vla_mini.envs
+from vla_mini.evaluation.rollout import _Slot, observe, rollout
 
 
 def test_results_do_not_depend_on_the_number_of_environments(reach, reach_policy):
@@ -35,6 +36,31 @@ def test_executes_the_first_actions_of_a_chunk_before_asking_again(reach, reach_
     policy = reach_policy(execute=execute, speed=0.0)  # never arrives: 12 steps
     (result,) = rollout(policy, reach, episodes=[0])
     assert (result.success, result.steps, len(policy.asked)) == (False, 12, 12 // execute)
+
+
+def test_an_ensemble_averages_what_all_chunks_say_of_a_step(reach, reach_policy):
+    """Chunks of four that count up: 0 1 2 3, then 10 11 12 13 ..., so that each action tells from which chunks it comes."""
+    policy, taken = reach_policy(execute=1, ensemble=0.5), []
+    policy.act = lambda observation, generator: 10.0 * len(taken) + torch.arange(4.0)[None, :, None]
+    slot = _Slot(vla_mini.envs.make(reach), record=False)
+    slot.begin(0, {})
+    for _ in range(6):
+        chunk = policy.act(None, None)[0].numpy()
+        taken.append(slot.plan(chunk, execute=policy.execute, ensemble=policy.ensemble).item())
+        slot.play(np.zeros((1, 1), np.float32))
+    for step, action in enumerate(taken):
+        chunks = range(max(0, step - 3), step + 1)  # those that still speak of this step, the oldest first
+        weights = np.exp(-0.5 * np.arange(len(chunks)))
+        assert action == pytest.approx(np.average([10 * then + (step - then) for then in chunks], weights=weights))
+
+
+def test_an_ensemble_of_one_chunk_is_that_chunk(reach, reach_policy):
+    """Executed whole, no chunk overlaps with the next; and what agrees with itself is not changed by averaging."""
+    for execute in (1, 2, 4):
+        plain, ensemble = (reach_policy(execute=execute, ensemble=each) for each in (None, 0.1))
+        if execute == 4:
+            assert rollout(plain, reach, episodes=range(8)) == rollout(ensemble, reach, episodes=range(8))
+        assert {result.success for result in rollout(ensemble, reach, episodes=range(8), num_envs=3)} == {True}
 
 
 def test_actions_are_clipped_to_what_the_environment_takes(reach, reach_policy):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 from lightning import Callback
 
 from tests.factory import make_batch, make_policy, mean_loss
@@ -28,6 +29,7 @@ CLIP, RATE = 0.05, 0.1
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One window of two unequal micro-batches, logged to both; the folder, the policies before and after, and the batch."""
+    wandb.finish()  # a run that another test left open would take what is logged here
     folder = tmp_path_factory.mktemp("run")
     before, policy = make_policy(), make_policy()
     batch = make_batch(policy, 8)

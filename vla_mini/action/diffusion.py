@@ -94,7 +94,8 @@ class DiffusionHead(nn.Module):
     def step(
         self, output: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], level: int, next_level: int
     ) -> Float[Tensor, "b t a"]:
-        """One DDIM step, to the action below level 0. Actions beyond [-1, 1] do not exist, and are cut off."""
+        """One DDIM step, to the action below level 0. Actions beyond [-1, 1] do not exist, and are cut off before the noise
+        is told from them."""
         kept = self.kept[level]
         kept_next = self.kept[next_level] if next_level >= 0 else torch.ones_like(kept)
         action = output if self.target == "action" else (x - (1 - kept).sqrt() * output) / kept.sqrt()

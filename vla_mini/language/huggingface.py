@@ -51,8 +51,7 @@ class HuggingFaceLanguage(nn.Module):
             self.tokenizer = _pretrained_tokenizer(source, max_words)
         else:
             self.tokenizer = train_tokenizer(tasks) if folder is None else Tokenizer.from_file(f"{folder}/{FILE}")
-            config = {"vocab_size": self.tokenizer.get_vocab_size()} | config
-            self.model = hub.make(config)
+            self.model, config = hub.make({"vocab_size": self.tokenizer.get_vocab_size()} | config)
             if folder is None:
                 pad_and_cut(self.tokenizer, pad=PAD, max_words=max_words)
         _check_sizes(config, num_tokens=self.tokenizer.get_vocab_size(), max_words=max_words)
@@ -102,14 +101,14 @@ class HuggingFaceLanguage(nn.Module):
     def _encode_one(self, row: tuple[int, ...], device: torch.device) -> Float[Tensor, "l d"]:
         """Alone, without padding, dropout, autocast or a graph: the same to the bit in training and acting, in any batch."""
         self.model.eval()
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             tokens = torch.tensor([row], device=device)
             return self._encode(tokens.clamp(min=0), tokens >= 0)[0]
 
 
 def _check_sizes(config: dict[str, Any], *, num_tokens: int, max_words: int) -> None:
     for name, needed in (("vocab_size", num_tokens), ("max_position_embeddings", max_words)):
-        if config.get(name, needed) < needed:
+        if (config.get(name) or needed) < needed:
             raise ValueError(f"language.config.{name}={config[name]} is too small: {needed} are needed")
 
 

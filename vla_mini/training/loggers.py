@@ -17,6 +17,7 @@ def hush_lightning() -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # config.yaml is there
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
 
 
 def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> list[Logger]:

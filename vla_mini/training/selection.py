@@ -59,7 +59,8 @@ class BestPolicy(Callback):
             for logger in trainer.loggers:
                 metrics = {"selection/success_rate": success, "selection/wrong_object_rate": wrong}
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
-            module.print(f"step {trainer.global_step}: success {success:.0%}, wrong object {wrong:.0%} in {self.episodes} scenes")
+            rates = f"success {success:.0%}, wrong object {wrong:.0%}"
+            module.print(f"step {trainer.global_step}: {rates} in {self.episodes} selection scenes")
             if self.best is None or success > self.best["success_rate"]:
                 self.best = {"success_rate": success, "step": trainer.global_step, "seconds": seconds}
                 module.policy.save_pretrained(self.folder)

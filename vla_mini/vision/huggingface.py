@@ -40,7 +40,8 @@ class HuggingFaceVision(nn.Module):
             self.model, config = hub.load(folder, part="vision", trust_remote_code=trust_remote_code)
             processor = _read_processor(folder)
         elif config is not None:
-            self.model, processor = hub.make(config), {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+            self.model, config = hub.make(config)
+            processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         else:
             raise ValueError("vision=huggingface needs a path (a hub id or a folder) or a config")
         # What a saved policy is made from again: no path, unless to code that is not ours.

@@ -54,6 +54,16 @@ def test_the_loss_is_zero_for_the_exact_field_alone():
     assert loss.shape == (16, 3) and loss.max() < 1e-20
 
 
+def test_training_looks_more_at_noise_than_at_actions():
+    """Times from a Beta(1.5, 1), turned round: of mean 0.4, and never 1."""
+    head, times = FlowHead(**SHAPE, draws=64), []
+    head.field.forward = lambda x, time, condition: times.append(time) or x
+    head.loss(make_context(64), torch.zeros(64, 3, 2), torch.zeros(64, 3, dtype=torch.bool))
+    (time,) = times
+    assert 0 <= time.min() and time.max() < 1 and time.mean().item() == pytest.approx(0.4, abs=0.02)
+    assert (time > 0.4995).float().mean().item() == pytest.approx(0.5**1.5, abs=0.03)
+
+
 def test_two_ways_are_learned_as_two_and_not_as_their_mean():
     """What regression cannot: half of the demonstrations go left, half right, from the same context."""
     torch.manual_seed(0)

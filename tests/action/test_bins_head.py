@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.action.test_flow import SHAPE, make_context
+from tests.action.test_flow_head import SHAPE, make_context
 from tests.factory import make_policy, spec
 from vla_mini.action.bins import BinsHead
 from vla_mini.data.statistics import training_statistics

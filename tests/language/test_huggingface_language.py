@@ -1,0 +1,170 @@
+"""A frozen encoder says each thing once; a learning one learns; a saved one needs nothing but its own folder."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tests.factory import make_batch, make_observation, make_policy, mean_loss, spec
+from vla_mini import hub, testing
+from vla_mini.language.huggingface import HuggingFaceLanguage
+from vla_mini.policy import Policy
+
+CONFIG = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TASKS = ("pick up the red cube", "grab the blue ball", "lift it")
+TARGET = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage"}
+
+
+@pytest.fixture
+def language():
+    torch.manual_seed(0)
+    return HuggingFaceLanguage(config=CONFIG, tasks=TASKS).eval()
+
+
+@pytest.fixture
+def calls(language):
+    """The batch sizes with which the model was asked."""
+    sizes = []
+    language.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return sizes
+
+
+def save_pretrained(folder, *, start: bool) -> None:
+    """A model with a tokenizer of its own, with or without a special token at the start."""
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", *sorted({word for task in TASKS for word in task.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if start:
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    model, _ = hub.make(CONFIG | {"vocab_size": len(words)})
+    model.save_pretrained(folder)
+
+
+def test_each_distinct_instruction_is_encoded_once(language, calls):
+    first = language(*language.tokenize([TASKS[0], TASKS[1], TASKS[0]]))
+    assert calls == [1, 1]
+    again = language(*language.tokenize([TASKS[1], TASKS[2]]))
+    assert calls == [1, 1, 1]
+    assert torch.equal(again[0], first[1][: again.shape[1]])  # padded otherwise, the same to the bit
+    language(*language.tokenize(["", *TASKS]))
+    assert calls == [1, 1, 1, 1]
+
+
+def test_what_is_remembered_is_what_the_model_says(language):
+    tokens, mask = language.tokenize([*TASKS, ""])
+    torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
+    assert (language(tokens, mask)[~mask] == 0).all()
+    assert mask.any(dim=1).all()  # even of the empty one
+
+
+def test_a_frozen_model_knows_no_dropout_and_no_graph(language, calls):
+    tokens, mask = language.tokenize(list(TASKS))
+    acting = language(tokens, mask).clone()
+    language._remembered.clear()
+    training = language.train()(tokens, mask)
+    assert torch.equal(acting, training) and not training.requires_grad
+
+
+def test_bf16_training_and_fp32_acting_hear_the_same(language):
+    tokens, mask = language.tokenize(list(TASKS))
+    with torch.autocast("cpu", torch.bfloat16):
+        training = language(tokens, mask)
+    language._remembered.clear()
+    assert torch.equal(training, language(tokens, mask))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.double(),
+        lambda model: model.load_state_dict({name: value + 0.1 for name, value in model.state_dict().items()}),
+        lambda model: [torch.nn.init.normal_(parameter) for parameter in model.parameters()],
+        lambda model: [setattr(parameter, "data", parameter.data + 0.1) for parameter in model.parameters()],
+    ],
+    ids=["converted", "loaded", "changed in place", "replaced"],
+)
+def test_it_forgets_when_the_weights_change(language, change):
+    tokens, mask = language.tokenize(list(TASKS))
+    language(tokens, mask)
+    change(language.model)
+    torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_remembered_under_inference_mode_serves_training():
+    policy = make_policy(language="huggingface").train()
+    batch = make_batch(policy)
+    with torch.inference_mode():
+        policy.act(batch.observation)
+    mean_loss(policy, batch).backward()
+    assert policy.projection["language"].weight.grad.abs().max() > 0
+
+
+def test_a_learning_model_gets_gradients_wherever_it_can():
+    policy = make_policy(language=spec("language", "huggingface") | {"frozen": False})
+    reason = "a key's bias adds the same score to every token, and a softmax does not see what all have in common"
+    exempt = {name: reason for name, _ in policy.named_parameters() if name.endswith(("word_keys.bias", "key.bias"))}
+    testing.assert_gradients_reach(policy, make_batch(policy, 8), except_for=exempt)
+    learning = {name for name, parameter in policy.language.named_parameters() if parameter.requires_grad}
+    assert learning and not [name for name in learning if "pooler" in name]
+
+
+def test_a_model_that_begins_to_learn_is_asked_again(language, calls):
+    tokens, mask = language.tokenize(list(TASKS))
+    language(tokens, mask)
+    language.model.requires_grad_(True)
+    assert language(tokens, mask).requires_grad and calls == [1, 1, 1, 3]
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_saved_policy_needs_the_folder_no_more(start, tmp_path):
+    save_pretrained(tmp_path / "bert", start=start)
+    policy = make_policy(language=TARGET | {"path": str(tmp_path / "bert")})
+    assert policy.language.words("pick up") == ["[CLS]", "pick", "up"]
+    assert policy.tokenize([""])[1].all()
+    policy.save_pretrained(tmp_path / "policy")
+    shutil.rmtree(tmp_path / "bert")
+    assert str(tmp_path) not in (tmp_path / "policy" / "config.json").read_text()
+    loaded = Policy.from_pretrained(tmp_path / "policy")
+    observation = make_observation(policy)
+    assert torch.equal(loaded.tokenize(list(TASKS))[0], policy.tokenize(list(TASKS))[0])
+    torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)
+
+
+def test_pretrained_vectors_are_the_models_own(tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    save_pretrained(tmp_path, start=True)
+    language = HuggingFaceLanguage(path=str(tmp_path))
+    inputs = AutoTokenizer.from_pretrained(tmp_path)(list(TASKS), return_tensors="pt", padding=True)
+    tokens, mask = language.tokenize(list(TASKS))
+    assert torch.equal(tokens, inputs["input_ids"]) and torch.equal(mask.long(), inputs["attention_mask"])
+    expected = AutoModel.from_pretrained(tmp_path)(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(language(tokens, mask), expected * mask[..., None], rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_remembers_for_itself(language):
+    tokens, mask = language.tokenize(list(TASKS))
+    language(tokens, mask)
+    other = copy.deepcopy(language).double()
+    assert other(tokens, mask).dtype == torch.float64 and language(tokens, mask).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs a path .* or a config"),
+        ({"config": CONFIG | {"vocab_size": 4}}, "config.vocab_size=4 is too small"),
+        ({"config": CONFIG, "max_words": 600}, "config.max_position_embeddings=512 is too small: 600"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceLanguage(**arguments, tasks=TASKS)

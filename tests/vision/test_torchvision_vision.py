@@ -1,0 +1,91 @@
+"""Feature maps of torchvision's networks, cut off where they have the wanted stride; weights from a file."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+
+from tests.factory import make_observation, make_policy
+from vla_mini.policy import Policy
+from vla_mini.vision.torchvision import IMAGE_MEAN, IMAGE_STD, TorchvisionVision
+
+SIZE = (64, 64)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    network = models.resnet18(weights=None)
+    for name, buffer in network.named_buffers():  # statistics that are not those of a new network
+        if "running" in name:
+            buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return network.eval()
+
+
+@pytest.fixture(params=["resnet.safetensors", "resnet.pth"])
+def path(request, resnet, tmp_path):
+    save = save_file if request.param.endswith("safetensors") else torch.save
+    save(resnet.state_dict(), tmp_path / request.param)
+    return str(tmp_path / request.param)
+
+
+def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
+    vision = TorchvisionVision(image_size=SIZE, path=path, stride=8).train()  # frozen statistics: training changes nothing
+    images = torch.rand(2, 3, 64, 64)
+    x = (images - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
+        x = getattr(resnet, name)(x)
+    assert vision.grid == (8, 8) and vision.width == 128
+    tokens = vision(images)
+    torch.testing.assert_close(tokens[:, 8 * 3 + 5], x[:, :, 3, 5], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens, x.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_policy_needs_the_file_no_more(path, tmp_path):
+    policy = make_policy(vision={"_target_": "vla_mini.vision.torchvision.TorchvisionVision", "path": path})
+    policy.save_pretrained(tmp_path / "policy")
+    shutil.os.remove(path)
+    loaded = Policy.from_pretrained(tmp_path / "policy")
+    observation = make_observation(policy)
+    torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "convnext_tiny", "shufflenet_v2_x0_5", "googlenet"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_any_network_of_maps_will_do(name, stride):
+    with warnings.catch_warnings(action="error"):
+        vision = TorchvisionVision(image_size=SIZE, name=name, stride=stride).eval()
+    assert vision.grid == (64 // stride, 64 // stride)
+    assert vision(torch.rand(1, 3, 64, 64)).shape == (1, vision.grid[0] * vision.grid[1], vision.width)
+
+
+def test_a_layer_may_be_named_and_images_resized():
+    vision = TorchvisionVision(image_size=SIZE, layer="layer3", input_size=[96, 128])
+    assert vision.grid == (6, 8) and vision.width == 256
+    assert vision(torch.rand(1, 3, 64, 64)).shape == (1, 48, 256)
+
+
+def test_no_norm_looks_across_the_batch():
+    vision = TorchvisionVision(image_size=SIZE).train()
+    images = torch.rand(4, 3, 64, 64)
+    torch.testing.assert_close(vision(images)[:1], vision(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet81"}, "name='resnet81' is no classification network of torchvision; did you mean 'resnet18'"),
+        ({"layer": "layr2"}, "layer='layr2' is not in the network; the nearest: layer2"),
+        ({"stride": 5}, r"stride=5: the network has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32"),
+        ({"name": "vit_b_16"}, r"input_size=\[64, 64\] is not for this network"),
+        ({"path": "nowhere.pth"}, "path=nowhere.pth: there is no such file"),
+        ({"path": __file__}, "holds no state_dict of ResNet"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        TorchvisionVision(image_size=SIZE, **arguments)
+    assert "\n" not in str(refused.value)

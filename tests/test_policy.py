@@ -94,3 +94,11 @@ def test_summed_losses_accumulate_to_the_gradient_of_the_big_batch():
     count = (~batch.is_pad).sum()
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(parameter.grad / count, expected[name], rtol=1e-10, atol=1e-14)
+
+
+def test_how_chunks_are_executed_is_saved(tmp_path):
+    policy = make_policy()
+    policy.execute, policy.ensemble = 3, 0.01
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert (loaded.execute, loaded.ensemble) == (3, 0.01)

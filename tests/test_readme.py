@@ -60,7 +60,7 @@ def linear(monkeypatch, tmp_path):
     folder = tmp_path / "action"
     folder.mkdir()
     (folder / "linear.yaml").write_text(blocks("yaml")[0])
-    for group, name in DEFAULTS.items():
+    for group in DEFAULTS:
         if group != "action":
             (tmp_path / group).symlink_to(CONFIGS / group)
     monkeypatch.setattr("tests.factory.CONFIGS", tmp_path)

@@ -1,6 +1,7 @@
 """Feature maps of torchvision's networks, cut off where they have the wanted stride; weights from a file."""
 
-import shutil
+import copy
+import os
 import warnings
 
 import pytest
@@ -21,7 +22,7 @@ def resnet():
     network = models.resnet18(weights=None)
     for name, buffer in network.named_buffers():  # statistics that are not those of a new network
         if "running" in name:
-            buffer.copy_(torch.rand_like(buffer) + 0.5)
+            buffer.copy_(0.1 * torch.rand_like(buffer) + (0.05 if "var" in name else -0.05))
     return network.eval()
 
 
@@ -33,21 +34,22 @@ def path(request, resnet, tmp_path):
 
 
 def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
-    vision = TorchvisionVision(image_size=SIZE, path=path, stride=8).train()  # frozen statistics: training changes nothing
-    images = torch.rand(2, 3, 64, 64)
+    vision = TorchvisionVision(image_size=SIZE, path=path, stride=8).double().train()  # their statistics are frozen
+    resnet, images = copy.deepcopy(resnet).double(), torch.rand(2, 3, 64, 64, dtype=torch.float64)
     x = (images - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
         x = getattr(resnet, name)(x)
     assert vision.grid == (8, 8) and vision.width == 128
     tokens = vision(images)
-    torch.testing.assert_close(tokens[:, 8 * 3 + 5], x[:, :, 3, 5], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(tokens, x.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+    assert x.std() > 0.1
+    torch.testing.assert_close(tokens[:, 8 * 3 + 5], x[:, :, 3, 5], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(tokens, x.flatten(2).transpose(1, 2), rtol=1e-6, atol=1e-8)
 
 
 def test_a_saved_policy_needs_the_file_no_more(path, tmp_path):
     policy = make_policy(vision={"_target_": "vla_mini.vision.torchvision.TorchvisionVision", "path": path})
     policy.save_pretrained(tmp_path / "policy")
-    shutil.os.remove(path)
+    os.remove(path)
     loaded = Policy.from_pretrained(tmp_path / "policy")
     observation = make_observation(policy)
     torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)

@@ -6,7 +6,7 @@ since Lightning's automatic optimization drives one optimizer. On toy_pick it ne
 rare features, such as shapes next to colours, no longer wait for the loud ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,14 +30,14 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.05,
         momentum: float = 0.95,
         adam_lr: float = 8e-3,
-        betas: Sequence[float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
         defaults = {
             "layers": False,
             "momentum": momentum,
-            "betas": tuple(betas),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
         }

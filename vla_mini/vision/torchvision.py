@@ -67,7 +67,7 @@ class TorchvisionVision(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         if list(images.shape[-2:]) != self.input_size:
             images = F.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
-        return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (w h) c")
+        return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (h w) c")
 
 
 def _make(name: str) -> nn.Module:

@@ -96,6 +96,8 @@ def test_no_graph_when_acting(variant):
 
 
 def test_one_batch_can_be_overfitted(variant):
+    if variant.get("trunk") == "joint":  # its cost grows with the square of the image tokens: a quarter of them is enough
+        variant = variant | {"vision": "patch"}
     policy = make_policy(**variant).train()
     batch = make_batch(policy, 4)
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)

@@ -18,8 +18,10 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
+    from vla_mini.training.precision import check_accelerator
     from vla_mini.training.window import Stopwatch
 
+    check_accelerator(cfg.trainer.accelerator)
     collect_missing(cfg)
     policy, data = build_policy_and_data(cfg)
 
@@ -27,10 +29,13 @@ def main(cfg: Any) -> None:
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     stopwatch = Stopwatch()
     trainer, module = build_training(cfg, policy, run_dir=run_dir, stopwatch=stopwatch)
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:  # however training ended: a run that saved a policy is the latest
+        if (run_dir / "policy").is_dir():
+            config.point_latest(run_dir)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
-    config.point_latest(run_dir)
 
     trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))
     policy = type(policy).from_pretrained(run_dir / "policy", trust_remote_code=trusted)

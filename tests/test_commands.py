@@ -169,6 +169,15 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
         ("train", ["experiment=toy_pick_smoke", "hydra.run.dir=runs"], "runs exists already"),
         ("train", ["experiment=toy_pick_smoke", "data.batch_size=100000"], "batch_size=100000"),
         ("train", ["experiment=toy_pick_smoke", "execute=9"], "execute"),
+        ("train", ["experiment=toy_pick_smoke", "insulate=true", "action=bins"], "insulate=true"),
+        pytest.param(
+            "train",
+            ["experiment=toy_pick_smoke", "trainer.accelerator=gpu"],
+            "trainer.accelerator=gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+        ("train", ["experiment=toy_pick_smoke", "trainer.devices=2"], "trainer.devices"),
+        ("train", ["experiment=toy_pick_smoke", "trainer.enable_checkpointing=true"], "enable_checkpointing"),
     ],
 )
 def test_refused_before_work_starts(place, capsys, name, arguments, says):

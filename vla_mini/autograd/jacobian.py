@@ -83,9 +83,8 @@ def jacobian_by_rows(
     """One forward pass, then one product for each row, each with a vector that is 1 there and 0 elsewhere."""
     point = point.clone().requires_grad_()
     values = function(point)
-    return torch.stack(
-        [torch.autograd.grad(values, point, unit, retain_graph=True)[0] for unit in torch.eye(len(values), dtype=values.dtype)]
-    )
+    units = torch.eye(len(values), dtype=values.dtype, device=values.device)
+    return torch.stack([torch.autograd.grad(values, point, unit, retain_graph=True)[0] for unit in units])
 
 
 def _quickest(way: Callable[[], Tensor]) -> tuple[Tensor, float]:

@@ -29,9 +29,12 @@ def components(policy: nn.Module) -> dict[str, nn.Module]:
 
 def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
     """The gradients at hand, by the name of their parameter. A frozen parameter with one is our mistake: it would move."""
-    for name, parameter in policy.named_parameters():
-        assert parameter.requires_grad or parameter.grad is None, f"{name} is frozen, yet it has a gradient"
-    return {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    gradients = {}
+    for name, parameter in policy.named_parameters():  # one walk: it is taken at every step
+        if parameter.grad is not None:
+            assert parameter.requires_grad, f"{name} is frozen, yet it has a gradient"
+            gradients[name] = parameter.grad
+    return gradients
 
 
 def gradient_norms(policy: nn.Module) -> dict[str, float]:

@@ -261,4 +261,6 @@ def _facts() -> frozenset[str]:
 
 
 # What Lightning's Trainer and torch's optimizers get from training/, never from YAML.
-_HANDED_OVER = frozenset({"params", "logger", "callbacks", "plugins", "default_root_dir"})
+_HANDED_OVER = frozenset(
+    {"params", "logger", "callbacks", "plugins", "default_root_dir"} | {"enable_checkpointing", "enable_model_summary"}
+)

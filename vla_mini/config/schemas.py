@@ -19,7 +19,7 @@ Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_m
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
-    ("devices", Literal["auto"] | Count | list[int]),
+    ("devices", Literal[1]),  # of several processes each would collect and evaluate: not yet
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),
@@ -80,9 +80,8 @@ class Evaluation:
 class Logger:
     """metrics.csv is always written; the variants of configs/logger/ add to it."""
 
-    csv: bool = True
+    csv: Literal[True] = True
     wandb: bool = False
-    tensorboard: bool = False
     project: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
     name: str | None = None

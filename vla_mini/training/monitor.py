@@ -51,6 +51,8 @@ class GradientMonitor(Callback):
             self._micro_batches.append((self._hooks.take() / divisor**2, self._samples))
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        if not (due(trainer, self.histograms) or due(trainer, self.every_n_steps)):
+            return
         gradients = norms.gradients_of(module.policy)
         if due(trainer, self.histograms):
             for logger in wandb_loggers(trainer):

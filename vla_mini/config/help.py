@@ -56,7 +56,7 @@ def help_text(name: str, purpose: str) -> str:
 
 def _settings(name: str) -> list[tuple[str, str]]:
     """("seed=0", "its comment in the YAML file") for each setting of configs/<name>.yaml."""
-    comments = dict(re.findall(r"^ *(\w+):[^#\n]*# *(.+)$", command_text(name), flags=re.MULTILINE))
+    comments = _comments(command_text(name))
     settings = []
     command = read_command(name)
     run_folder = command.pop("hydra", None)
@@ -64,10 +64,19 @@ def _settings(name: str) -> list[tuple[str, str]]:
         if key == "defaults":
             continue
         for path, leaf in _leaves(key, value):
-            settings.append((f"{path}={_show(leaf)}", comments.get(path.rpartition(".")[2], "")))
+            settings.append((f"{path}={_show(leaf)}", comments.get(path, "")))
     if run_folder:
         settings.append(("hydra.run.dir=DIR", "puts the run's folder elsewhere"))
     return settings
+
+
+def _comments(text: str) -> dict[str, str]:
+    """The comment behind each key of a YAML file of at most two levels, by its dotted path."""
+    comments, section = {}, ""
+    for indent, key, comment in re.findall(r"^( *)(\w+):[^#\n]*(?:# *(.+))?$", text, flags=re.MULTILINE):
+        section = section if indent else key
+        comments[f"{section}.{key}" if indent else key] = comment
+    return comments
 
 
 def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:

@@ -46,7 +46,8 @@ def test_json_holds_the_names_that_stay(results, data):
     for entry in found["sensitivity"]:
         assert {"scene", "instruction", "on_target", "on_others"} <= entry.keys()
         assert entry["on_target"] > 0 and entry["on_others"] > 0
-        assert [word for word, _ in entry["words"]][1:] == entry["instruction"].split() or "[UNK]" in str(entry["words"])
+        words = zip(entry["words"][1:], entry["instruction"].split(), strict=True)
+        assert all(shown in (word, "[UNK]") for (shown, _), word in words)
     jacobian = found["jacobian"]
     assert (jacobian["rows"], jacobian["columns"]) == (8 * 4, 4 + 3 * 4 * 4)
     assert sum(jacobian["row_blocks"].values()) == jacobian["rows"]

@@ -191,7 +191,9 @@ def test_looks_come_every_n_steps(tmp_path):
     log(tmp_path, policy, [make_batch(policy)] * 7, monitor={"every_n_steps": 3})
     rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
     assert [row["step"] for row in rows if row["gradients/total"]] == ["2", "5"]
-    assert not (tmp_path / "never" / "metrics.csv").exists()
+    (tmp_path / "never").mkdir()
+    never = log(tmp_path / "never", policy, [make_batch(policy)], monitor={"every_n_steps": 0}, log_every_n_steps=1)
+    assert "train/loss" in never and "gradients/total" not in never
 
 
 def test_watch_is_wandbs_own(monkeypatch, tmp_path):

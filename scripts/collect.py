@@ -21,7 +21,8 @@ def main(cfg) -> None:
             num_workers=cfg.num_workers,
             progress=lambda done, total: bar.update(done - bar.n),
         )
-    print(f"{cfg.output}: {collected.episodes} episodes, {collected.frames} frames")
+    split = f"{cfg.episodes} to train on and {cfg.validation_episodes} to validate on"
+    print(f"{cfg.output}: {collected.episodes} episodes ({split}), {collected.frames} frames")
 
 
 if __name__ == "__main__":

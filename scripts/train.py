@@ -34,6 +34,7 @@ def main(cfg: Any) -> None:
     finally:  # however training ended: a run that saved a policy is the latest
         if (run_dir / "policy").is_dir():
             config.point_latest(run_dir)
+    seconds = stopwatch.seconds
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
 
@@ -51,7 +52,7 @@ def main(cfg: Any) -> None:
     finish_loggers(trainer.loggers, rates, step=trainer.global_step - 1)
     report = write_report(run_dir)
     print(table(metrics))
-    print(f"{headline(metrics)}; trained {stopwatch.seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
+    print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
 
 
 def collect_missing(cfg: Any) -> None:
@@ -62,7 +63,8 @@ def collect_missing(cfg: Any) -> None:
 
     if Path(cfg.data.root).exists() or not cfg.data.episodes:
         return
-    with tqdm(desc="collecting", unit=" episodes", total=cfg.data.episodes + cfg.data.validation_episodes) as bar:
+    total = cfg.data.episodes + cfg.data.validation_episodes
+    with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
         collect(
             cfg.env.id,
             cfg.data.root,

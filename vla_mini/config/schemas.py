@@ -196,6 +196,9 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         )
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
+    for name in ("lr", "adam_lr"):
+        if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:
+            raise ValueError(f"optimizer.{name}={rate} is no learning rate: it has to be above 0")
     logger = settings.get("logger")
     if logger and not logger["wandb"]:
         for key, default in (("project", None), ("mode", "offline"), ("name", None)):

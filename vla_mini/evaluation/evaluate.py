@@ -42,7 +42,9 @@ def evaluate(
         raise ValueError(f"episodes={episodes}: an evaluation needs at least one episode")
     splits, checks = _examinations(env_id)
     start = time.perf_counter()
-    with tqdm(total=episodes * (len(splits) + len(checks)), unit="episode", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=episodes * (len(splits) + len(checks)), unit="episode", disable=None if progress else True, leave=False
+    ) as bar:
         play = partial(
             _play, policy, env_id, episodes=episodes, seed=seed, num_envs=num_envs, on_episode=lambda _: bar.update()
         )

@@ -122,12 +122,13 @@ class BareLoop:
 
     def __init__(self, cfg: Any, policy: Any, batches: Any) -> None:
         import torch
+        from omegaconf import OmegaConf
 
         from vla_mini.training.module import PolicyModule
         from vla_mini.training.precision import choose_precision
 
         self.policy, self.batches, self.clip = policy, self._forever(batches), cfg.trainer.gradient_clip_val
-        module = PolicyModule(policy, optimizer=cfg.optimizer, **cfg.schedule)
+        module = PolicyModule(policy, optimizer=OmegaConf.to_container(cfg.optimizer), **cfg.schedule)
         configured = module.configure_optimizers()
         self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         bf16 = choose_precision(cfg.trainer.precision, accelerator="cpu") == "bf16-mixed"

@@ -71,18 +71,25 @@ def main() -> None:
 def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[str, Any]:
     """Rounds of Lightning and of the bare loop in turns, then the bare loop's arithmetic and profile."""
     from lightning.pytorch.callbacks import LambdaCallback
+    from omegaconf import OmegaConf
     from torch.utils.flop_counter import FlopCounterMode
 
-    from scripts.train import build_policy_and_data, build_training, collect_missing
+    from scripts.train import collect_missing
     from vla_mini import config
+    from vla_mini.data.reader import read_dataset
+    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     max_steps = (WARM_UP_ROUNDS + rounds) * steps
     cfg = config.load("train", [*SETTINGS, f"trainer.max_steps={max_steps}", f"hydra.run.dir={folder}/run", *others])
     collect_missing(cfg)
-    policy, data = build_policy_and_data(cfg)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    demonstrations = read_dataset(cfg.data.root)
+    policy = untrained_policy(settings, demonstrations)
+    data = data_module(settings, demonstrations, policy)
     bare = BareLoop(cfg, copy.deepcopy(policy), data.train_dataloader())
-    trainer, module = build_training(cfg, policy, run_dir=folder / "run", stopwatch=Stopwatch())
+    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
     times: list[tuple[float, float]] = []  # seconds of each round: Lightning's, the bare loop's
     released = time.perf_counter()
 

@@ -78,16 +78,18 @@ def main(cfg: Any) -> None:
 def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
     """The policy, saved or untrained, a batch of random samples of its data, and what was said in each."""
     import numpy as np
+    from omegaconf import OmegaConf
 
     from vla_mini import Policy
     from vla_mini.data.reader import read_dataset
     from vla_mini.data.windows import ActionWindows, Keyframe
+    from vla_mini.training.setup import untrained_policy
 
     policy = Policy.from_pretrained(cfg.policy) if cfg.policy else None
     env_id = policy.source.get("env") if policy else cfg.training.env.id
     with TemporaryDirectory() as temporary:
         data = read_dataset(cfg.data or collect_some(env_id, Path(temporary) / "data", seed=cfg.seed))
-        policy = policy or build_untrained(cfg, data)
+        policy = policy or untrained_policy(OmegaConf.to_container(cfg.training, resolve=True), data).eval()
         check_sizes(policy, data, cfg)
         closing = cfg.keyframe if cfg.policy else cfg.training.data.keyframe
         windows = ActionWindows(
@@ -109,33 +111,6 @@ def collect_some(env_id: str | None, folder: Path, *, seed: int) -> Path:
         raise ValueError("the policy does not say which environment it was made for: give data=DIR")
     collect(env_id, folder, episodes=EPISODES, seed=seed, num_workers=1)
     return folder
-
-
-def build_untrained(cfg: Any, data: Any) -> Any:
-    """The policy that train.py would begin with, on this data."""
-    import torch
-    from omegaconf import OmegaConf
-
-    from vla_mini.build import build_policy
-    from vla_mini.training.freezing import freeze
-
-    settings = OmegaConf.to_container(cfg.training, resolve=True)
-    parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
-    if settings["insulate"]:
-        parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
-    torch.manual_seed(cfg.seed)
-    policy = build_policy(
-        parts,
-        features=data.features,
-        statistics=data.statistics,
-        tasks=data.tasks,
-        horizon=settings["data"]["horizon"],
-        keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
-        execute=settings["execute"],
-        source={"env": settings["env"]["id"]},
-    )
-    freeze(policy, settings["freeze"])
-    return policy.eval()
 
 
 def check_sizes(policy: Any, data: Any, cfg: Any) -> None:

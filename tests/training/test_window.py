@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from omegaconf import OmegaConf
 
-from scripts import train
 from tests.factory import ROOT, make_batch, make_policy, mean_loss
 from tests.harness import SGD, fit
 from tests.training.ddp_worker import FROZEN, SIZES, big_batch
@@ -19,6 +19,7 @@ from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.trainer import build_training
 from vla_mini.training.window import Stopwatch, WindowMean
 
 
@@ -133,8 +134,8 @@ def test_nothing_leaks_from_one_window_to_the_next():
 def test_the_order_of_the_callbacks(tmp_path):
     """Divide, judge, look. The module, which discards or clips, comes after all callbacks; what they see is tested above, in
     test_monitor.py and in test_guard.py."""
-    cfg = config.load("train", ["experiment=toy_pick_smoke"])
-    trainer, _ = train.build_training(cfg, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
+    settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]), resolve=True)
+    trainer, _ = build_training(settings, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
     assert [type(callback) for callback in trainer.callbacks[:3]] == [WindowMean, NonFiniteGuard, GradientMonitor]
-    assert trainer.callbacks[1].patience == cfg.guard.patience
-    assert trainer.callbacks[2].every_n_steps == cfg.trainer.log_every_n_steps == 1
+    assert trainer.callbacks[1].patience == settings["guard"]["patience"]
+    assert trainer.callbacks[2].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1

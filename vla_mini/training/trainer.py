@@ -1,0 +1,56 @@
+"""A run's settings -> Lightning's Trainer, with all that looks on while it trains, and the LightningModule that it trains."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from vla_mini.policy import Policy
+from vla_mini.training.guard import NonFiniteGuard
+from vla_mini.training.loggers import build_loggers, hush_lightning
+from vla_mini.training.memory import keep_freed_memory
+from vla_mini.training.module import PolicyModule
+from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.precision import choose_precision
+from vla_mini.training.selection import BestPolicy
+from vla_mini.training.summary import Summary
+from vla_mini.training.window import Stopwatch, WindowMean
+
+
+def build_training(
+    settings: Mapping[str, Any], policy: Policy, *, run_dir: Path, stopwatch: Stopwatch
+) -> tuple[lightning.Trainer, PolicyModule]:
+    """What `trainer.fit(module, datamodule=...)` needs; `settings` are those of configs/train.yaml, checked."""
+    keep_freed_memory()
+    hush_lightning()
+    arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
+    arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
+    print(f"precision: {arguments['precision']}")
+    evaluation = settings["evaluation"]
+    best = BestPolicy(
+        run_dir / "policy",
+        env_id=settings["env"]["id"],
+        episodes=evaluation["selection_episodes"],
+        every_n_steps=evaluation["every_n_steps"],
+        seed=evaluation["seed"],
+        stopwatch=stopwatch,
+    )
+    trainer = lightning.Trainer(
+        **arguments,
+        logger=build_loggers(settings["logger"], run_dir=run_dir, config=settings),
+        # In this order: divide the gradients, judge them, look at them. Clipping, by the module, comes last.
+        callbacks=[
+            WindowMean(stopwatch),
+            NonFiniteGuard(**settings["guard"]),
+            GradientMonitor(**settings["monitor"]),
+            Summary(),
+            best,
+            TQDMProgressBar(refresh_rate=10),
+        ],
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    return trainer, PolicyModule(policy, optimizer=settings["optimizer"], **settings["schedule"])

@@ -18,9 +18,11 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
+    from vla_mini.training.checkpoints import newest_good
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.precision import check_accelerator
+    from vla_mini.training.provenance import check_provenance, provenance, write_provenance
     from vla_mini.training.setup import data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
@@ -32,18 +34,25 @@ def main(cfg: Any) -> None:
     lightning.seed_everything(cfg.seed, verbose=False)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
+    origin = provenance(dataset=demonstrations.fingerprint)
 
-    run_dir = config.new_folder(cfg.run_dir)  # all is checked: the work begins
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    steps, checkpoint = 0, None
+    if cfg.resume:
+        check_provenance(Path(cfg.resume), origin)
+        steps, checkpoint = newest_good(Path(cfg.resume) / "checkpoints")
+        run_dir = config.reopen_folder(cfg.resume)
+    else:
+        run_dir = config.new_folder(cfg.run_dir)  # all is checked: the work begins
+        write_provenance(run_dir, origin)
+    config.save(cfg, run_dir / "config.yaml")
     stopwatch = Stopwatch()
-    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch)
+    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch, provenance=origin, steps=steps)
     try:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
         if (run_dir / "policy").is_dir():
             config.point_latest(run_dir)
     seconds = stopwatch.seconds
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
 
     trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))

@@ -8,6 +8,8 @@ They are taken where nothing is half done: an accumulation window has ended, its
 falls on the same step is over. What is resumed there goes on as if it had never stopped.
 """
 
+import hashlib
+import io
 import os
 import random
 import shutil
@@ -33,11 +35,12 @@ class WholeFiles(CheckpointIO):
     """How Lightning writes and reads a checkpoint: whole or not at all, and without running what is in it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # so that what is wrong with the disk is said by Python, and the checksum is of what was meant
+        torch.save(checkpoint, content)
         Path(path).parent.mkdir(exist_ok=True)
         with files.replacing(Path(path)) as temporary:
-            with temporary.open("wb") as file:  # Python's: its errors say what is wrong with the disk
-                torch.save(checkpoint, file)
-            checksum = files.digest(temporary)
+            temporary.write_bytes(content.getbuffer())
+        checksum = hashlib.sha256(content.getbuffer()).hexdigest()
         files.write_text(_checksum_file(Path(path)), f"{checksum}  {Path(path).name}\n")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:

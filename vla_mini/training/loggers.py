@@ -6,6 +6,9 @@ W&B stays offline unless it is asked for more, and goes offline where it does no
 import csv
 import logging
 import netrc
+import secrets
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini import files
+
+PATIENCE = 4  # seconds to wait for a service
 
 
 def hush_lightning() -> None:
@@ -32,10 +37,9 @@ def log(trainer: Trainer, metrics: Mapping[str, Any], *, step: int | None = None
 
     `step` counts from 0, as Lightning's; None is the step that has just ended.
     """
+    step = max(0, trainer.global_step - 1) if step is None else step  # a validation may fall into the first window
     for logger in trainer.loggers:
-        logger.log_metrics(
-            {name: float(value) for name, value in metrics.items()}, step=trainer.global_step - 1 if step is None else step
-        )
+        logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
 
 
 class Table(Logger):
@@ -55,7 +59,10 @@ class Table(Logger):
             lines = text[: text.rfind("\n") + 1].splitlines()
             rows = [row for row in csv.DictReader(lines) if int(row["step"]) < steps]
             self._columns = list(rows[0]) if rows else self._columns
-            self._rewrite(rows)
+            self._rewrite(rows[:-1])
+            for last in rows[-1:]:  # still open: a validation within the next window adds to it
+                known = {name: float(cell) for name, cell in last.items() if name != "step" and cell}
+                self.log_metrics(known, step=int(last["step"]))
 
     @property
     def name(self) -> str:
@@ -117,34 +124,33 @@ def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     import wandb
 
     mode = settings["mode"]
-    if mode == "online" and not _has_wandb_key():
-        warnings.warn("logger.mode=online, but there is no W&B key (wandb login): going on offline", stacklevel=2)
+    if mode == "online" and (reason := _why_not_online()):
+        warnings.warn(f"logger.mode=online, but {reason}: going on offline", stacklevel=2)
         mode = "offline"
     # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
     arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
     arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
-    limits = wandb.Settings(init_timeout=10, silent=True)
+    limits = wandb.Settings(init_timeout=PATIENCE, silent=True)
     try:
         run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:
         warnings.warn(f"W&B did not answer ({error}): going on offline", stacklevel=2)
+        wandb.teardown()  # it would go on trying, under the same id
         run = wandb.init(**arguments, mode="offline", settings=limits)
     return WandbLogger(experiment=run)
 
 
 def _wandb_id(run_dir: Path) -> str:
     """One id for a run, however often it is resumed; offline runs of one id are joined by `wandb sync --append`."""
-    import wandb
-
     path = run_dir / "wandb" / "id.txt"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        files.write_text(path, wandb.util.generate_id())
+        files.write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8")
 
 
-def _has_wandb_key() -> bool:
-    """Whether `wandb login` was ever run here or a key is in the environment; without one W&B would ask and wait."""
+def _why_not_online() -> str | None:
+    """What stands against it: without a key W&B would ask and wait; without an answer, try for half a minute."""
     import wandb
 
     settings = wandb.setup().settings
@@ -152,4 +158,12 @@ def _has_wandb_key() -> bool:
         saved = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
     except (FileNotFoundError, netrc.NetrcParseError):
         saved = None
-    return bool(settings.api_key or saved)
+    if not (settings.api_key or saved):
+        return "there is no W&B key (wandb login)"
+    try:
+        urllib.request.urlopen(settings.base_url, timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except OSError as error:
+        return f"{settings.base_url} does not answer ({error})"
+    return None

@@ -20,30 +20,31 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.precision import check_accelerator
+    from vla_mini.training.processes import check_devices
     from vla_mini.training.setup import data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    check_accelerator(cfg.trainer.accelerator)
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed, verbose=False)
+    lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # each process draws its own noise
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
 
-    run_dir = config.new_folder(cfg.run_dir)  # all is checked: the work begins
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    run_dir = config.run_folder(cfg)  # all is checked: the work begins
     stopwatch = Stopwatch()
     trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch)
     try:
         trainer.fit(module, datamodule=data)
     finally:  # however training ended: a run that saved a policy is the latest
-        if (run_dir / "policy").is_dir():
+        if trainer.is_global_zero and (run_dir / "policy").is_dir():
             config.point_latest(run_dir)
     seconds = stopwatch.seconds
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+    if not trainer.is_global_zero:
+        return  # of several processes the first does the rest
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
 
     trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))

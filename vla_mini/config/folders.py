@@ -7,6 +7,9 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from vla_mini.config import processes
 
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
 
@@ -33,6 +36,19 @@ def new_folder(path: str | Path) -> Path:
     _made.append(path)
     start_work()
     return path
+
+
+def run_folder(cfg: Any) -> Path:
+    """The new folder `cfg.run_dir`, with the run's config.yaml in it; in a run's further processes, the one that is there."""
+    from omegaconf import OmegaConf
+
+    if processes.rank():
+        start_work()
+        return Path(cfg.run_dir)
+    run_dir = new_folder(cfg.run_dir)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    os.environ[processes.RUN_DIR] = str(run_dir)
+    return run_dir
 
 
 def start_work() -> None:

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 def hush_lightning() -> None:
     """Lightning's notes on what is as it should be here: the run says what matters itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric.utilities"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # config.yaml is there
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")

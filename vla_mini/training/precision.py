@@ -15,12 +15,6 @@ def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def check_accelerator(accelerator: str) -> None:
-    """ValueError for a GPU that is not there, before any work."""
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={accelerator}: torch sees no such device here; auto takes what there is")
-
-
 def _cpu_multiplies_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))

@@ -79,6 +79,13 @@ def test_two_processes_compute_the_gradient_of_the_big_batch(ranks):
         torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-11, atol=1e-13)
 
 
+def test_parameters_that_the_loss_does_not_use_are_left_out(ranks):
+    for result in ranks[0]:
+        for window, beside in zip(result["gradients"], result["gradients beside a spare layer"], strict=True):
+            assert window.keys() == beside.keys()  # the spare layer has none
+            torch.testing.assert_close(flat(beside), flat(window), rtol=1e-12, atol=1e-15)
+
+
 def test_the_logged_loss_is_that_of_all_processes(ranks):
     _, folder, _ = ranks
     rows = read_rows(folder)

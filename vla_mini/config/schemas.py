@@ -19,7 +19,9 @@ Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_m
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
-    ("devices", Literal[1]),  # of several processes each would collect and evaluate: not yet
+    ("devices", Count),
+    ("num_nodes", Literal[1]),  # what several machines would have to say to each other is untested
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),

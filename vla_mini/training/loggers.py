@@ -26,7 +26,8 @@ PATIENCE = 4  # seconds to wait for a service
 
 def hush_lightning() -> None:
     """Lightning's notes on what is as it should be here: the run says what matters itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric.utilities"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are

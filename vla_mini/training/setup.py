@@ -48,6 +48,7 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         tokenize=policy.tokenize,
         horizon=settings["data"]["horizon"],
         batch_size=settings["data"]["batch_size"],
+        num_processes=settings["trainer"]["devices"],
         seed=settings["seed"],
         keyframe=Keyframe(**keyframe) if keyframe else None,
     )

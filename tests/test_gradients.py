@@ -32,7 +32,7 @@ def policy(tmp_path_factory):
 def results(policy, data):
     assert command("gradients", f"policy={policy}", f"data={data}", *FEW) == 0
     (folder,) = (policy.parent / "gradients").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"gradients.html", "gradients.json"}
+    assert {path.name for path in folder.iterdir()} == {"gradients.html", "gradients.json", "figures"}
     return folder
 
 
@@ -68,15 +68,28 @@ def test_page_is_whole_and_fetches_nothing(results):
     assert not re.search(r"https?://|url\((?!#)|@import", html)
     assert all(source.startswith(("data:image/", "#")) for source in re.findall(r'(?:src|href)="([^"]*)"', html))
     found = json.loads((results / "gradients.json").read_text())
-    assert html.count("where it looks:") == len(found["sensitivity"])
+    assert html.count("where it looks:") == len(found["sensitivity"]) == len(re.findall("a pixel of the named", html))
     for words in ("projection.language", "trunk.word_keys", "vanishing", "inference_mode", "by torch.func.jacrev"):
         assert words in html
     drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
     ids = [element.get("id") for drawing in drawings for element in drawing.iter() if element.get("id")]
-    assert len(drawings) == 4 and len(ids) == len(set(ids))
+    assert len(drawings) == 4 + 2 + 1 and len(ids) == len(set(ids))  # plots, scenes, the loudest samples
     texts = [text.text for drawing in drawings for text in drawing.iter("text")]
     for name in ("pixels", "words", "state values", "vision", "language", "state", "trunk", "action", "loss"):
         assert name in texts
+
+
+def test_each_picture_is_a_file_of_its_own(results):
+    pictures = {path.name: path for path in (results / "figures").iterdir()}
+    scenes = {"scene_0.svg", "scene_1.svg"}
+    assert pictures.keys() == scenes | {f"{name}.svg" for name in ("flow", "norms", "samples", "graph", "jacobian")}
+    for name, path in pictures.items():
+        text = path.read_text(encoding="utf-8")
+        drawing = ElementTree.fromstring(text)
+        left, top, width, height = map(float, drawing.get("viewBox").split())
+        assert left < 0 and top < 0 and width / height == pytest.approx(960 / int(drawing.get("height")), rel=1e-2)
+        assert "var(" not in text and "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), name
+        assert len(text) < 150_000
 
 
 def test_an_untrained_policy_of_an_experiment(data, tmp_path):

@@ -1,12 +1,15 @@
 """scripts/gradients.py end to end, in this process, on an untrained policy; and what bad input gets: one line, exit code 2."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tests.factory import FEATURES, command, make_policy
+from tests.factory import FEATURES, ROOT, command, make_policy
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 
@@ -151,3 +154,21 @@ def test_data_of_other_sizes_is_refused(refusal, data, tmp_path):
     ):
         make_policy(features=features).save_pretrained(tmp_path / "policy")
         assert words in refusal(f"policy={tmp_path / 'policy'}", f"data={data}")
+
+
+@pytest.mark.slow
+def test_a_trained_policy_looks_at_what_is_named_and_an_untrained_one_does_not(tmp_path):
+    """150 steps from 2,000 demonstrations are enough; in processes of their own, as a user starts them."""
+
+    def run(name, *arguments):
+        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+
+    short = ["trainer.max_steps=150", "evaluation.every_n_steps=0", "evaluation.episodes=1"]
+    run("train", "experiment=toy_pick", "data.root=data", "data.episodes=2000", "hydra.run.dir=run", *short)
+    run("gradients", "policy=run/policy", "data=data", "output=trained")
+    run("gradients", "experiment=toy_pick", "data=data", "output=untrained")
+    trained, untrained = (json.loads((tmp_path / name / "gradients.json").read_text()) for name in ("trained", "untrained"))
+    assert trained["num_pairs"] == untrained["num_pairs"] == 100
+    assert trained["on_target_share"] >= 0.8 > untrained["on_target_share"]
+    assert trained["seconds"] < 60

@@ -14,6 +14,7 @@ from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 
 FEW = ["samples=6", "scenes=2", "grid=4"]
+PICTURES = {"flow", "norms", "samples", "graph", "jacobian"}  # and one of each scene
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,7 @@ def test_page_is_whole_and_fetches_nothing(results):
 
 def test_each_picture_is_a_file_of_its_own(results):
     pictures = {path.name: path for path in (results / "figures").iterdir()}
-    scenes = {"scene_0.svg", "scene_1.svg"}
-    assert pictures.keys() == scenes | {f"{name}.svg" for name in ("flow", "norms", "samples", "graph", "jacobian")}
+    assert pictures.keys() == {f"{name}.svg" for name in PICTURES | {"scene_0", "scene_1"}}
     for name, path in pictures.items():
         text = path.read_text(encoding="utf-8")
         drawing = ElementTree.fromstring(text)

@@ -85,6 +85,11 @@ def test_its_last_line_says_how_it_went(smoke):
     assert (smoke.place / found[5]).samefile(smoke.place / RUN / "report.html")
 
 
+def test_a_run_shows_its_batch_once(smoke):
+    for row in ("images +16 x 1 x 3 x 64 x 64 +uint8", "tokens +16 x \\d+ +int64", "actions +16 x 8 x 4 +float32"):
+        assert len(re.findall(rf"{row} +\S+$", smoke.printed, re.MULTILINE)) == 1
+
+
 def test_the_smoke_experiment_takes_less_than_half_a_minute_of_two_cores(smoke):
     assert smoke.cpu_seconds < 2 * 30
 

@@ -75,7 +75,7 @@ table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabul
 th { font-size: .8125rem; font-weight: 400; color: var(--quiet); }
 th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; } td { border-top: 1px solid var(--rule); }
-.wide { overflow-x: auto; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
+.wide { overflow-x: auto; margin: 1.4rem 0; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
 .bars { display: grid; grid-template-columns: minmax(3.6rem, max-content) 1fr; gap: .1rem .7rem;
   margin: .5rem 0 0; align-items: center;  font-size: .8125rem; line-height: 1.35; }
 .bars b { font-weight: 400; color: var(--quiet); text-align: right; } .bars i { display: block; height: 7px; border-radius: 2px;

@@ -10,6 +10,7 @@ from vla_mini.pages.page import data_uri
 WIDTH, GAP = 960.0, 24.0  # of a row, and between its pictures
 SAID, TEXT, BAR = 22.0, 17.0, 16.0  # heights of a line of what was said, of other text, and of a bar
 LABEL = 7.5  # width of a letter of a bar's name
+PIXELS = "image-rendering: pixelated; clip-path: inset(0 round 6px)"
 
 
 class Bars(NamedTuple):
@@ -40,7 +41,7 @@ def sheet(cells: Sequence[Cell], *, columns: int) -> str:
 def _cell(cell: Cell, *, left: float, side: float) -> tuple[list[str], float]:
     """The elements of one cell, and where it ends."""
     parts = [
-        f'<image x="{left:g}" width="{side:g}" height="{side:g}" style="image-rendering: pixelated" '
+        f'<image x="{left:g}" width="{side:g}" height="{side:g}" style="{PIXELS}" '
         f'href="{data_uri(cell.png, "png")}"><title>{escape(cell.description)}</title></image>'
     ]
     y = side + 6

@@ -145,6 +145,16 @@ def test_bad_input_is_one_clear_line(refusal, policy, data, tmp_path):
     assert "'optimizer'" in refusal("experiment=toy_pick", "optimzer.lr=1")
 
 
+@pytest.mark.parametrize(
+    ("source", "says"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")]
+)
+def test_a_policy_without_data_or_of_an_unknown_environment_is_refused(refusal, data, tmp_path, source, says):
+    policy = make_policy()
+    policy.source = source
+    policy.save_pretrained(tmp_path / "policy")
+    assert says in refusal(f"policy={tmp_path / 'policy'}", *([f"data={data}"] if source else []))
+
+
 def test_data_of_other_sizes_is_refused(refusal, data, tmp_path):
     for features, words in (
         (FEATURES._replace(image_size=(32, 32)), "its image_size is (64, 64)"),

@@ -68,6 +68,10 @@ lengths_of_episodes = st.lists(st.integers(1, 12), min_size=2, max_size=6)
 def test_windows_never_cross_an_episodes_end(lengths, horizon, split, threshold):
     data = demonstrations(lengths)
     keyframe = Keyframe(state=("x", "y"), closes="close", threshold=threshold)
+    if horizon > max(lengths):
+        with pytest.raises(ValueError, match=f"horizon={horizon} is longer than the longest episode, which has {max(lengths)}"):
+            ActionWindows(data, split=split, horizon=horizon, tokenize=tokenize)
+        return
     windows = ActionWindows(data, split=split, horizon=horizon, tokenize=tokenize, keyframe=keyframe)
     first, last = (sum(lengths[:-1]), sum(lengths)) if split == "validation" else (0, sum(lengths[:-1]))
     assert len(windows) == last - first

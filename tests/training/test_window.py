@@ -15,10 +15,13 @@ from tests.harness import SGD, fit
 from tests.training.ddp_worker import FROZEN, SIZES, big_batch
 from vla_mini import config
 from vla_mini.testing import split
+from vla_mini.training.checkpoints import Checkpoints, RandomNumbers
 from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.selection import BestPolicy
+from vla_mini.training.summary import Summary
 from vla_mini.training.trainer import build_training
 from vla_mini.training.window import Stopwatch, WindowMean
 
@@ -136,6 +139,7 @@ def test_the_order_of_the_callbacks(tmp_path):
     test_monitor.py and in test_guard.py."""
     settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]), resolve=True)
     trainer, _ = build_training(settings, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
-    assert [type(callback) for callback in trainer.callbacks[:3]] == [WindowMean, NonFiniteGuard, GradientMonitor]
-    assert trainer.callbacks[1].patience == settings["guard"]["patience"]
-    assert trainer.callbacks[2].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1
+    order = [RandomNumbers, WindowMean, NonFiniteGuard, GradientMonitor, Summary, BestPolicy, Checkpoints]
+    assert [type(callback) for callback in trainer.callbacks[:7]] == order
+    assert trainer.callbacks[2].patience == settings["guard"]["patience"]
+    assert trainer.callbacks[3].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1

@@ -7,6 +7,7 @@ same config to a test or a notebook. Nothing is built and nothing is written bef
 """
 
 from vla_mini.config.command import load, main, run
-from vla_mini.config.folders import new_folder, point_latest, start_work
+from vla_mini.config.folders import new_folder, point_latest, reopen_folder, start_work
+from vla_mini.config.resume import save
 
-__all__ = ["load", "main", "new_folder", "point_latest", "run", "start_work"]
+__all__ = ["load", "main", "new_folder", "point_latest", "reopen_folder", "run", "save", "start_work"]

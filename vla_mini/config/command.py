@@ -21,6 +21,7 @@ from vla_mini.config import folders
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, escape
 from vla_mini.config.help import help_text
+from vla_mini.config.resume import compose_resumed, resumed_folder
 
 Main = Callable[[Any], None]
 
@@ -44,7 +45,8 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
 
     from vla_mini.config.schemas import SCHEMAS, refuse_contradictions
 
-    composed = compose(name, list(arguments))
+    folder = resumed_folder(arguments) if name == "train" else None
+    composed = compose_resumed(folder, arguments) if folder else compose(name, list(arguments))
     checked = conform(composed.settings, SCHEMAS[name])
     refuse_contradictions(checked)
     if composed.training is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
 
 _made: list[Path] = []  # folders that this command made, outermost first
+_held: list[int] = []  # locks on the folders that this command works in
 _started = False
 
 
@@ -31,6 +32,21 @@ def new_folder(path: str | Path) -> Path:
         remove_empty_folders()
         raise ValueError(f"cannot create the folder {path}: {error.strerror or error}") from error
     _made.append(path)
+    return reopen_folder(path)
+
+
+def reopen_folder(path: str | Path) -> Path:
+    """Go on in the folder of an earlier run, which no other process may be working in. Work has started then."""
+    path = Path(path)
+    try:
+        import fcntl
+
+        _held.append(os.open(path, os.O_RDONLY))  # until the command ends
+        fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        pass
+    except BlockingIOError:
+        raise ValueError(f"{path}: another process is at work in it") from None
     start_work()
     return path
 
@@ -50,6 +66,8 @@ def begin() -> None:
     global _started
     _started = False
     _made.clear()
+    while _held:
+        os.close(_held.pop())
 
 
 def remove_empty_folders() -> None:

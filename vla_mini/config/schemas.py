@@ -81,6 +81,7 @@ class Logger:
     """metrics.csv is always written; the variants of configs/logger/ add to it."""
 
     csv: Literal[True] = True
+    tensorboard: bool = False
     wandb: bool = False
     project: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -105,6 +106,14 @@ class Guard:
 
 
 @dataclass
+class Checkpoint:
+    """What a run can be resumed from."""
+
+    every_n_steps: Count
+    keep: Count
+
+
+@dataclass
 class Train:
     seed: Natural
     execute: Count
@@ -122,6 +131,9 @@ class Train:
     evaluation: Evaluation
     monitor: Monitor
     guard: Guard
+    checkpoint: Checkpoint
+    resume: str | None
+    deterministic: bool
     insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing

@@ -56,6 +56,8 @@ class ActionWindows:
         self._first = int(demonstrations.episode_starts[first])
         self._length = int(demonstrations.episode_ends[last - 1]) - self._first
         lengths = demonstrations.episode_ends - demonstrations.episode_starts
+        if horizon > lengths.max():
+            raise ValueError(f"horizon={horizon} is longer than the longest episode, which has {lengths.max()} frames")
         self._ends = np.repeat(demonstrations.episode_ends, lengths)  # of each frame's episode
         tokens, mask = tokenize(list(demonstrations.tasks))
         self._tokens, self._token_mask = tokens.numpy(), mask.numpy()

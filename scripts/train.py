@@ -84,12 +84,15 @@ def resumable(cfg: Any, origin: dict[str, Any]) -> tuple[int, Path]:
 
 def collect_missing(cfg: Any) -> None:
     """Collect the demonstrations that the config asks for, where they are missing."""
+    from omegaconf import OmegaConf
     from tqdm import tqdm
 
     from vla_mini.collection import collect
+    from vla_mini.training.setup import rehearse
 
     if Path(cfg.data.root).exists() or not cfg.data.episodes:
         return
+    rehearse(OmegaConf.to_container(cfg, resolve=True))
     total = cfg.data.episodes + cfg.data.validation_episodes
     with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
         collect(

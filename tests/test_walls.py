@@ -27,7 +27,7 @@ ROOMS = {
     "build": FACTS | {"normalization", "policy"},
     "pretrained": FACTS | {"build", "policy"},
     "collection": FACTS | {"data", "envs"},
-    "autograd": FACTS | PARTS | JOINS,
+    "autograd": FACTS | PARTS | JOINS | {"pages"},
     "pages": set(),  # words, numbers and pictures in, HTML out
     "evaluation": FACTS | PARTS | JOINS | {"pages"},
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},

@@ -110,6 +110,19 @@ def test_a_batch_is_a_copy():
         np.testing.assert_array_equal(kept, now)
 
 
+def test_arrays_reach_torch_without_another_copy_and_keep_their_dtype(monkeypatch):
+    """One gather makes the batch; torch looks at the very same memory."""
+    handed_over, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: handed_over.append(array) or from_numpy(array))
+    batch = ActionWindows(demonstrations([5, 4]), split="train", horizon=2, tokenize=tokenize).__getitems__([1, 3])
+    fields = [*batch.observation, *batch[1:]]
+    memory = {array.__array_interface__["data"][0]: array.dtype for array in handed_over}
+    assert [memory[field.data_ptr()] for field in fields if field.numel()] == [
+        *(np.uint8, np.int64, bool, np.float32),
+        *(np.float32, bool, bool),
+    ]
+
+
 @pytest.mark.parametrize(
     "keyframe, message",
     [

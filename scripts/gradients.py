@@ -85,7 +85,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
     from vla_mini.data.windows import ActionWindows, Keyframe
     from vla_mini.training.setup import untrained_policy
 
-    policy = Policy.from_pretrained(cfg.policy) if cfg.policy else None
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code) if cfg.policy else None
     env_id = policy.source.get("env") if policy else cfg.training.env.id
     with TemporaryDirectory() as temporary:
         data = read_dataset(cfg.data or collect_some(env_id, Path(temporary) / "data", seed=cfg.seed))
@@ -97,6 +97,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
             split="train",
             horizon=policy.action.horizon,
             tokenize=policy.tokenize,
+            history=policy.history,
             keyframe=Keyframe(policy.keyframe, closing.closes, closing.threshold) if policy.keyframe else None,
         )
         chosen = np.random.default_rng(cfg.seed).permutation(len(windows))[: cfg.samples]
@@ -132,9 +133,10 @@ def begin_scenes(policy: Any, batch: Any, instructions: list[str], cfg: Any) -> 
     others = {one: next((other for other in instructions if other != one), one) for one in set(instructions)}
     scenes = []
     for index, own in enumerate(instructions[: cfg.scenes]):
-        images = dict(zip(policy.features.cameras, batch.observation.images[index].permute(0, 2, 3, 1).numpy(), strict=True))
+        now = batch.observation.images[index, : len(policy.features.cameras)].permute(0, 2, 3, 1).numpy()
+        images, state = dict(zip(policy.features.cameras, now, strict=True)), batch.observation.state[index].numpy()
         for instruction in dict.fromkeys((own, others[own])):
-            observation = {"images": images, "state": batch.observation.state[index].numpy(), "instruction": instruction}
+            observation = {"images": images, "state": state[: policy.features.state_size], "instruction": instruction}
             scenes.append(Scene(index, observation, masks=None, target=0))
     return scenes
 
@@ -150,7 +152,7 @@ def look(policy: Any, scenes: list[Any]) -> tuple[list[dict[str, Any]], list[Any
     from vla_mini.evaluation.rollout import observe
     from vla_mini.pages.gradients import Look
 
-    entries, looks = [], []
+    entries, looks, size = [], [], policy.features.state_size  # of a policy with a history, the newest frame is shown
     for first in range(0, len(scenes), 20):  # a few at a time, so that memory stays bounded
         part = scenes[first : first + 20]
         found = sensitivity(policy, observe(policy, [scene.observation for scene in part]))
@@ -159,7 +161,7 @@ def look(policy: Any, scenes: list[Any]) -> tuple[list[dict[str, Any]], list[Any
             sizes = on_objects(pixels, torch.from_numpy(scene.masks), scene.target) if known else (None, None)
             instruction = scene.observation["instruction"]
             by_word = list(zip(policy.language.words(instruction), words.tolist(), strict=False))
-            by_state = list(zip(policy.features.state, state.tolist(), strict=True))
+            by_state = list(zip(policy.features.state, state[:size].tolist(), strict=True))
             entry = {"scene": scene.episode, "instruction": instruction, "on_target": sizes[0], "on_others": sizes[1]}
             entries.append(entry | {"words": by_word, "state": dict(by_state)})
             if scene.episode < SCENES_SHOWN:
@@ -189,19 +191,18 @@ def thresholds() -> dict[str, Any]:
 def describe_jacobian(result: Any, policy: Any, *, grid: int) -> dict[str, Any]:
     features = policy.features
     rows, columns = result.matrix.shape
-    pixels = len(features.cameras) * 3 * features.image_size[0] * features.image_size[1]
+    views = [f"{camera}, {age} before" if age else camera for age in range(policy.history) for camera in features.cameras]
+    pixels = len(views) * 3 * features.image_size[0] * features.image_size[1]
     colours = {
-        f"{camera}, {colour}" if len(features.cameras) > 1 else colour: grid * grid
-        for camera in features.cameras
-        for colour in ("red", "green", "blue")
+        f"{view}, {colour}" if len(views) > 1 else colour: grid * grid for view in views for colour in ("red", "green", "blue")
     }
     return {
         "rows": rows,
         "columns": columns,
         **{name: value for name, value in result._asdict().items() if name != "matrix"},
-        "full_columns": features.state_size + pixels,
+        "full_columns": policy.history * features.state_size + pixels,
         "row_blocks": {f"action {step}": features.action_size for step in range(rows // features.action_size)},
-        "column_blocks": {"state": features.state_size} | colours,
+        "column_blocks": {"state": policy.history * features.state_size} | colours,
     }
 
 

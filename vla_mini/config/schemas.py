@@ -107,6 +107,7 @@ class Guard:
 @dataclass
 class Train:
     seed: Natural
+    history: Count
     execute: Count
     ensemble: Amount | None
     env: Environment
@@ -144,17 +145,19 @@ class Evaluate:
     episodes: Count
     seed: Natural
     num_envs: Count
+    trust_remote_code: bool
     output: str | None
 
 
 @dataclass
 class Infer:
     policy: str
-    image: str | list[str]  # one for each camera
+    image: str | list[str]  # one for each camera, in each frame
     instruction: str
     state: list[float]
     mode: Literal["grad", "no_grad", "inference_mode"]
     seed: Natural
+    trust_remote_code: bool
 
 
 @dataclass
@@ -177,6 +180,7 @@ class Gradients:
     scenes: Count
     grid: Count
     seed: Natural
+    trust_remote_code: bool
     keyframe: Closing
 
 

@@ -21,11 +21,12 @@ class DemonstrationDataModule(LightningDataModule):
         horizon: int,
         batch_size: int,
         seed: int = 0,
+        history: int = 1,
         keyframe: Keyframe | None = None,
     ) -> None:
         super().__init__()
         self.train_windows, self.validation_windows = (
-            ActionWindows(demonstrations, split=split, horizon=horizon, tokenize=tokenize, keyframe=keyframe)
+            ActionWindows(demonstrations, split=split, horizon=horizon, tokenize=tokenize, history=history, keyframe=keyframe)
             for split in ("train", "validation")
         )
         self._batch_size = batch_size

@@ -12,13 +12,14 @@ import torch
 
 from vla_mini.build import build_policy
 from vla_mini.data.reader import Demonstrations
-from vla_mini.data.windows import Keyframe
+from vla_mini.data.windows import Keyframe, check_history
 from vla_mini.policy import Policy
 from vla_mini.training.freezing import freeze
 
 
 def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Policy:
     """The policy that training begins with: drawn from `seed`, sized by the demonstrations, frozen where asked."""
+    check_history(demonstrations, settings["history"])  # before anything is made of so many frames
     torch.manual_seed(settings["seed"])
     parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
     if settings["insulate"]:
@@ -29,6 +30,7 @@ def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations
         statistics=demonstrations.statistics,
         tasks=demonstrations.tasks,
         horizon=settings["data"]["horizon"],
+        history=settings["history"],
         keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
         execute=settings["execute"],
         ensemble=settings["ensemble"],
@@ -49,5 +51,6 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         horizon=settings["data"]["horizon"],
         batch_size=settings["data"]["batch_size"],
         seed=settings["seed"],
+        history=settings["history"],
         keyframe=Keyframe(**keyframe) if keyframe else None,
     )

@@ -59,6 +59,14 @@ class Data:
 
 
 @dataclass
+class Augmentation:
+    """Random changes of the images in training: transforms, one after the other, by names of one's own."""
+
+    draws: Count
+    transforms: dict[str, Annotated[dict, Target("torchvision.transforms.v2", base="Transform", given=("size",))] | None]
+
+
+@dataclass
 class Schedule:
     """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training."""
 
@@ -126,6 +134,7 @@ class Train:
     insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
+    augmentation: Augmentation | None = None  # so here
 
 
 @dataclass

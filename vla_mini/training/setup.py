@@ -44,7 +44,11 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
     """The LightningDataModule that batches the demonstrations in the policy's own words."""
     from vla_mini.data.module import DemonstrationDataModule  # Lightning takes seconds, and not all callers train
 
-    keyframe = settings["data"]["keyframe"]
+    keyframe, augment = settings["data"]["keyframe"], None
+    if settings["augmentation"]:
+        from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, too
+
+        augment = Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=demonstrations.features.image_size)
     return DemonstrationDataModule(
         demonstrations,
         tokenize=policy.tokenize,
@@ -53,4 +57,5 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         seed=settings["seed"],
         history=settings["history"],
         keyframe=Keyframe(**keyframe) if keyframe else None,
+        augment=augment,
     )

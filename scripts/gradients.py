@@ -64,7 +64,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
     from vla_mini.data.windows import ActionWindows, Keyframe
     from vla_mini.training.setup import untrained_policy
 
-    policy = Policy.from_pretrained(cfg.policy) if cfg.policy else None
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code) if cfg.policy else None
     env_id = policy.source.get("env") if policy else cfg.training.env.id
     with TemporaryDirectory() as temporary:
         data = read_dataset(cfg.data or collect_some(env_id, Path(temporary) / "data", seed=cfg.seed))
@@ -76,6 +76,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
             split="train",
             horizon=policy.action.horizon,
             tokenize=policy.tokenize,
+            history=policy.history,
             keyframe=Keyframe(policy.keyframe, closing.closes, closing.threshold) if policy.keyframe else None,
         )
         chosen = np.random.default_rng(cfg.seed).permutation(len(windows))[: cfg.samples]

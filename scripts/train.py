@@ -32,9 +32,9 @@ def main(cfg: Any) -> None:
     check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # each process draws its own noise
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
+    lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
     origin = provenance(dataset=demonstrations.fingerprint)
 
     steps, checkpoint = resumable(cfg, origin) if cfg.resume else (0, None)

@@ -33,6 +33,7 @@ def save(policy: Policy, folder: Path) -> None:
             "parts": {name: part and describe(part) for name in PARTS for part in [getattr(policy, name)]},
             "features": policy.features._asdict(),
             "horizon": policy.action.horizon,
+            "history": policy.history,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
             "keyframe": policy.keyframe,
@@ -64,7 +65,7 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
     for name, part in config["parts"].items():  # our own parts save no path but to foreign code
         if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
-            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}: say trust_remote_code=True if you trust it")
+            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}, which is run only with trust_remote_code=true")
     features = _features(config["features"])
     policy = build_policy(
         config["parts"],
@@ -72,6 +73,7 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
         statistics=_unit_statistics(features),
         horizon=config["horizon"],
         folder=folder,
+        history=config.get("history", 1),
         keyframe=config["keyframe"],
         execute=config["execute"],
         ensemble=config.get("ensemble"),

@@ -61,6 +61,14 @@ class Data:
 
 
 @dataclass
+class Augmentation:
+    """Random changes of the images in training: transforms, one after the other, by names of one's own."""
+
+    draws: Count
+    transforms: dict[str, Annotated[dict, Target("torchvision.transforms.v2", base="Transform", given=("size",))] | None]
+
+
+@dataclass
 class Schedule:
     """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training."""
 
@@ -118,6 +126,7 @@ class Checkpoint:
 @dataclass
 class Train:
     seed: Natural
+    history: Count
     execute: Count
     ensemble: Amount | None
     env: Environment
@@ -139,6 +148,7 @@ class Train:
     insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
+    augmentation: Augmentation | None = None  # so here
 
 
 @dataclass
@@ -158,17 +168,19 @@ class Evaluate:
     episodes: Count
     seed: Natural
     num_envs: Count
+    trust_remote_code: bool
     output: str | None
 
 
 @dataclass
 class Infer:
     policy: str
-    image: str | list[str]  # one for each camera
+    image: str | list[str]  # one for each camera, in each frame
     instruction: str
     state: list[float]
     mode: Literal["grad", "no_grad", "inference_mode"]
     seed: Natural
+    trust_remote_code: bool
 
 
 @dataclass
@@ -191,6 +203,7 @@ class Gradients:
     scenes: Count
     grid: Count
     seed: Natural
+    trust_remote_code: bool
     keyframe: Closing
 
 

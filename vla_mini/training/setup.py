@@ -15,13 +15,14 @@ import torch
 from vla_mini.build import build_policy
 from vla_mini.collection import collect
 from vla_mini.data.reader import Demonstrations, read_dataset
-from vla_mini.data.windows import Keyframe
+from vla_mini.data.windows import Keyframe, check_history
 from vla_mini.policy import Policy
 from vla_mini.training.freezing import freeze
 
 
 def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Policy:
     """The policy that training begins with: drawn from `seed`, sized by the demonstrations, frozen where asked."""
+    check_history(demonstrations, settings["history"])  # before anything is made of so many frames
     torch.manual_seed(settings["seed"])
     parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
     if settings["insulate"]:
@@ -32,6 +33,7 @@ def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations
         statistics=demonstrations.statistics,
         tasks=demonstrations.tasks,
         horizon=settings["data"]["horizon"],
+        history=settings["history"],
         keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
         execute=settings["execute"],
         ensemble=settings["ensemble"],
@@ -45,7 +47,11 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
     """The LightningDataModule that batches the demonstrations in the policy's own words."""
     from vla_mini.data.module import DemonstrationDataModule  # Lightning takes seconds, and not all callers train
 
-    keyframe = settings["data"]["keyframe"]
+    keyframe, augment = settings["data"]["keyframe"], None
+    if settings["augmentation"]:
+        from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, too
+
+        augment = Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=demonstrations.features.image_size)
     return DemonstrationDataModule(
         demonstrations,
         tokenize=policy.tokenize,
@@ -53,7 +59,9 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         batch_size=settings["data"]["batch_size"],
         num_processes=settings["trainer"]["devices"],
         seed=settings["seed"],
+        history=settings["history"],
         keyframe=Keyframe(**keyframe) if keyframe else None,
+        augment=augment,
     )
 
 

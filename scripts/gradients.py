@@ -7,7 +7,6 @@ import json
 import math
 import os
 import time
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +30,8 @@ def main(cfg: Any) -> None:
     start = time.perf_counter()
     policy, batch, instructions = policy_and_batch(cfg)
     scenes = begin_scenes(policy, batch, instructions, cfg)
-    output = config.new_folder(cfg.output or default_output(cfg))  # all is checked: the work begins
+    beside = config.default_output(cfg.policy, "gradients", f"runs/{cfg.experiment}")
+    output = config.new_folder(cfg.output or beside)  # all is checked: the work begins
 
     print("sensitivity ...", flush=True)
     sensitivity, looks = look(policy, scenes)
@@ -215,11 +215,6 @@ def largest(norms: list[float], batch: Any, instructions: list[str]) -> list[Any
 
 
 # ---- what is written
-
-
-def default_output(cfg: Any) -> Path:
-    place = Path(cfg.policy).resolve().parent if cfg.policy else Path("runs") / cfg.experiment
-    return place / "gradients" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def finite(value: Any) -> Any:

@@ -21,12 +21,13 @@ def main(cfg: Any) -> None:
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.precision import check_accelerator
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import check_start, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_accelerator(cfg.trainer.accelerator)
+    check_start(settings)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -6,6 +6,7 @@ The first folder made marks the beginning of the work: from there on a failure e
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
@@ -33,6 +34,12 @@ def new_folder(path: str | Path) -> Path:
     _made.append(path)
     start_work()
     return path
+
+
+def default_output(policy: str | None, name: str, otherwise: str | Path = ".") -> Path:
+    """`name`/<date_time>/ beside the folder `policy`, or in `otherwise` where there is none (it is a hub id, or null)."""
+    place = Path(policy).resolve().parent if policy and Path(policy).is_dir() else Path(otherwise)
+    return place / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def start_work() -> None:

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from vla_mini.evaluation.rollout import rollout
+from vla_mini.training.average import judged
 from vla_mini.training.window import Stopwatch
 
 
@@ -42,7 +43,7 @@ class BestPolicy(Callback):
         if not trainer.is_global_zero:
             return
         if not self.every_n_steps:
-            module.policy.save_pretrained(self.folder)
+            judged(trainer, module).save_pretrained(self.folder)
         elif trainer.global_step > self._played_at:
             self._play(trainer, module)
 
@@ -50,10 +51,10 @@ class BestPolicy(Callback):
         self._played_at = trainer.global_step
         if not trainer.is_global_zero:
             return
-        seconds = self.stopwatch.seconds
-        with self.stopwatch.paused(), evaluating(module.policy):
+        seconds, policy = self.stopwatch.seconds, judged(trainer, module)
+        with self.stopwatch.paused(), evaluating(policy):
             options = {"purpose": "selection", "seed": self.seed, "split": "seen"}
-            results = rollout(module.policy, self.env_id, episodes=range(self.episodes), options=options)
+            results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
             success = sum(result.success for result in results) / len(results)
             wrong = sum(result.wrong_object for result in results) / len(results)
             for logger in trainer.loggers:
@@ -63,7 +64,7 @@ class BestPolicy(Callback):
             module.print(f"step {trainer.global_step}: {rates} in {self.episodes} selection scenes")
             if self.best is None or success > self.best["success_rate"]:
                 self.best = {"success_rate": success, "step": trainer.global_step, "seconds": seconds}
-                module.policy.save_pretrained(self.folder)
+                policy.save_pretrained(self.folder)
 
 
 @contextmanager

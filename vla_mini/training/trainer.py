@@ -8,6 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vla_mini.policy import Policy
+from vla_mini.training.average import WeightAverage
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers, hush_lightning
 from vla_mini.training.memory import keep_freed_memory
@@ -16,6 +17,7 @@ from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
+from vla_mini.training.unfreezing import Unfreezing
 from vla_mini.training.window import Stopwatch, WindowMean
 
 
@@ -40,11 +42,13 @@ def build_training(
     trainer = lightning.Trainer(
         **arguments,
         logger=build_loggers(settings["logger"], run_dir=run_dir, config=settings),
-        # In this order: divide the gradients, judge them, look at them. Clipping, by the module, comes last.
+        # In this order: say what learns; divide the gradients, judge them, look at them. Clipping, by the module, comes last.
         callbacks=[
+            Unfreezing(settings["unfreeze_at"]),
             WindowMean(stopwatch),
             NonFiniteGuard(**settings["guard"]),
             GradientMonitor(**settings["monitor"]),
+            WeightAverage(settings["ema"]["decay"]),
             Summary(),
             best,
             TQDMProgressBar(refresh_rate=10),

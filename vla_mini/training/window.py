@@ -77,13 +77,20 @@ class WindowMean(Callback):
             module.log_dict({f"train/{name}": mean for name, mean in means.items()})
             seconds = self.stopwatch.seconds
             rate = {"seconds": seconds, "samples_per_second": self._samples / seconds}
-            module.log_dict(rate | {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]})
+            module.log_dict(rate | learning_rates(trainer.optimizers[0]))
         self._begin(trainer.global_step)
 
     def _begin(self, step: int = 0) -> None:
         self._step = step
         self._count: Tensor | int = 0
         self._sums: dict[str, Tensor] = {}
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Of the first group, and of the first of each component that has its own."""
+    first = {group.get("component"): group["lr"] for group in reversed(optimizer.param_groups)}
+    own = {f"learning_rate/{component}": rate for component, rate in first.items() if component}
+    return {"learning_rate": optimizer.param_groups[0]["lr"]} | own
 
 
 def unscale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:

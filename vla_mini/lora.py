@@ -8,46 +8,17 @@ names again: the product is added to W (`save` = merged), or the matrices lie in
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_mini.policy import Policy
-from vla_mini.types import Batch, Observation
-
-LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 def require_peft() -> None:
     if find_spec("peft") is None:
         raise ValueError("low-rank adapters need the peft library: pip install -e '.[lora]'")
-
-
-def find_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
-    """The names of the layers that `targets` stand for: each names a layer, or a module and all layers in it; in full
-    (`trunk.blocks.0`), or by its end alone (`qkv`, as peft has it) where no module has that full name.
-
-    Layers that a pass through the policy does not call (a pooler; an embedding whose weight is read) are none of them: an
-    adapter would change nothing there. Raises ValueError for a target without layers.
-    """
-    modules = {name: module for name, module in policy.named_modules() if name}
-    called = _called_layers(policy)
-    found: dict[str, None] = {}
-    for target in targets:
-        named = [target] if target in modules else [name for name in modules if name.endswith(f".{target}")]
-        if not named:
-            choices = {*modules, *(name.rpartition(".")[2] for name in modules if not name[-1].isdigit())}
-            near = get_close_matches(target, choices, n=5) or [name for name, _ in policy.named_children()]
-            raise ValueError(f"lora.targets: the policy has no module {target!r}; the nearest are {', '.join(near)}")
-        layers = [layer for layer in called if any(f"{layer}.".startswith(f"{name}.") for name in named)]
-        if not layers:
-            kind = type(modules[named[0]]).__name__
-            raise ValueError(f"lora.targets: {target} ({kind}) is and holds no Linear, Conv2d or Embedding that is called")
-        found |= dict.fromkeys(layers)
-    return list(found)
 
 
 def inject(policy: Policy, *, layers: Sequence[str], rank: int, alpha: float, dropout: float, save: str) -> None:
@@ -93,37 +64,3 @@ def load_adapters(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
 
 def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
-
-
-def _called_layers(policy: Policy) -> list[str]:
-    """The layers that a pass through the policy calls, in the order in which they are defined."""
-    called: set[str] = set()
-
-    def note(name: str) -> Any:
-        return lambda *_: called.add(name)
-
-    layers = {name: module for name, module in policy.named_modules() if isinstance(module, LAYERS)}
-    hooks = [module.register_forward_hook(note(name)) for name, module in layers.items()]
-    modes = {module: module.training for module in policy.modules()}
-    try:
-        with torch.no_grad():
-            policy.eval().loss(_blank_batch(policy))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
-    return [name for name in layers if name in called]
-
-
-def _blank_batch(policy: Policy) -> Batch:
-    """One sample of nothing, of the policy's sizes."""
-    features, horizon = policy.features, policy.action.horizon
-    numbers = {"device": policy.device, "dtype": policy.normalization.state_mean.dtype}
-    tokens, mask = (tensor.to(policy.device) for tensor in policy.tokenize([""]))
-    shape = (1, len(features.cameras), 3, *features.image_size)
-    images = torch.zeros(shape, dtype=torch.uint8, device=policy.device)
-    observation = Observation(images, tokens, mask, torch.zeros(1, features.state_size, **numbers))
-    flags = torch.zeros(1, horizon, dtype=torch.bool, device=policy.device)
-    actions = torch.zeros(1, horizon, features.action_size, **numbers)
-    return Batch(observation, actions, flags, torch.zeros(1, len(policy.keyframe), **numbers), flags[:, 0])

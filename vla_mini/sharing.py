@@ -35,8 +35,8 @@ It sees {cameras} ({height} x {width} pixels), feels {state}, and answers an ins
 
 
 def push(policy: Policy, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Upload `policy` to the hub, all in one commit; the address of the repository. ValueError where that fails."""
-    from huggingface_hub import HfApi, constants
+    """Upload `policy` to the hub; the address of the repository. ValueError where that fails."""
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
 
     if not hub.answers():
         raise ValueError(f"push_to_hub({repo_id!r}): the hub, {constants.ENDPOINT}, cannot be reached")
@@ -45,7 +45,9 @@ def push(policy: Policy, repo_id: str, *, private: bool | None = None, token: st
         folder = prepare(policy, Path(temporary) / "policy", repo_id=repo_id)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Upload a policy")
+            # One commit, which upload_folder may split: no manifest stands beside another policy's weights.
+            files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+            api.create_commit(address.repo_id, files, commit_message="Upload a policy")
         except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
             raise ValueError(f"push_to_hub({repo_id!r}): {' '.join(str(error).split())[:300]}") from error
     return str(address)

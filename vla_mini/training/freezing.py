@@ -1,13 +1,10 @@
-"""What learns: named parts of a policy that do not, and adapters on parts that otherwise do not."""
+"""Freezing: named parts of a policy that do not learn, for good or until later."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
-from vla_mini import lora
 from vla_mini.build import nearest
-from vla_mini.policy import Policy
 
 
 def freeze(policy: nn.Module, names: Sequence[str]) -> None:
@@ -44,21 +41,6 @@ class Learning:
             parameter.requires_grad_(self._learns[parameter])
         for module in part.modules():
             module.training = self._training[module]
-
-
-def add_adapters(policy: Policy, *, targets: Sequence[str], also_train: Sequence[str] = (), **adapters: Any) -> None:
-    """Low-rank adapters (lora.py) on `targets`. Else only the modules named by `also_train` learn, as they did before."""
-    layers = lora.find_layers(policy, targets)
-    others, before = parts(policy, also_train, setting="lora.also_train"), Learning(policy)
-    policy.requires_grad_(False).eval()
-    for part in others:
-        before.restore(part)
-    lora.inject(policy, layers=layers, **adapters)
-    for name, parameter in policy.named_parameters():
-        if lora.is_adapter(policy, name):
-            parameter.requires_grad_()
-    for layer in layers:  # the adapter's own dropout
-        policy.get_submodule(layer).train()
 
 
 def check_stages(policy: nn.Module, steps: Mapping[str, int]) -> None:

@@ -18,7 +18,8 @@ from vla_mini.data.windows import Keyframe
 from vla_mini.features import Features, Statistics
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
-from vla_mini.training.freezing import add_adapters, check_stages, freeze
+from vla_mini.training.adapters import add_adapters
+from vla_mini.training.freezing import check_stages, freeze
 
 
 def check_start(settings: Mapping[str, Any]) -> None:

@@ -17,9 +17,11 @@ from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.unfreezing import Unfreezing
 
 SIZES = [[3, 5, 4], [2, 6, 4]]  # of each rank's micro-batches; two make a window, so that the last one is short
 FROZEN = ["vision"]
+STAGES = {"vision": 1, "language": 1}
 
 
 def big_batch(policy):
@@ -44,6 +46,11 @@ def main(folder: Path) -> None:
     arguments = {"callbacks": callbacks, "logger": loggers, "log_every_n_steps": 1}
     record = fit(policy, batches, accumulate_grad_batches=2, optimizer=SGD | {"lr": 0.1}, **arguments, **together)
     result = {"gradients": record.gradients, "weights": policy.state_dict()}
+
+    policy = make_policy(dtype=torch.float64)
+    stages = [Unfreezing(STAGES), NonFiniteGuard(), GradientMonitor(every_n_steps=1)]
+    fit(policy, batches, accumulate_grad_batches=2, optimizer=SGD | {"lr": 0.1}, callbacks=stages, **together)
+    result |= {"weights in stages": policy.state_dict()}
 
     policy, guard = make_policy(dtype=torch.float64), NonFiniteGuard()
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}

@@ -74,10 +74,10 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def assert_averages(average, start, weights, decay):
-    """`average` is what comes out by hand, in float64."""
+def assert_averages(average, start, weights, decay, *, done=0):
+    """`average` is what comes out by hand, in float64, from `start`, after `done` steps."""
     expected = {name: tensor.double() for name, tensor in start.items()}
-    for step, each in enumerate(weights):
+    for step, each in enumerate(weights, start=done):
         kept = min(decay, (1 + step) / (10 + step))
         expected = {name: kept * tensor + (1 - kept) * each[name].double() for name, tensor in expected.items()}
     for name, tensor in average.items():
@@ -153,15 +153,15 @@ def test_a_crash_while_it_is_judged_mixes_nothing_up(tmp_path, monkeypatch):
     assert_averages(checkpoint["callbacks"]["WeightAverage"]["weights"], start, weights.seen, 0.9)
 
 
-def test_a_resumed_run_goes_on_with_it_bit_for_bit(tmp_path):
-    """From a checkpoint between two windows, and with an average that begins as another one."""
-    whole, resumed, save = WeightAverage(0.9), WeightAverage(0.9), Save(tmp_path)
-    batches = batches_of(make_policy(), 1) * 6  # all alike, since Lightning begins the epoch anew
-    train(make_policy(), batches, whole, accumulate_grad_batches=2)
-    train(make_policy(), batches, WeightAverage(0.9), save, accumulate_grad_batches=2, steps=1)
-    trainer = train(make_policy(seed=1), batches, resumed, accumulate_grad_batches=2, resume=save.path)
+def test_a_resumed_run_goes_on_with_it(tmp_path):
+    """From a checkpoint between two windows: neither begun anew nor stepped once too often."""
+    save, resumed, weights = Save(tmp_path), WeightAverage(0.9), Weights()
+    batches = batches_of(make_policy(), 6)
+    train(make_policy(), batches, WeightAverage(0.9), save, accumulate_grad_batches=2)
+    trainer = train(make_policy(seed=1), batches, resumed, weights, accumulate_grad_batches=2, resume=save.path)
     assert trainer.global_step == 3
-    assert same(whole.policy.state_dict(), resumed.policy.state_dict())
+    kept = torch.load(save.path, weights_only=True)["callbacks"]["WeightAverage"]["weights"]
+    assert_averages(resumed.policy.state_dict(), kept, weights.seen[1::2], 0.9, done=1)
 
 
 def test_without_a_decay_there_is_none(tmp_path):

@@ -21,7 +21,7 @@ from vla_mini.policy import Policy
 from vla_mini.pretrained import PARTS
 
 FREE = {"frozen"}  # arguments that say how a part learns, not what it is
-WIDER = 1.1  # times the saved range: beyond, actions of the new data are worth a warning
+WIDER = 1.2  # times the saved range: beyond, actions of the new data are worth a warning
 
 
 def take_over(policy: Policy, saved: Policy, *, source: str) -> None:

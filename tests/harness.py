@@ -37,7 +37,19 @@ class Loader:
         return len(self.batches)
 
 
-def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, record=True, warmup_steps=0, **trainer):
+def fit(
+    policy,
+    batches,
+    *,
+    callbacks=(),
+    optimizer=SGD,
+    logger=False,
+    steps=None,
+    record=True,
+    warmup_steps=0,
+    multipliers=None,
+    **trainer,
+):
     """Train on `batches`, one micro-batch each; the recorder of what happened."""
     recorders = [Record()] if record else []
     with warnings.catch_warnings():
@@ -53,6 +65,7 @@ def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=Non
             enable_model_summary=False,
             **trainer,
         )
-        module = PolicyModule(policy, optimizer=optimizer, warmup_steps=warmup_steps, decay="constant")
+        schedule = {"warmup_steps": warmup_steps, "decay": "constant", "multipliers": multipliers}
+        module = PolicyModule(policy, optimizer=optimizer, **schedule)
         trainer.fit(module, train_dataloaders=Loader(batches))
     return recorders[0] if record else None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
+from tests.factory import FEATURES, make_policy, spec
 from vla_mini import config
+from vla_mini.autograd.norms import components
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, configs_folder, groups_of
-from vla_mini.config.schemas import SCHEMAS
+from vla_mini.config.schemas import SCHEMAS, Component
 
 REQUIRED = {
     "train": [],
@@ -111,6 +114,23 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["vision._target_=vla_mini.vision.conv.Tensor"], ["vla_mini.vision"]),
         ("train", ["freeze=vision"], ["freeze='vision'", "a list"]),
         ("train", ["freeze=[1]"], ["freeze[0]=1", "text"]),
+        ("train", ["unfreeze_at=5"], ["unfreeze_at=5", "a group of settings"]),
+        ("train", ["unfreeze_at.vision=0"], ["unfreeze_at.vision=0", "at least 1"]),
+        ("train", ["unfreeze_at.trunk.queries=5"], ["unfreeze_at.trunk={'queries': 5}", "an integer"]),
+        ("train", ["unfreeze_at.vision=5", "freeze=[vision]"], ["freeze=[vision]", "unfreeze_at.vision=5"]),
+        ("train", ["unfreeze_at={trunk.queries:400}"], ["unfreeze_at.trunk.queries=400", "trainer.max_steps=400"]),
+        ("train", ["schedule.multipliers.visoin=0.1"], ["'schedule.multipliers.visoin'", "'vision'"]),
+        ("train", ["schedule.multipliers.vision=fast"], ["schedule.multipliers.vision='fast'", "a number"]),
+        ("train", ["schedule.multipliers.vision=0"], ["schedule.multipliers.vision=0", "freeze=[vision]"]),
+        ("train", ["lora.target=[trunk]"], ["'lora.target'", "'targets'"]),
+        ("train", ["lora.rank=0"], ["lora.rank=0", "at least 1"]),
+        ("train", ["lora.targets=[trunk]", "lora.alpha=0"], ["lora.alpha=0", "above 0"]),
+        ("train", ["lora.targets=[trunk]", "lora.dropout=1"], ["lora.dropout=1", "below 1"]),
+        ("train", ["lora.targets=[trunk]", "lora.save=merge"], ["lora.save='merge'", "'merged'"]),
+        ("train", ["lora.save=apart"], ["lora.save=apart", "lora.targets=[...]"]),
+        ("train", ["lora.also_train=[action]"], ["lora.also_train=['action']", "lora.targets=[...]"]),
+        ("train", ["ema.decay=1"], ["ema.decay=1.0", "0.999"]),
+        ("train", ["ema.decay=0"], ["ema.decay=0.0", "0.999"]),
         ("train", ["logger.mode=online"], ["logger.mode=online", "logger=wandb"]),
         ("train", ["logger=wandb", "logger.mode=onlin"], ["logger.mode='onlin'", "'online'"]),
         ("train", ["execute=9"], ["execute=9", "data.horizon=8"]),
@@ -254,6 +274,11 @@ def test_an_integer_for_a_number_is_no_mistake_and_becomes_one():
 
 def test_a_setting_of_the_constructor_that_yaml_does_not_mention_is_welcome():
     assert config.load("train", ["optimizer=adamw", "optimizer.amsgrad=true"]).optimizer.amsgrad is True
+
+
+def test_components_are_those_of_a_policy():
+    policy = make_policy(features=FEATURES._replace(cameras=("top", "wrist")), backbone_action=spec("action", "bins"))
+    assert set(components(policy)) == set(get_args(Component))
 
 
 def test_two_loggers_at_once():

@@ -34,7 +34,7 @@ def test_commands_run(place, monkeypatch, line):
     monkeypatch.chdir(place)
     # The default experiment is toy_pick: said or not, the smoke experiment stands in for it.
     line = line.replace("experiment=toy_pick", "").replace("runs/toy_pick/", "runs/toy_pick_smoke/")
-    line = line.replace("episodes=200", "episodes=4")
+    line = line.replace("episodes=200", "episodes=4").replace("unfreeze_at.vision=200", "unfreeze_at.vision=2")
     _, script, *arguments = shlex.split(line.partition("#")[0])
     name = script.removeprefix("scripts/").removesuffix(".py")
     assert command(name, *(["experiment=toy_pick_smoke"] if name == "train" else []), *arguments) == 0

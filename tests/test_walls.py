@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vla_mini"
 
 FACTS = {"files", "features", "types", "geometry", "layers", "hub"}
 PARTS = {"vision", "language", "trunk", "action", "auxiliary", "normalization", "data", "envs"}
-JOINS = {"policy", "build", "pretrained", "collection"}
+JOINS = {"policy", "build", "lora", "pretrained", "sharing", "collection"}
 
 # room -> the rooms it may import, besides itself. DESIGN.md section 2: bottom to top.
 ROOMS = {
@@ -23,9 +23,11 @@ ROOMS = {
     "hub": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
-    "policy": FACTS | {"normalization", "pretrained"},  # and no concrete variant
+    "policy": FACTS | {"normalization", "pretrained", "sharing"},  # and no concrete variant
     "build": FACTS | {"normalization", "policy"},
-    "pretrained": FACTS | {"build", "policy"},
+    "lora": FACTS | {"policy"},
+    "pretrained": FACTS | {"build", "lora", "policy"},
+    "sharing": FACTS | {"policy", "pretrained"},
     "collection": FACTS | {"data", "envs"},
     "autograd": FACTS | PARTS | JOINS | {"pages"},
     "pages": set(),  # words, numbers and pictures in, HTML out
@@ -41,6 +43,7 @@ LIBRARIES = {
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
     "omegaconf": ("vla_mini/config/", "vla_mini/training/", "scripts/"),
+    "peft": ("vla_mini/lora.py",),
     "wandb": ("vla_mini/training/",),
     "beartype": (),
 }

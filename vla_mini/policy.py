@@ -9,6 +9,7 @@ It knows no concrete variant: the parts are handed in, and it holds the projecti
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -57,6 +58,7 @@ class Policy(nn.Module):
             raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
         self.features, self.keyframe, self.source = features, tuple(keyframe), dict(source or {})
         self.history, self.execute, self.ensemble = history, execute, ensemble
+        self.lora: dict[str, Any] | None = None  # of its low-rank adapters, if it was given any (lora.py)
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
         self.auxiliary, self.backbone_action = auxiliary, backbone_action
         self.projection = nn.ModuleDict(
@@ -171,15 +173,32 @@ class Policy(nn.Module):
     # ---- saving
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors, the tokenizer's files and manifest.json to a new folder."""
+        """Write config.json, model.safetensors, the tokenizer's files and manifest.json to a new folder.
+
+        Low-rank adapters are merged into the weights, or written beside them to adapters.safetensors (`lora.save`).
+        """
         from vla_mini.pretrained import save
 
         save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False) -> "Policy":
-        """The policy that `save_pretrained` wrote, in eval mode. Runs no code but vla_mini's and that of `classes`, unless
-        the policy was trained with `trust_remote_code`, which then has to be said again."""
+        """The policy that `save_pretrained` wrote, in eval mode; where there is no such folder, the one of that id (owner/name)
+        on the Hugging Face hub. Runs no code but vla_mini's and that of `classes`, unless the policy was trained with
+        `trust_remote_code`, which then has to be said again."""
         from vla_mini.pretrained import load
 
-        return load(Path(folder), classes=classes, trust_remote_code=trust_remote_code)
+        return load(folder, classes=classes, trust_remote_code=trust_remote_code)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; the address of the repository.
+
+        - repo_id: owner/name; made where it is missing
+        - private: whether only its owner sees a new one; None: as the owner's settings say
+        - token: of the hub; None: the one of `hf auth login`, or of HF_TOKEN
+
+        Raises ValueError where the hub cannot be reached or refuses.
+        """
+        from vla_mini.sharing import push
+
+        return push(self, repo_id, private=private, token=token)

@@ -6,6 +6,7 @@ The first folder made marks the beginning of the work: from there on a failure e
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def _hold(folder: Path) -> Path:
         raise ValueError(f"{folder}: another process is at work in it") from None
     start_work()
     return folder
+
+
+def default_output(policy: str | None, name: str, otherwise: str | Path = ".") -> Path:
+    """`name`/<date_time>/ beside the folder `policy`, or in `otherwise` where there is none (it is a hub id, or null)."""
+    place = Path(policy).resolve().parent if policy and Path(policy).is_dir() else Path(otherwise)
+    return place / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def start_work() -> None:

@@ -12,6 +12,11 @@ from vla_mini.config.check import AtLeast, Target
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
 Amount = Annotated[float, AtLeast(0)]
+# The parts of a policy that may hold parameters.
+Component = Literal[
+    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
+    *("projection", "camera", "state"),
+]
 
 
 Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_mini.training.muon",))]
@@ -70,10 +75,30 @@ class Augmentation:
 
 @dataclass
 class Schedule:
-    """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training."""
+    """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training; times a component's own."""
 
     warmup_steps: Natural
     decay: Literal["cosine", "constant"]
+    multipliers: dict[Component, Amount]
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters: where, how large, and how they are saved."""
+
+    targets: list[str]
+    rank: Count
+    alpha: Amount
+    dropout: Amount
+    also_train: list[str]
+    save: Literal["merged", "apart"]
+
+
+@dataclass
+class MovingAverage:
+    """Of the weights (EMA)."""
+
+    decay: Amount | None
 
 
 @dataclass
@@ -147,6 +172,10 @@ class Train:
     deterministic: bool
     insulate: bool
     freeze: list[str]
+    unfreeze_at: dict[str, Count]
+    init_from: str | None
+    lora: LoRA
+    ema: MovingAverage
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
     augmentation: Augmentation | None = None  # so here
 
@@ -226,6 +255,8 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
     for name in ("lr", "adam_lr"):
         if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:
             raise ValueError(f"optimizer.{name}={rate} is no learning rate: it has to be above 0")
+    if "lora" in settings:
+        _refuse_fine_tuning(settings)
     logger = settings.get("logger")
     if logger and not logger["wandb"]:
         for key, default in (("project", None), ("mode", "offline"), ("name", None)):
@@ -233,3 +264,25 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
                 raise ValueError(f"logger.{key}={logger[key]} is for Weights & Biases: say logger=wandb, too")
         if settings["monitor"]["watch"]:
             raise ValueError("monitor.watch=true is for Weights & Biases: say logger=wandb, too")
+
+
+def _refuse_fine_tuning(settings: dict[str, Any]) -> None:
+    for name, step in settings["unfreeze_at"].items():
+        if name in settings["freeze"]:
+            raise ValueError(f"freeze=[{name}] and unfreeze_at.{name}={step}: say one; the second freezes it until then")
+        if step >= settings["trainer"]["max_steps"]:
+            last = settings["trainer"]["max_steps"]
+            raise ValueError(f"unfreeze_at.{name}={step} never comes: trainer.max_steps={last}; say freeze=[{name}]")
+    for name, multiplier in settings["schedule"]["multipliers"].items():
+        if multiplier == 0:
+            raise ValueError(f"schedule.multipliers.{name}=0 leaves no learning rate: say freeze=[{name}]")
+    lora, decay = settings["lora"], settings["ema"]["decay"]
+    if not lora["targets"] and (lora["also_train"] or lora["save"] == "apart"):
+        key = "also_train" if lora["also_train"] else "save"
+        raise ValueError(f"lora.{key}={lora[key]} is for adapters: say lora.targets=[...], too")
+    if lora["alpha"] == 0:
+        raise ValueError("lora.alpha=0 would multiply what adapters add by nothing: it has to be above 0")
+    if lora["dropout"] >= 1:
+        raise ValueError(f"lora.dropout={lora['dropout']} would leave nothing: it has to be below 1")
+    if decay is not None and not 0 < decay < 1:
+        raise ValueError(f"ema.decay={decay} is no share of the weights to keep: it has to lie between 0 and 1, such as 0.999")

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini.policy import Policy
+from vla_mini.training.average import WeightAverage
 from vla_mini.training.checkpoints import Checkpoints, RandomNumbers, WholeFiles
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers, hush_lightning
@@ -19,6 +20,7 @@ from vla_mini.training.precision import choose_precision
 from vla_mini.training.processes import EndTogether, choose_strategy
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
+from vla_mini.training.unfreezing import Unfreezing
 from vla_mini.training.window import Stopwatch, WindowMean
 
 
@@ -54,13 +56,15 @@ def build_training(
         logger=build_loggers(settings["logger"], run_dir=run_dir, config={**settings, **(provenance or {})}, steps=steps)
         if rank_zero_only.rank == 0
         else False,
-        # In this order: divide the gradients, judge them, look at them. Clipping, by the module, comes last. And a checkpoint
-        # holds what all the others have done.
+        # In this order: say what learns; divide the gradients, judge them, look at them. Clipping, by the module, comes last.
+        # And a checkpoint holds what all the others have done.
         callbacks=[
             RandomNumbers(),
+            Unfreezing(settings["unfreeze_at"]),
             WindowMean(stopwatch),
             NonFiniteGuard(**settings["guard"]),
             GradientMonitor(**settings["monitor"]),
+            WeightAverage(settings["ema"]["decay"]),
             Summary(),
             best,
             EndTogether(),

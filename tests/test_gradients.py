@@ -145,9 +145,7 @@ def test_bad_input_is_one_clear_line(refusal, policy, data, tmp_path):
     assert "'optimizer'" in refusal("experiment=toy_pick", "optimzer.lr=1")
 
 
-@pytest.mark.parametrize(
-    ("source", "says"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")]
-)
+@pytest.mark.parametrize(("source", "says"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")])
 def test_a_policy_without_data_or_of_an_unknown_environment_is_refused(refusal, data, tmp_path, source, says):
     policy = make_policy()
     policy.source = source

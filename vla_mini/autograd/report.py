@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vla_mini import files
 from vla_mini.autograd.flow import EXPLODING, LEARNING_RATE, VANISHING, Flow, Layer
 from vla_mini.autograd.graph import Graph
 from vla_mini.autograd.inference import Cost
@@ -106,9 +106,9 @@ def write_report(
     )
     (folder / "figures").mkdir()
     for name, svg in pictures.items():
-        _write(folder / "figures" / f"{name}.svg", picture_file(svg))
-    _write(folder / "gradients.html", pages.gradients_page(results, pictures))
-    _write(folder / "gradients.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        files.write_text(folder / "figures" / f"{name}.svg", picture_file(svg))
+    files.write_text(folder / "gradients.html", pages.gradients_page(results, pictures))
+    files.write_text(folder / "gradients.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     return folder / "gradients.html"
 
 
@@ -141,10 +141,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Under its name only once it is whole."""
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def started(folder: Path, *arguments: str, script: Path = ROOT / "scripts" / "tr
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            with suppress(ProcessLookupError):  # both have ended, as they should
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,7 @@ def test_a_signal_to_the_first_process_ends_both(runs):
     forever = ("trainer.max_steps=1000000", "trainer.val_check_interval=1000000", "evaluation.every_n_steps=0")
     with started(runs[0], *TOGETHER, *forever, "hydra.run.dir=stopped") as process:
         assert any("component" in line for line in process.stdout)
+        time.sleep(1)  # until they are at work
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, said) == (143, "train: stopped by SIGTERM\n")

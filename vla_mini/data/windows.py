@@ -114,8 +114,9 @@ class WindowBatches:
     """The batches of an epoch, for Lightning and bare loops alike (which say `batches.sampler.set_epoch(epoch)`).
 
     With a `seed` the order is random and a last, smaller batch is dropped; without one it is in order and complete. Of
-    `world_size` processes each takes its own part, of `batch_size` samples, of every global batch. `state_dict` says how far
-    it came; after `load_state_dict` the next iteration goes on there, with the very batches that would have followed.
+    `world_size` processes each takes its own part, of `batch_size` samples, of every global batch (a rest of fewer frames than
+    processes is dropped). `state_dict` says how far it came; after `load_state_dict` the next iteration goes on there, with the
+    very batches that would have followed.
     """
 
     def __init__(

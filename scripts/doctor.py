@@ -38,13 +38,10 @@ def main(cfg: Any) -> None:
 
         output = config.new_folder(cfg.output) if cfg.output else None  # all is checked: the work begins
         config.start_work()
-        found = examine(
-            settings,
-            demonstrations,
-            policy,
-            data.train_windows,
-            on_finding=lambda finding: print(describe(finding), flush=True),
-        )
+        found = []
+        for finding in examine(settings, demonstrations, policy, data.train_windows):
+            print(describe(finding), flush=True)
+            found.append(finding)
     seconds = time.perf_counter() - start
     if output:
         results = {

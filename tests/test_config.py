@@ -27,6 +27,7 @@ REQUIRED = {
     "evaluate": ["policy=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "gradients": ["policy=DIR"],
+    "doctor": [],
 }
 
 

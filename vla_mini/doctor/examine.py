@@ -1,6 +1,6 @@
-"""All checks in their order: a run's settings, its demonstrations and the policy it begins with -> findings."""
+"""All checks in their order: a run's settings, its demonstrations and the policy it begins with -> findings, as they come."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,87 +11,88 @@ from torch.utils._pytree import tree_map
 
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.windows import ActionWindows
-from vla_mini.doctor import data, learning, machine, policy, replay, speed
+from vla_mini.doctor import data, learning, machine, policy, replay, running
 from vla_mini.doctor.finding import Finding, checked
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
 SAMPLES = 16  # in the batch that is looked at, and learned by heart
+Settings = Mapping[str, Any]  # those of configs/train.yaml, checked
 
 
-def examine(
-    settings: Mapping[str, Any],
-    demonstrations: Demonstrations,
-    patient: Policy,
-    windows: ActionWindows,
-    *,
-    on_finding: Callable[[Finding], None] = lambda finding: None,
-) -> list[Finding]:
-    """Every check, once. What they are given stays as it is.
+def examine(settings: Settings, demonstrations: Demonstrations, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
+    """Every check, once. `patient` and `windows`: the untrained policy and its training data, as training/setup.py makes
+    them. Both stay as they are, but that the policy goes to the device that it would be trained on."""
+    wants_gpu = settings["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
+    patient.to("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    yield from of_machine(settings, patient)
+    numbers = checked("numbers", partial(data.numbers, demonstrations))
+    yield numbers
+    if numbers.status == "fail":
+        yield Finding("the rest", "skip", "cannot be judged while the data hold what is no number")
+        return
+    yield from of_data(settings, demonstrations, patient, windows)
+    yield from of_policy(settings, demonstrations, patient, windows)
+    yield from of_learning(settings, patient, windows)
+    yield from of_running(settings, patient, windows)
 
-    - settings: those of configs/train.yaml, checked
-    - patient, windows: the untrained policy and the training data, as training/setup.py makes them
-    - on_finding: called with each finding as it comes
-    """
-    findings: list[Finding] = []
 
-    def run(check: str, function: Callable[[], Finding]) -> None:
-        findings.append(checked(check, function))
-        on_finding(findings[-1])
+def of_machine(settings: Settings, patient: Policy) -> Iterator[Finding]:
+    trainer, num_parameters = settings["trainer"], sum(parameter.numel() for parameter in patient.parameters())
+    yield checked("packages", machine.packages)
+    yield checked("cores", partial(machine.cores, precision=trainer["precision"], accelerator=trainer["accelerator"]))
+    yield checked("disk", partial(machine.disk, Path("runs"), num_parameters=num_parameters))
 
-    trainer = settings["trainer"]
-    patient.to("cuda" if trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
-    num_parameters = sum(parameter.numel() for parameter in patient.parameters())
-    run("packages", machine.packages)
-    run("cores", partial(machine.cores, precision=trainer["precision"], accelerator=trainer["accelerator"]))
-    run("disk", partial(machine.disk, Path("runs"), num_parameters=num_parameters))
-    run("numbers", partial(data.numbers, demonstrations))
-    if findings[-1].status == "fail":
-        run("the rest", lambda: Finding("the rest", "skip", "cannot be judged while the data hold what is no number"))
-        return findings
-    run("spread", partial(data.spread, demonstrations))
-    run("pixels", partial(data.pixels, demonstrations))
-    for finding in replayed(settings, demonstrations):
-        run(finding.check, lambda finding=finding: finding)
-    run("words", partial(data.words, demonstrations, patient))
-    run("windows", partial(data.windows, windows, demonstrations, patient))
+
+def of_data(settings: Settings, demonstrations: Demonstrations, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
+    yield checked("spread", partial(data.spread, demonstrations))
+    yield checked("pixels", partial(data.pixels, demonstrations))
+    try:
+        pairs = replay.replay(demonstrations, settings["env"]["id"], seed=settings["data"]["seed"])
+    except ValueError as error:  # the reason why it cannot be
+        yield Finding("replay", "skip", str(error))
+    else:
+        yield checked("replay", partial(replay.states, pairs))
+        yield checked("images", partial(replay.images, pairs))
+        yield checked("instructions", partial(replay.instructions, pairs))
+        yield checked("labels", partial(replay.labels, pairs))
+    yield checked("words", partial(data.words, demonstrations, patient))
+    yield checked("windows", partial(data.windows, windows, demonstrations, patient))
+
+
+def of_policy(settings: Settings, demonstrations: Demonstrations, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
     batch = some_samples(windows, patient)
-    run("normalization", partial(policy.normalization, patient, demonstrations))
-    run("vision input", partial(policy.vision_input, patient, batch))
-    run("acting path", partial(policy.paths, patient, batch))
-    run("padding", partial(policy.padding, patient, batch))
-    run("first loss", partial(policy.first_loss, patient, batch))
-    run("gradients", partial(policy.gradients, patient, batch, frozen=policy.frozen_by_choice(settings)))
-    run("units", partial(policy.units, patient, batch))
+    yield checked("normalization", partial(policy.normalization, patient, demonstrations))
+    yield checked("vision input", partial(policy.vision_input, patient, batch))
+    yield checked("acting path", partial(policy.paths, patient, batch))
+    yield checked("padding", partial(policy.padding, patient, batch))
+    yield checked("first loss", partial(policy.first_loss, patient, batch))
+    yield checked("gradients", partial(policy.gradients, patient, batch, frozen=policy.frozen_by_choice(settings)))
+    yield checked("units", partial(policy.units, patient, batch))
+
+
+def of_learning(settings: Settings, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
+    batch = some_samples(windows, patient)
     learned: list[learning.Learned] = []
 
     def learn() -> Finding:
         learned.append(learning.learn(patient, batch, settings))
         return learning.one_batch(learned[0])
 
-    run("one batch", learn)
+    yield checked("one batch", learn)
     if learned:
-        run("acting", lambda: learning.acting(learned[0]))
-        run("inputs", lambda: learning.inputs(learned[0], told=len(demonstrations.tasks) > 1))
-    run("closed loop", partial(speed.closed_loop, patient, settings["env"]["id"]))
-    run("speed", partial(speed.speed, patient, windows, settings))
-    return findings
+        yield checked("acting", partial(learning.acting, learned[0]))
+        yield checked("inputs", partial(learning.inputs, learned[0]))
 
 
-def replayed(settings: Mapping[str, Any], demonstrations: Demonstrations) -> list[Finding]:
-    """What the expert's own replay says of states, images, instructions and labels; why not, where it cannot be had."""
-    try:
-        pairs = replay.replay(demonstrations, settings["env"]["id"], seed=settings["data"]["seed"])
-    except ValueError as error:
-        return [Finding("replay", "skip", str(error))]
-    checks = {"replay": replay.states, "images": replay.images, "instructions": replay.instructions, "labels": replay.labels}
-    return [checked(name, partial(function, pairs)) for name, function in checks.items()]
+def of_running(settings: Settings, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
+    yield checked("closed loop", partial(running.closed_loop, patient, settings["env"]["id"]))
+    yield checked("speed", partial(running.speed, patient, windows, settings))
 
 
 def some_samples(windows: ActionWindows, patient: Policy) -> Batch:
-    """Random samples of the training data, the last of an episode among them, so that something is padded."""
-    order = np.random.default_rng(0).permutation(len(windows))
-    indices = order[:SAMPLES].copy()
-    padded = windows.__getitems__(order[:1024]).is_pad.any(dim=1).numpy()
-    indices[-1:] = order[:1024][padded][:1] if padded.any() else indices[-1:]
+    """Random samples of the training data, one of them with padding where there is any."""
+    order = np.random.default_rng(0).permutation(len(windows))[:1024]
+    padded = order[windows.__getitems__(order).is_pad.any(dim=1).numpy()]
+    indices = np.concatenate([order[: SAMPLES - 1], padded[:1] if len(padded) else order[SAMPLES - 1 : SAMPLES]])
     return tree_map(lambda tensor: tensor.to(patient.device), windows.__getitems__(indices))

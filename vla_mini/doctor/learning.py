@@ -109,8 +109,9 @@ def acting(learned: Learned) -> Finding:
     constant = float((wanted[valid] - wanted[valid].mean(dim=0)).abs().mean())
     error = float((acted - wanted)[valid].abs().mean()) / constant
     measured = f"{error:.2f} of the error of always acting the mean action"
-    reasons = (n for n, turned in _otherwise(acted) if (turned - wanted)[valid].abs().mean() < min(error, 1) * constant / 2)
-    reason = next(reasons, None)
+    whole = valid.all(dim=1)  # where nothing is padded, in whatever order it comes
+    half = (acted - wanted)[whole].abs().mean().clamp(max=constant) / 2
+    reason = next((name for name, turned in _otherwise(acted) if (turned - wanted)[whole].abs().mean() < half), None)
     if reason:
         advice = "what loss is given and what predict returns must be in one order, one sign and one scale"
         return Finding("acting", "fail", f"{measured}; {reason}", "below 0.8", advice, error)
@@ -119,15 +120,15 @@ def acting(learned: Learned) -> Finding:
     return Finding("acting", status, measured, "below 0.8", advice, error)
 
 
-def inputs(learned: Learned, *, told: bool) -> Finding:
-    """Which inputs does it use? `told`: whether the data has several instructions."""
+def inputs(learned: Learned) -> Finding:
+    """Which inputs does it use? Words say nothing where all samples are told the same."""
     policy, observation = learned.policy, learned.batch.observation
     whole, acted = _loss_and_actions(learned, observation)
     rise, unused, hardly = [], [], []
     for name, blanked in blank(policy, observation).items():
         loss, without = _loss_and_actions(learned, blanked)
         rise.append(f"{loss / whole:,.1f}x without {name}")
-        if name == "words" and not told:
+        if name == "words" and bool((observation.tokens == observation.tokens[0]).all()):
             continue
         if float((without - acted).abs().max()) < 1e-4:
             unused.append(name)

@@ -58,7 +58,8 @@ def disk(place: Path, *, num_parameters: int, free_bytes: int | None = None) -> 
     measured = f"{free / GIGABYTE:.1f} GB free in {existing}"
     expected = f"{max(1.0, 5 * needed / GIGABYTE):.1f} GB"
     status = "fail" if free < needed else "warn" if free < max(GIGABYTE, 5 * needed) else "pass"
-    return Finding("disk", status, measured, expected, "make room, or put the run elsewhere by hydra.run.dir=DIR", free / GIGABYTE)
+    advice = "make room, or put the run elsewhere by hydra.run.dir=DIR"
+    return Finding("disk", status, measured, expected, advice, free / GIGABYTE)
 
 
 def _version(package: str) -> str:

@@ -44,7 +44,9 @@ def normalization(policy: Policy, demonstrations: Demonstrations) -> Finding:
     scale = float(((state.std(dim=0) - 1).abs() * varied).max())
     reach = float(((action.abs().amax(dim=0) - 1).abs() * moved).max())
     back = float(((norm.raw_action(action) - actions).abs() / norm.action_reach).max())
-    measured = f"states: mean off by {centre:.2g}, std by {scale:.2g}; actions: reach off by {reach:.2g}; and back by {back:.1g}"
+    measured = (
+        f"states off by {centre:.1g} in mean, {scale:.1g} in std; actions {reach:.1g} in reach, {back:.1g} there and back"
+    )
     good = centre < 0.05 and scale < 0.05 and reach < 0.01 and back < 1e-4
     advice = "the policy's statistics are not this dataset's: compute them anew from its training split"
     if back >= 1e-4:
@@ -67,11 +69,13 @@ def vision_input(policy: Policy, batch: Batch) -> Finding:
         handle.remove()
     std = float(seen[0].float().std())
     measured = f"images in {low:.3g} to {high:.3g}; the first layer sees a deviation of {std:.2g}"
-    good = 0 <= low and high <= 1 and 0.01 < std < 10
+    good = low >= 0 and high <= 1 and 0.01 < std < 10
     if high < 0.02 or std < 0.01:
         advice = "are they divided by 255 twice? The policy does it, in prepare"
     else:
-        advice = "images are to be in [0, 1]: the policy divides the bytes by 255, in prepare; a vision part only shifts and scales"
+        advice = (
+            "images are to be in [0, 1]: the policy divides the bytes by 255, in prepare; a vision part only shifts and scales"
+        )
     return Finding("vision input", "pass" if good else "fail", measured, "in [0, 1]; deviation 0.01 to 10", advice, std)
 
 
@@ -104,7 +108,7 @@ def padding(policy: Policy, batch: Batch) -> Finding:
         return Finding("padding", "skip", "no action of the batch lies past its episode's end")
     counted = {name: float(term[batch.is_pad].abs().max()) for name, term in ({"loss": loss} | terms).items()}
     worst = max(counted, key=counted.get)
-    measured = f"{padded} of {batch.is_pad.numel()} actions are padding; the largest loss of one is {counted[worst]:.2g} ({worst})"
+    measured = f"{padded} of {batch.is_pad.numel()} actions are padding; the largest loss of one is {counted[worst]:.2g}"
     advice = "multiply the loss by ~is_pad: what repeats past the end is no demonstration"
     return Finding("padding", "fail" if counted[worst] else "pass", measured, "0", advice, counted[worst])
 
@@ -165,7 +169,7 @@ def gradients(policy: Policy, batch: Batch, *, frozen: Sequence[str] = ()) -> Fi
     silent = [name for name in weights if size.get(name, 0.0) <= LEAST_GRADIENT * largest]
     flagged = [layer.name for layer in gradient_flow(policy, batch)[1] if layer.flow.exploding]
     least = min(parts, key=parts.get)
-    measured = f"{len(parts)} components learn; the smallest gradient, of {least}, is {parts[least] / largest:.1g} of the largest"
+    measured = f"{len(parts)} components learn; the least gradient, {least}'s, is {parts[least] / largest:.1g} of the largest"
     expected = f"every component above {LEAST_GRADIENT:g} of the largest"
     advice = "look for detach, no_grad, a part left out of forward; python scripts/gradients.py experiment=... draws the flow"
     if problems:

@@ -5,6 +5,7 @@ but doctor.json in the folder `output`, where that is given.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,9 +50,9 @@ def main(cfg: Any) -> None:
             "passed": all(finding.status != "fail" for finding in found),
             "seconds": round(seconds, 3),
             "machine": describe_machine(),
-            "checks": [finding._asdict() for finding in found],
+            "checks": [finding._replace(value=finite(finding.value))._asdict() for finding in found],
         }
-        (output / "doctor.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (output / "doctor.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{summary(found)}; {seconds:.0f} s{f'; {output}/doctor.json' if output else ''}")
     if any(finding.status == "fail" for finding in found):
         raise SystemExit(1)
@@ -73,6 +74,11 @@ def demonstrations_for(settings: dict[str, Any]) -> Iterator[Path]:
         collect(settings["env"]["id"], root, episodes=episodes, validation_episodes=2, seed=data["seed"], num_workers=1)
         data["batch_size"] = min(data["batch_size"], 8 * episodes)  # so few of them hold no larger one
         yield root
+
+
+def finite(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity: they become null."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ DATA_FAULTS = {
     "labels of another episode": (of_another_episode, ["labels"], "those of other episodes"),
     "instructions of another episode": (told_another, ["instructions"], "one says"),
     "states in other units": (in_degrees, ["replay"], "0 of "),
-    "stale statistics": (stale, ["normalization"], "in mean"),
+    "stale statistics": (stale, ["normalization"], "state std 0.5"),
     "a constant action": (constant, ["spread", "labels"], "action 'dz' hardly varies"),
 }
 
@@ -229,7 +229,7 @@ RUN_FAULTS = {
     "windows without padding": (never_padded, ["windows"], "padding", []),
     "shuffled words": (shuffled_words, ["windows"], "instruction", []),
     "words cut off": (lambda run, _: None, ["words", "gradients"], "1 of them distinct", ["language.max_words=1"]),
-    "unnormalised state": (unnormalised_state, ["normalization"], "in std", []),
+    "unnormalised state": (unnormalised_state, ["normalization"], "off by: state mean", []),
     "images scaled twice": (scaled_twice, ["vision input", *LEARNING], "to 0.00392", []),
     "acting normalises differently": (acts_on_other_states, ["acting path", *LEARNING], "context differs by", []),
     "acting in reverse order": (acts_backwards, ["acting path", "acting"], "act from the head's prediction by", []),
@@ -307,7 +307,7 @@ def test_speed_is_measured_and_slow_loading_is_found(run, monkeypatch):
         time.sleep(0.5)
         return original(indices)
 
-    assert "loading takes" in running.speed(healthy.policy, healthy.windows, healthy.settings, seconds=0).measured
+    assert "loading takes" in running.speed(healthy.policy, healthy.windows, healthy.settings, seconds=0.0).measured
 
 
 def test_what_is_looked_at_stays_as_it_is(run, diagnose):
@@ -332,6 +332,9 @@ def test_twins_differ_in_their_words_alone(run):
     assert torch.equal(both.observation.state[twins], batch.observation.state[:extra])
     assert (both.observation.tokens[twins] != batch.observation.tokens[:extra]).any(dim=1).all()
     assert not both.has_keyframe[twins].any()
+    said = batch.observation.tokens[:1].expand_as(batch.observation.tokens)
+    alike = batch.observation._replace(tokens=said, token_mask=torch.ones_like(batch.observation.token_mask))
+    assert len(learning.with_twins(batch._replace(observation=alike)).actions) == len(batch.actions)
 
 
 def test_a_check_that_cannot_be_made_is_a_finding():

@@ -37,7 +37,7 @@ def closed_loop(policy: Policy, env_id: str, *, episodes: int = 2) -> Finding:
     return Finding("closed loop", "pass", f"{len(results)} episodes, {steps} steps in {env_id}", expected)
 
 
-def speed(policy: Policy, windows: ActionWindows, settings: Mapping[str, Any], *, seconds: float = 3.0) -> Finding:
+def speed(policy: Policy, windows: ActionWindows, settings: Mapping[str, Any], *, seconds: float = 2.0) -> Finding:
     """Samples a second, the share of the machine's rate of matrix products that they make up, and what loading takes."""
     device, batch_size = policy.device, min(settings["data"]["batch_size"], len(windows))
     stepper = Stepper(copy.deepcopy(policy), settings)

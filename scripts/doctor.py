@@ -25,13 +25,19 @@ def main(cfg: Any) -> None:
     from vla_mini.data.reader import read_dataset
     from vla_mini.doctor.examine import examine
     from vla_mini.doctor.finding import describe, summary
+    from vla_mini.files import write_text
     from vla_mini.machine import describe_machine
-    from vla_mini.training.precision import check_accelerator
+    from vla_mini.training.precision import check_precision
+    from vla_mini.training.processes import check_devices
     from vla_mini.training.setup import data_module, untrained_policy
 
     start = time.perf_counter()
     settings = OmegaConf.to_container(cfg.training, resolve=True)
-    check_accelerator(settings["trainer"]["accelerator"])
+    trainer = settings["trainer"]
+    check_devices(trainer["accelerator"], trainer["devices"])
+    check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+    if settings["resume"]:
+        raise ValueError(f"resume={settings['resume']}: the doctor looks at runs that begin")
     with demonstrations_for(settings) as root:
         demonstrations = read_dataset(root)
         policy = untrained_policy(settings, demonstrations)
@@ -52,7 +58,7 @@ def main(cfg: Any) -> None:
             "machine": describe_machine(),
             "checks": [finding._replace(value=finite(finding.value))._asdict() for finding in found],
         }
-        (output / "doctor.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(output / "doctor.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     print(f"{summary(found)}; {seconds:.0f} s{f'; {output}/doctor.json' if output else ''}")
     if any(finding.status == "fail" for finding in found):
         raise SystemExit(1)

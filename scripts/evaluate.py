@@ -16,7 +16,7 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
 
-    policy = Policy.from_pretrained(cfg.policy)
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
     if "env" not in policy.source:
         raise ValueError(f"policy={cfg.policy} does not say which environment it was made for")
     beside = Path(cfg.policy).resolve().parent / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

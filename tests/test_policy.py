@@ -1,9 +1,12 @@
 """The join itself: what it refuses, that it is exact, and that accumulation adds up."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
+from vla_mini.features import Moments, Statistics
+from vla_mini.normalization import Normalization
 from vla_mini.testing import split
 
 
@@ -29,6 +32,36 @@ def test_several_cameras_are_told_apart():
     observation = make_observation(policy)
     swapped = observation._replace(images=observation.images.flip(1))
     assert (policy.act(observation) - policy.act(swapped)).abs().max() > 1e-5
+
+
+def test_past_frames_are_told_from_the_present_and_saved_with_the_policy(tmp_path):
+    policy = make_policy(history=2)
+    observation = make_observation(policy)
+    assert observation.images.shape[1] == 2 and observation.state.shape[1] == 8
+    actions = policy.act(observation)
+    for swapped in ({"images": observation.images.flip(1)}, {"state": observation.state.roll(4, 1)}):
+        assert (policy.act(observation._replace(**swapped)) - actions).abs().max() > 1e-5
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert loaded.history == 2
+    torch.testing.assert_close(loaded.act(observation), actions, rtol=0, atol=0)
+
+
+def test_the_past_is_normalised_as_the_present():
+    low, high, mean, std = (np.float32([value, value + 1]) for value in (-3, 3, 0.5, 2))
+    moments = Moments(low, high, mean, std, low, high)
+    once, thrice = (Normalization(Statistics(moments, moments), history=history) for history in (1, 3))
+    state = torch.randn(2, 2)
+    torch.testing.assert_close(thrice.state(state.repeat(1, 3)), once.state(state).repeat(1, 3))
+
+
+def test_observations_of_too_few_frames_are_refused():
+    policy, one = make_policy(history=2), make_observation(make_policy())
+    with pytest.raises(ValueError, match=r"images are \(1, 3, 64, 64\), the policy was made for \(2, 3, 64, 64\)"):
+        policy.act(one)
+    images = make_observation(policy).images
+    with pytest.raises(ValueError, match="4 values, the policy was made for 8: x, y, height, closed; of 2 frames"):
+        policy.act(one._replace(images=images))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def build_policy(
     horizon: int,
     tasks: Sequence[str] = (),
     folder: str | Path | None = None,
+    history: int = 1,
     keyframe: Sequence[str] = (),
     execute: int = 1,
     ensemble: float | None = None,
@@ -92,13 +93,13 @@ def build_policy(
 
     The tokenizer is trained on `tasks` (instructions), or read from `folder` where a policy was saved.
     """
-    cameras = len(features.cameras)
+    cameras = history * len(features.cameras)
     vision = build(parts["vision"], "vision", classes=classes, image_size=features.image_size)
     language = build(parts["language"], "language", classes=classes, tasks=tuple(tasks), folder=folder)
     trunk = build(parts["trunk"], "trunk", classes=classes, grid=vision.grid, num_cameras=cameras)
     head_facts = {"context_width": trunk.width, "num_tokens": trunk.num_tokens}
     head_facts |= {"horizon": horizon, "action_size": features.action_size}
-    normalization, quantiles = Normalization(statistics), statistics.action.quantiles
+    normalization, quantiles = Normalization(statistics, history=history), statistics.action.quantiles
     head_facts["action_quantiles"] = None if quantiles is None else normalization.action(torch.from_numpy(quantiles))
     action = build(parts["action"], "action", classes=classes, **head_facts)
     backbone_action = None
@@ -124,6 +125,7 @@ def build_policy(
         backbone_action=backbone_action,
         normalization=normalization,
         features=features,
+        history=history,
         keyframe=keyframe,
         execute=execute,
         ensemble=ensemble,

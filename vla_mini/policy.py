@@ -28,6 +28,7 @@ class Policy(nn.Module):
       alone, and the gradient of `action` stops before it
     - normalization: raw units <-> the network's units, with the dataset's statistics
     - features: what a frame of the dataset holds; observations of other sizes are refused
+    - history: how many frames are seen and felt, the newest first; to the parts, the past is so many further cameras
     - keyframe: names of the state features that make up the keyframe
     - execute: how many actions of a chunk to execute before the policy is asked again
     - ensemble: None: those of the newest chunk; a number: of all chunks so far, averaged (evaluation/rollout.py says how)
@@ -45,6 +46,7 @@ class Policy(nn.Module):
         features: Features,
         auxiliary: nn.Module | None = None,
         backbone_action: nn.Module | None = None,
+        history: int = 1,
         keyframe: Sequence[str] = (),
         execute: int = 1,
         ensemble: float | None = None,
@@ -54,15 +56,16 @@ class Policy(nn.Module):
         if not 1 <= execute <= action.horizon:
             raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
         self.features, self.keyframe, self.source = features, tuple(keyframe), dict(source or {})
-        self.execute, self.ensemble = execute, ensemble
+        self.history, self.execute, self.ensemble = history, execute, ensemble
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
         self.auxiliary, self.backbone_action = auxiliary, backbone_action
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
-        # Tells the cameras apart; a single one needs no name.
-        self.camera = nn.Embedding(len(features.cameras), trunk.width) if len(features.cameras) > 1 else None
-        self.state = nn.Linear(features.state_size, trunk.width)
+        cameras = history * len(features.cameras)
+        # Tells cameras and ages of frames apart; a single one needs no name.
+        self.camera = nn.Embedding(cameras, trunk.width) if cameras > 1 else None
+        self.state = nn.Linear(history * features.state_size, trunk.width)
         self.normalization = normalization
 
     # ---- training
@@ -155,13 +158,14 @@ class Policy(nn.Module):
         for name, tensor in observation._asdict().items():
             if tensor.device != self.device:
                 raise ValueError(f"observation.{name} is on {tensor.device}, the policy is on {self.device}")
-        expected = (len(self.features.cameras), 3, *self.features.image_size)
+        expected = (self.history * len(self.features.cameras), 3, *self.features.image_size)
         if tuple(observation.images.shape[-4:]) != expected:
             raise ValueError(f"images are {tuple(observation.images.shape[-4:])}, the policy was made for {expected} (k c h w)")
-        if observation.state.shape[-1] != self.features.state_size:
+        if observation.state.shape[-1] != self.history * self.features.state_size:
+            frames = f"; of {self.history} frames" if self.history > 1 else ""
             raise ValueError(
                 f"the state has {observation.state.shape[-1]} values, the policy was made for "
-                f"{self.features.state_size}: {', '.join(self.features.state)}"
+                f"{self.history * self.features.state_size}: {', '.join(self.features.state)}{frames}"
             )
 
     # ---- saving

@@ -3,7 +3,6 @@
 A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_mini import files
 from vla_mini.build import build_policy, describe
 from vla_mini.features import Features, Moments, Statistics
 from vla_mini.policy import Policy
@@ -33,6 +33,7 @@ def save(policy: Policy, folder: Path) -> None:
             "parts": {name: part and describe(part) for name in PARTS for part in [getattr(policy, name)]},
             "features": policy.features._asdict(),
             "horizon": policy.action.horizon,
+            "history": policy.history,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
             "keyframe": policy.keyframe,
@@ -41,8 +42,10 @@ def save(policy: Policy, folder: Path) -> None:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, partial / WEIGHTS)
         policy.language.save_tokenizer(partial)
-        digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        digests = files.digests(partial, sorted(partial.iterdir()))
+        (partial / MANIFEST).write_text(files.manifest_text(digests))
+        for path in [*partial.iterdir(), partial]:
+            files.sync(path)
         partial.chmod(0o755)
         _replace(partial, folder)
     finally:
@@ -53,18 +56,16 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
     """The policy in `folder`, in eval mode; ValueError naming the file where one is missing, altered or does not fit."""
     if not folder.is_dir():
         raise ValueError(f"policy={folder}: there is no such folder")
-    for name, digest in _read_json(folder / MANIFEST).items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if _digest(path) != digest:
-            raise ValueError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder / MANIFEST} is missing: {folder} is no saved policy")
+    found = files.digests(folder, (path for path in sorted(folder.iterdir()) if path.is_file()))
+    files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
     config = _read_json(folder / CONFIG)
     if config.get("format") != "vla-mini-1":
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
     for name, part in config["parts"].items():  # our own parts save no path but to foreign code
         if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
-            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}: say trust_remote_code=True if you trust it")
+            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}, which is run only with trust_remote_code=true")
     features = _features(config["features"])
     policy = build_policy(
         config["parts"],
@@ -72,6 +73,7 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
         statistics=_unit_statistics(features),
         horizon=config["horizon"],
         folder=folder,
+        history=config.get("history", 1),
         keyframe=config["keyframe"],
         execute=config["execute"],
         ensemble=config.get("ensemble"),
@@ -105,10 +107,6 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path} is missing: {path.parent} is no saved policy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _replace(new: Path, old: Path) -> None:

@@ -19,7 +19,9 @@ Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_m
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
-    ("devices", Literal[1]),  # of several processes each would collect and evaluate: not yet
+    ("devices", Count),
+    ("num_nodes", Literal[1]),  # what several machines would have to say to each other is untested
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),
@@ -59,6 +61,14 @@ class Data:
 
 
 @dataclass
+class Augmentation:
+    """Random changes of the images in training: transforms, one after the other, by names of one's own."""
+
+    draws: Count
+    transforms: dict[str, Annotated[dict, Target("torchvision.transforms.v2", base="Transform", given=("size",))] | None]
+
+
+@dataclass
 class Schedule:
     """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training."""
 
@@ -81,6 +91,7 @@ class Logger:
     """metrics.csv is always written; the variants of configs/logger/ add to it."""
 
     csv: Literal[True] = True
+    tensorboard: bool = False
     wandb: bool = False
     project: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -105,8 +116,17 @@ class Guard:
 
 
 @dataclass
+class Checkpoint:
+    """What a run can be resumed from."""
+
+    every_n_steps: Count
+    keep: Count
+
+
+@dataclass
 class Train:
     seed: Natural
+    history: Count
     execute: Count
     ensemble: Amount | None
     env: Environment
@@ -122,9 +142,13 @@ class Train:
     evaluation: Evaluation
     monitor: Monitor
     guard: Guard
+    checkpoint: Checkpoint
+    resume: str | None
+    deterministic: bool
     insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
+    augmentation: Augmentation | None = None  # so here
 
 
 @dataclass
@@ -144,17 +168,19 @@ class Evaluate:
     episodes: Count
     seed: Natural
     num_envs: Count
+    trust_remote_code: bool
     output: str | None
 
 
 @dataclass
 class Infer:
     policy: str
-    image: str | list[str]  # one for each camera
+    image: str | list[str]  # one for each camera, in each frame
     instruction: str
     state: list[float]
     mode: Literal["grad", "no_grad", "inference_mode"]
     seed: Natural
+    trust_remote_code: bool
 
 
 @dataclass
@@ -177,6 +203,7 @@ class Gradients:
     scenes: Count
     grid: Count
     seed: Natural
+    trust_remote_code: bool
     keyframe: Closing
 
 

@@ -1,5 +1,7 @@
 """Checks of the demonstrations by themselves, and of the windows that training cuts from them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -79,12 +81,13 @@ def windows(
     ends = data.episode_ends[first_episode:last_episode] - first
     indices = np.unique(np.concatenate([np.linspace(0, len(cut) - 1, samples).astype(int), ends[:2] - 1]))
     batch = cut.__getitems__(indices)
-    shown = []
-    for frame in first + indices:
-        views = np.moveaxis(np.asarray(data.frames[frame]), 1, -1)
-        images = dict(zip(data.features.cameras, views, strict=True))
-        shown.append({"images": images, "state": data.states[frame], "instruction": data.tasks[data.task_index[frame]]})
-    acting = observe(policy, shown)
+    starts = data.episode_starts[np.searchsorted(data.episode_ends, first + indices, side="right")]
+    now = [_shown(data, frame) for frame in first + indices]
+    past = [
+        [_shown(data, frame - age) for age in range(1, policy.history) if frame - age >= start]
+        for frame, start in zip(first + indices, starts, strict=True)
+    ]
+    acting = observe(policy, now, past=past)
     wrong = [name for name in ("images", "state") if not _equal(getattr(batch.observation, name), getattr(acting, name))]
     if not _same_words(batch.observation, acting):
         wrong.append("instruction")
@@ -125,6 +128,13 @@ def _squeezed(kind: str, names: tuple[str, ...], moments: Moments) -> list[tuple
 
 def _of(demonstrations: Demonstrations, values: NDArray) -> list[tuple[str, float]]:
     return list(zip((f"camera {name!r}" for name in demonstrations.features.cameras), map(float, values), strict=True))
+
+
+def _shown(data: Demonstrations, frame: int) -> dict[str, Any]:
+    """A frame as an environment would show it."""
+    views = np.moveaxis(np.asarray(data.frames[frame]), 1, -1)
+    images = dict(zip(data.features.cameras, views, strict=True))
+    return {"images": images, "state": data.states[frame], "instruction": data.tasks[data.task_index[frame]]}
 
 
 def _chunks(actions: NDArray, frames: NDArray, ends: NDArray, horizon: int) -> tuple[NDArray, NDArray]:

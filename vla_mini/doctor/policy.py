@@ -36,7 +36,7 @@ def normalization(policy: Policy, demonstrations: Demonstrations) -> Finding:
     """Are the statistics in the policy those of its training data, and does the way back undo the way there?"""
     first, last = demonstrations.splits["train"]
     frames = slice(int(demonstrations.episode_starts[first]), int(demonstrations.episode_ends[last - 1]))
-    states = torch.from_numpy(demonstrations.states[frames]).to(policy.device)
+    states = torch.from_numpy(demonstrations.states[frames]).repeat(1, policy.history).to(policy.device)
     actions = torch.from_numpy(demonstrations.actions[frames]).to(policy.device)
     norm = policy.normalization
     state, action = norm.state(states), norm.action(actions)

@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 def replay(demonstrations: Demonstrations, env_id: str, *, seed: int, episodes: int = 8) -> list[Pair]:
     """The first episodes of the dataset beside the same ones played again. ValueError, with the reason, where none can be."""
-    env = _environment(env_id)
+    env = vla_mini.envs.make(env_id)
     inner = env.unwrapped
     if getattr(inner, "expert_action", None) is None:
         raise ValueError(f"{env_id} has no scripted expert")
@@ -124,13 +124,6 @@ def labels(pairs: list[Pair]) -> Finding:
 
 
 # ---- the episodes
-
-
-def _environment(env_id: str) -> gymnasium.Env:
-    try:
-        return vla_mini.envs.make(env_id)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"{env_id} is not known to Gymnasium") from error
 
 
 def _stored(data: Demonstrations, episode: int) -> Episode:

@@ -30,6 +30,7 @@ REQUIRED = {
     "evaluate": ["policy=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "gradients": ["policy=DIR"],
+    "doctor": [],
 }
 
 
@@ -154,6 +155,10 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("infer", ["polcy=a"], ["'polcy'", "'policy'"]),
         ("infer", ["hydra.run.dir=x"], ["hydra.run.dir=x"]),
         ("gradients", ["policy=a", "vision=conv"], ["vision=conv"]),
+        ("doctor", ["vison=patch"], ["'vison'", "'vision'"]),
+        ("doctor", ["experiment=toy_pik"], ["experiment=toy_pik", "'toy_pick'"]),
+        ("doctor", ["outptu=a"], ["'outptu'"]),
+        ("doctor", ["execute=9"], ["execute=9", "data.horizon=8"]),
         ("evaluate", ["policy=a", "episodes=0"], ["episodes=0", "at least 1"]),
         ("collect", ["output=a", "episodes=none"], ["episodes='none'", "an integer"]),
         ("train", ["data.keyframe.closes=1"], ["data.keyframe.closes=1", "text"]),
@@ -167,6 +172,16 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(refusal, name, argument
     line = refusal(name, *arguments)
     for words in named:
         assert words in line, line
+
+
+def test_a_command_with_an_experiment_holds_what_train_would_be_told():
+    found = compose("doctor", ["action=flow", "seed=3", "data.root=a,b", "output=out"])
+    assert found.settings == {"experiment": "toy_pick", "output": "out"}
+    assert found.training == compose("train", ["experiment=toy_pick", "action=flow", "seed=3", "data.root=a,b"]).settings
+    own = compose("gradients", ["experiment=toy_pick_smoke", "seed=3", "samples=6", "vision=patch"])
+    assert own.settings["samples"] == 6 and own.settings["seed"] == own.training["seed"] == 3
+    assert own.training["vision"]["_target_"].endswith("PatchVision") and own.training["trainer"]["max_steps"] == 4
+    assert compose("gradients", ["policy=a", "seed=3"]).training is None
 
 
 # ---------------------------------------------------------------------------------------------------- YAML files

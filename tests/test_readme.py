@@ -37,7 +37,7 @@ def test_commands_run(place, monkeypatch, line):
     line = line.replace("episodes=200", "episodes=4").replace("unfreeze_at.vision=200", "unfreeze_at.vision=2")
     _, script, *arguments = shlex.split(line.partition("#")[0])
     name = script.removeprefix("scripts/").removesuffix(".py")
-    assert command(name, *(["experiment=toy_pick_smoke"] if name == "train" else []), *arguments) == 0
+    assert command(name, *(["experiment=toy_pick_smoke"] if name in ("train", "doctor") else []), *arguments) == 0
 
 
 def test_python_runs(place, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vla_mini"
 
-FACTS = {"files", "features", "types", "geometry", "layers", "hub"}
+FACTS = {"files", "features", "types", "geometry", "layers", "hub", "machine"}
 PARTS = {"vision", "language", "trunk", "action", "auxiliary", "normalization", "data", "envs"}
 JOINS = {"policy", "build", "lora", "pretrained", "sharing", "collection"}
 
@@ -21,6 +21,7 @@ ROOMS = {
     "geometry": set(),
     "layers": set(),
     "hub": set(),
+    "machine": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
     "policy": FACTS | {"normalization", "pretrained", "sharing"},  # and no concrete variant
@@ -34,6 +35,7 @@ ROOMS = {
     "evaluation": FACTS | PARTS | JOINS | {"pages"},
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
     "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
+    "doctor": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
     "config": {"build", "files"},
 }
 

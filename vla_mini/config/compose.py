@@ -16,14 +16,14 @@ PATHS = {
     *{"policy", "output", "image", "resume", "init_from", "data.root", "vision.path", "language.path"},
     *{"hydra.run.dir"},
 }  # `null` means none
-PATHS_OF = {"gradients": {"data", "experiment"}}  # in train.py these are groups
+PATHS_OF = {"gradients": {"data", "experiment"}, "doctor": {"experiment"}}  # in train.py these are groups
 PATH_LISTS = {"image"}  # may also be [a,b]
 
 
 class Composed(NamedTuple):
     settings: dict[str, Any]  # resolved, not yet checked
     run_dir: str | None  # `hydra.run.dir`, for commands that have one
-    training: dict[str, Any] | None = None  # what train.py would be told, for gradients.py of an untrained policy
+    training: dict[str, Any] | None = None  # what train.py would be told, for commands that begin where it begins
 
 
 class Overrides(NamedTuple):
@@ -151,24 +151,25 @@ def escape(value: Any) -> Any:
 def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Composed:
     """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses.
 
-    With experiment=, gradients.py looks at the policy that train.py would begin with: `training` holds its settings.
+    A command with an `experiment` of its own begins where train.py would: `training` holds the settings of that.
     """
-    own, training = split_training(arguments) if name == "gradients" else (arguments, [])
+    own, training = split_training(name, arguments)
     composed = _compose(name, own, resolve=resolve)
     return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
 
 
-def split_training(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """gradients.py's arguments -> its own and, where experiment= is one, those that train.py understands."""
+def split_training(name: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A command's arguments -> its own and, where it has an experiment, given or by default, those for train.py."""
+    command = read_command(name)
     keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
-    if "experiment" not in keys:
+    if "experiment" not in command or (command["experiment"] is None and "experiment" not in keys):
         return arguments, []
-    command = read_command("gradients")
     nodes = {key for key, value in command.items() if isinstance(value, dict)}
     is_own = [key in command or key.partition(".")[0] in nodes for key in keys]
     own = [argument for argument, known in zip(arguments, is_own, strict=True) if known]
     shared = ("experiment", "seed")
-    return own, [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
+    training = [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
+    return own, training if "experiment" in keys else [f"experiment={command['experiment']}", *training]
 
 
 def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:

@@ -29,6 +29,10 @@ EXAMPLES = {
         "python scripts/gradients.py policy=runs/toy_pick/latest/policy data=data/toy_pick output=gradients",
         "python scripts/gradients.py experiment=toy_pick vision=patch",
     ],
+    "doctor": [
+        "python scripts/doctor.py experiment=toy_pick",
+        "python scripts/doctor.py experiment=toy_pick action=flow data.root=data/mine output=checked",
+    ],
 }
 
 

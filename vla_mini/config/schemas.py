@@ -236,7 +236,22 @@ class Gradients:
     keyframe: Closing
 
 
-SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": Infer, "gradients": Gradients}
+@dataclass
+class Doctor:
+    """Training as train.py would begin it for `experiment` (its settings: `training`, by compose)."""
+
+    experiment: str
+    output: str | None
+
+
+SCHEMAS = {
+    "train": Train,
+    "collect": Collect,
+    "evaluate": Evaluate,
+    "infer": Infer,
+    "gradients": Gradients,
+    "doctor": Doctor,
+}
 
 
 def refuse_contradictions(settings: dict[str, Any]) -> None:
@@ -245,7 +260,7 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"execute={settings['execute']} is more than the data.horizon={settings['data']['horizon']} of a chunk"
         )
-    if "experiment" in settings and (settings["policy"] is None) == (settings["experiment"] is None):
+    if {"experiment", "policy"} <= settings.keys() and (settings["policy"] is None) == (settings["experiment"] is None):
         given = "neither" if settings["policy"] is None else "both"
         raise ValueError(
             f"{given} given: say policy=DIR for a saved policy, or experiment=NAME for an untrained one as train.py begins with"

@@ -1,10 +1,13 @@
 """A real Trainer on a few small batches, with all the callbacks that ask for it, and a record of what came by."""
 
 import warnings
+from pathlib import Path
 
 import lightning
 
+from vla_mini.training.checkpoints import Checkpoints, WholeFiles
 from vla_mini.training.module import PolicyModule
+from vla_mini.training.selection import BestPolicy
 from vla_mini.training.window import Stopwatch, WindowMean
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
@@ -35,6 +38,11 @@ class Loader:
 
     def __len__(self):
         return len(self.batches)
+
+
+def keeping(best: BestPolicy, folder: Path) -> dict:
+    """What a Trainer needs for the best policy to be saved."""
+    return {"callbacks": [best, Checkpoints(folder, every_n_steps=100, keep=1, best=best)], "plugins": [WholeFiles()]}
 
 
 def fit(

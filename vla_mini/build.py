@@ -27,6 +27,9 @@ FACTS = frozenset(
     | {"context_width", "num_tokens", "num_positions", "action_quantiles"}
 )
 
+# Arguments of any part that are at least 1, as are all that begin with num_.
+SIZES = frozenset({"width", "hidden", "stride", "patch_size", "max_words"})
+
 
 def build(spec: Mapping[str, Any], group: str, *, classes: Sequence[type] = (), **facts: Any) -> nn.Module:
     """The part that `spec` describes, from `vla_mini/<group>/`, given those `facts` that its constructor names."""
@@ -35,6 +38,9 @@ def build(spec: Mapping[str, Any], group: str, *, classes: Sequence[type] = (), 
     names = inspect.signature(constructor).parameters
     if unknown := [name for name in arguments if name not in names or name in FACTS]:
         raise ValueError(f"{constructor.__name__} has no argument {unknown[0]!r}{nearest(unknown[0], names)}")
+    for name, value in arguments.items():
+        if type(value) is int and value < 1 and (name in SIZES or name.startswith("num_")):
+            raise ValueError(f"{group}.{name}={value}: at least 1 is needed")
     return constructor(**arguments, **{name: value for name, value in facts.items() if name in names})
 
 

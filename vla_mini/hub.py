@@ -7,6 +7,7 @@ it. What `load` found can be made again by `make` from its config alone: so a sa
 import json
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -148,14 +149,15 @@ def _explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without progress bars and reports about every weight."""
+    """Without progress bars, warnings and reports about every weight."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

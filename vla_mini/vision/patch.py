@@ -29,7 +29,7 @@ class PatchVision(nn.Module):
         super().__init__()
         self.width, self.patch_size, self.depth, self.num_heads = width, patch_size, depth, num_heads
         self.input_size = size_to_see(input_size, image_size)
-        if patch_size < 1 or any(side % patch_size for side in self.input_size):
+        if any(side % patch_size for side in self.input_size):
             raise ValueError(f"patch_size={patch_size} does not divide {self.input_size} pixels; input_size=[h,w] resizes")
         self.grid = (self.input_size[0] // patch_size, self.input_size[1] // patch_size)
         self.stem = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)

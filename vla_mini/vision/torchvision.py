@@ -122,5 +122,7 @@ def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | Non
     for node in reversed(maps):
         if layer or maps[node][2:] == wanted:
             return node, maps[node][1], tuple(maps[node][2:])
+    if layer:
+        raise ValueError(f"layer={layer!r} gives no map (b c h w)")
     square = {size[0] // shape[2] for shape in maps.values() if size[0] // shape[2] == size[1] // shape[3]}
     raise ValueError(f"stride={stride}: the network has no maps (b c h w) of that stride, but of {sorted(square)}")

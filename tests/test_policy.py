@@ -31,20 +31,6 @@ def test_several_cameras_are_told_apart():
     assert (policy.act(observation) - policy.act(swapped)).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda o: o._replace(images=o.images[..., :32]), r"images are \(1, 3, 64, 32\)"),
-        (lambda o: o._replace(state=o.state[:, :3]), "the state has 3 values"),
-        (lambda o: o._replace(state=o.state.to("meta")), "observation.state is on meta, the policy is on cpu"),
-    ],
-)
-def test_observations_that_do_not_fit_are_refused(change, message):
-    policy = make_policy()
-    with pytest.raises(ValueError, match=message):
-        policy.act(change(make_observation(policy)))
-
-
 def test_insulation_stops_the_heads_gradient_before_the_backbone():
     policy = make_policy(backbone_action=spec("action", "bins"), auxiliary="none")
     batch = make_batch(policy)

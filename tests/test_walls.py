@@ -22,7 +22,8 @@ ROOMS = {
     "hub": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
-    "policy": FACTS | {"normalization", "pretrained"},  # and no concrete variant
+    "door": FACTS,
+    "policy": FACTS | {"door", "normalization", "pretrained"},  # and no concrete variant
     "build": FACTS | {"normalization", "policy"},
     "pretrained": FACTS | {"build", "policy"},
     "collection": FACTS | {"data", "envs"},

@@ -55,9 +55,11 @@ class EpisodeResult(NamedTuple):
 def observe(policy: Acting, observations: Sequence[Mapping[str, Any]]) -> Observation:
     """Makes b environment observations {"images", "state", "instruction"} one `Observation` on the policy's device.
 
-    The one place where what an environment shows becomes tensors. Raises ValueError for a missing camera, another
-    image size, bytes that are none or a state of another length.
+    The one place where what an environment shows becomes tensors. Raises ValueError for no observation at all, a missing
+    camera, another image size, bytes that are none or a state of another length.
     """
+    if isinstance(observations, Mapping) or not observations:
+        raise ValueError("observe takes a list of at least one observation, as an environment's reset and step give them")
     features = policy.features
     missing = [camera for camera in features.cameras if camera not in observations[0]["images"]]
     if missing:

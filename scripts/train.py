@@ -18,6 +18,7 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
+    from vla_mini.training.compilation import check_compile
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.precision import check_accelerator
@@ -27,6 +28,7 @@ def main(cfg: Any) -> None:
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_accelerator(cfg.trainer.accelerator)
+    check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     lightning.seed_everything(cfg.seed, verbose=False)

@@ -37,7 +37,19 @@ class Loader:
         return len(self.batches)
 
 
-def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, record=True, warmup_steps=0, **trainer):
+def fit(
+    policy,
+    batches,
+    *,
+    accelerator="cpu",
+    callbacks=(),
+    optimizer=SGD,
+    logger=False,
+    steps=None,
+    record=True,
+    warmup_steps=0,
+    **trainer,
+):
     """Train on `batches`, one micro-batch each; the recorder of what happened."""
     recorders = [Record()] if record else []
     with warnings.catch_warnings():
@@ -45,7 +57,7 @@ def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=Non
         trainer = lightning.Trainer(
             max_steps=steps or -1,
             max_epochs=-1 if steps else 1,
-            accelerator="cpu",
+            accelerator=accelerator,
             callbacks=[WindowMean(Stopwatch()), *callbacks, *recorders],
             logger=logger,
             enable_checkpointing=False,

@@ -4,7 +4,7 @@ that `admit`, which takes anything, is asked about those itself."""
 import pytest
 import torch
 
-from tests.factory import make_batch, make_observation, make_policy
+from tests.factory import make_batch, make_policy
 from vla_mini.door import RULES
 from vla_mini.evaluation.rollout import observe
 from vla_mini.types import Batch, Observation

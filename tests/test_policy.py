@@ -1,6 +1,5 @@
 """The join itself: what it refuses, that it is exact, and that accumulation adds up."""
 
-import pytest
 import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec

@@ -92,6 +92,10 @@ class Policy(nn.Module):
             total = total + self.auxiliary.weight * terms["keyframe"]
         return total, {name: term.detach() for name, term in terms.items()}
 
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
+        """`loss`. A call is what `policy.compile()` compiles; `policy.loss` stays eager (training/compilation.py)."""
+        return self.loss(batch)
+
     # ---- acting
 
     @torch.no_grad()

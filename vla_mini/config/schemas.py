@@ -7,7 +7,7 @@ signature of its constructor is their schema.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vla_mini.config.check import AtLeast, Target
+from vla_mini.config.check import AtLeast, Target, show
 
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
@@ -122,6 +122,8 @@ class Train:
     evaluation: Evaluation
     monitor: Monitor
     guard: Guard
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
+    compile_dynamic: bool | None
     insulate: bool
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
@@ -196,6 +198,14 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         )
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
+    mode = settings.get("compile", "none")
+    if mode == "none" and settings.get("compile_dynamic") is not None:
+        raise ValueError(f"compile_dynamic={show(settings['compile_dynamic'])} is for torch.compile: say compile=default, too")
+    if mode not in ("none", "default") and (several := settings["trainer"].get("accumulate_grad_batches", 1)) > 1:
+        raise ValueError(
+            f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs write the gradients of a micro-batch "
+            "over those of the one before; say compile=default"
+        )
     for name in ("lr", "adam_lr"):
         if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:
             raise ValueError(f"optimizer.{name}={rate} is no learning rate: it has to be above 0")

@@ -8,6 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from vla_mini.policy import Policy
+from vla_mini.training.compilation import WarmUp, compile_policy
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers, hush_lightning
 from vla_mini.training.memory import keep_freed_memory
@@ -28,6 +29,9 @@ def build_training(
     arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
     arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
     print(f"precision: {arguments['precision']}")
+    compiled = settings["compile"] != "none"
+    if compiled:
+        compile_policy(policy, settings["compile"], dynamic=settings["compile_dynamic"])
     evaluation = settings["evaluation"]
     best = BestPolicy(
         run_dir / "policy",
@@ -45,6 +49,7 @@ def build_training(
             WindowMean(stopwatch),
             NonFiniteGuard(**settings["guard"]),
             GradientMonitor(**settings["monitor"]),
+            *([WarmUp()] if compiled else []),
             Summary(),
             best,
             TQDMProgressBar(refresh_rate=10),

@@ -30,6 +30,10 @@ def trained(folder: Path, mode: str, *, accelerator: str = "cpu", precision: str
     return torch.load(folder / "result.pt") | {"printed": printed, "folder": folder}
 
 
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
 def assert_same_training(found: dict[str, Any], tolerance: float) -> None:
     """The weights have moved alike, up to a relative error, and both have skipped the batch that is not finite."""
     eager, compiled = (torch.cat([t.flatten() for t in found[how]["change"].values()]) for how in ("eager", "compiled"))
@@ -61,16 +65,13 @@ def test_the_policy_that_was_trained_compiled_is_saved_whole(compiled):
 
 def test_what_compiling_took_is_said_and_logged_once(compiled):
     (line,) = [line for line in compiled["printed"].splitlines() if "compiling took" in line]
-    rows = list(csv.DictReader((compiled["folder"] / "compiled" / "metrics.csv").read_text().splitlines()))
-    (warmup,) = [float(row["compile/warmup_seconds"]) for row in rows if row.get("compile/warmup_seconds")]
+    rows = read_rows(compiled["folder"] / "compiled")
+    (warmup,) = [float(row["compile/warmup_seconds"]) for row in rows if row["compile/warmup_seconds"]]
     assert f"compiling took {warmup:.1f} s of the first 6 batches" in line and warmup > 0.2
 
 
 def test_the_monitor_logs_the_same(compiled):
-    eager, ours = (
-        list(csv.DictReader((compiled["folder"] / how / "metrics.csv").read_text().splitlines()))
-        for how in ("eager", "compiled")
-    )
+    eager, ours = (read_rows(compiled["folder"] / how) for how in ("eager", "compiled"))
     names = {"train/loss", "gradients/total", "gradients/vision", "gradients/action/largest", "gradient_noise/scale"}
     for name in names:
         values = [[float(row[name]) for row in rows if row.get(name)] for rows in (eager, ours)]

@@ -203,8 +203,8 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(f"compile_dynamic={show(settings['compile_dynamic'])} is for torch.compile: say compile=default, too")
     if mode not in ("none", "default") and (several := settings["trainer"].get("accumulate_grad_batches", 1)) > 1:
         raise ValueError(
-            f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs write the gradients of a micro-batch "
-            "over those of the one before; say compile=default"
+            f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the gradients of the "
+            "micro-batch before; say compile=default"
         )
     for name in ("lr", "adam_lr"):
         if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:

@@ -1,12 +1,12 @@
 """torch.compile in training: `compile` and `compile_dynamic` of the settings -> a policy whose call is compiled.
 
-What is compiled is the call, `policy(batch)`, the loss from the bytes of the images to the last term: one graph forward and one
-backward for every variant (two where a frozen language model remembers what it said, in Python). `training_step` alone calls the
-policy. All else says `policy.loss`, `act` or `predict` and stays eager: validation, closed loops, the guard's replay with its
-hooks on submodules, every analysis. Compiling the parts one by one instead would compile acting, too, and again for each number
-of environments still running; and an action head's `loss` is no call.
+What is compiled is the call, `policy(batch)`: the loss, from the bytes of the images to its last term. That is one graph
+forward and one backward for every variant (but for a frozen language model, which looks up what it said before in Python).
+Only `training_step` calls the policy. All else says `policy.loss`, `act` or `predict` and stays eager: validation, closed
+loops, the guard's replay with its hooks on submodules, every analysis. To compile the parts one by one instead would compile
+acting, too, anew for each number of environments that still run, and would leave out the heads, whose `loss` is no call.
 
-`nn.Module.compile` changes no parameter's name: checkpoints and policy/ are the same with and without.
+`nn.Module.compile` renames no parameter: checkpoints and policy/ are the same with and without.
 """
 
 import time
@@ -55,30 +55,29 @@ def compile_policy(policy: Policy, mode: Mode, *, dynamic: bool | None = None) -
 class WarmUp(Callback):
     """Says once, and logs as `compile/warmup_seconds`, how much longer the first `num_batches` took than as many later ones.
 
-    The stopwatch counts them: whoever compiles waits for it.
+    The stopwatch counts these `seconds`: whoever compiles waits for it.
     """
 
     def __init__(self, *, num_batches: int = 10) -> None:
         self.num_batches = num_batches
-        self._seconds: list[float] | None = []
+        self.seconds: float | None = None
+        self._batches: list[float] = []  # seconds of each
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self._seconds is None:
-            return
-        self._seconds.append(time.perf_counter() - self._started)
-        if len(self._seconds) == self.num_batches:
-            self._report(trainer, module)
+        if self.seconds is None:
+            self._batches.append(time.perf_counter() - self._started)
+            if len(self._batches) == self.num_batches:
+                self._report(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._seconds is not None and len(self._seconds) > 1:  # a short run
+        if self.seconds is None and len(self._batches) > 1:  # a short run
             self._report(trainer, module)
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
-        warmup = sum(self._seconds) - len(self._seconds) * median_low(self._seconds)
+        self.seconds = sum(self._batches) - len(self._batches) * median_low(self._batches)
         for logger in trainer.loggers:
-            logger.log_metrics({"compile/warmup_seconds": warmup}, step=trainer.global_step - 1)
-        module.print(f"compiling took {warmup:.1f} s of the first {len(self._seconds)} batches")
-        self._seconds = None
+            logger.log_metrics({"compile/warmup_seconds": self.seconds}, step=trainer.global_step - 1)
+        module.print(f"compiling took {self.seconds:.1f} s of the first {len(self._batches)} batches")

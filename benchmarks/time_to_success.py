@@ -65,7 +65,6 @@ def train_until(
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     stopwatch = Stopwatch()
-    (folder / "run").mkdir(exist_ok=True)
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
     options = {"purpose": "evaluation", "seed": cfg.evaluation.seed, "split": "seen"}
     checkpoints: list[dict[str, float]] = []

@@ -90,7 +90,6 @@ def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[st
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     bare = BareLoop(cfg, copy.deepcopy(policy), data.train_dataloader())
-    (folder / "run").mkdir(exist_ok=True)
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
     times: list[tuple[float, float]] = []  # seconds of each round: Lightning's, the bare loop's
     released = time.perf_counter()

@@ -18,6 +18,7 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
+    from vla_mini.training.compilation import check_compile
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.precision import check_precision
@@ -30,6 +31,7 @@ def main(cfg: Any) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
+    check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
     check_start(settings)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)

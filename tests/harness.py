@@ -49,6 +49,7 @@ def fit(
     policy,
     batches,
     *,
+    accelerator="cpu",
     callbacks=(),
     optimizer=SGD,
     logger=False,
@@ -65,7 +66,7 @@ def fit(
         trainer = lightning.Trainer(
             max_steps=steps or -1,
             max_epochs=-1 if steps else 1,
-            accelerator="cpu",
+            accelerator=accelerator,
             callbacks=[WindowMean(Stopwatch()), *callbacks, *recorders],
             logger=logger,
             enable_checkpointing=False,

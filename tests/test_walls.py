@@ -24,7 +24,8 @@ ROOMS = {
     "machine": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
-    "policy": FACTS | {"normalization", "pretrained", "sharing"},  # and no concrete variant
+    "door": FACTS,
+    "policy": FACTS | {"door", "normalization", "pretrained", "sharing"},  # and no concrete variant
     "build": FACTS | {"normalization", "policy"},
     "lora": FACTS | {"policy"},
     "pretrained": FACTS | {"build", "lora", "policy"},

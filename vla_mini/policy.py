@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 
+from vla_mini.door import admit
 from vla_mini.normalization import Normalization
 from vla_mini.types import Batch, Context, Features, Observation
 
@@ -77,10 +78,11 @@ class Policy(nn.Module):
 
         A term without a time axis counts once for every valid action of its sample: one denominator serves all.
         """
+        self._admit(batch, Batch)
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
-        actions = self.normalization.action(batch.actions)
+        actions = self.normalization.action(batch.actions.to(state.dtype))
         seen = context if self.backbone_action is None else Context(*(tensor.detach() for tensor in context))
         terms = {"action": self.action.loss(seen, actions, batch.is_pad) * valid}
         total = terms["action"]
@@ -89,10 +91,14 @@ class Policy(nn.Module):
             total = total + terms["backbone_action"]
         if self.auxiliary is not None:
             indices = [self.features.state.index(name) for name in self.keyframe]
-            keyframe = self.normalization.keyframe(batch.keyframe, indices)
+            keyframe = self.normalization.keyframe(batch.keyframe.to(state.dtype), indices)
             terms["keyframe"] = self.auxiliary(context, keyframe, batch.has_keyframe)[:, None] * valid
             total = total + self.auxiliary.weight * terms["keyframe"]
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
+        """`loss`. A call is what `policy.compile()` compiles; `policy.loss` stays eager (training/compilation.py)."""
+        return self.loss(batch)
 
     # ---- acting
 
@@ -122,7 +128,7 @@ class Policy(nn.Module):
         self, observation: Observation
     ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
-        self._check(observation)
+        self._admit(observation, Observation)
         dtype = self.normalization.state_mean.dtype
         images = observation.images.to(dtype) / 255
         words = self.language(observation.tokens, observation.token_mask)
@@ -156,19 +162,16 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.normalization.state_mean.device
 
-    def _check(self, observation: Observation) -> None:
-        for name, tensor in observation._asdict().items():
-            if tensor.device != self.device:
-                raise ValueError(f"observation.{name} is on {tensor.device}, the policy is on {self.device}")
-        expected = (self.history * len(self.features.cameras), 3, *self.features.image_size)
-        if tuple(observation.images.shape[-4:]) != expected:
-            raise ValueError(f"images are {tuple(observation.images.shape[-4:])}, the policy was made for {expected} (k c h w)")
-        if observation.state.shape[-1] != self.history * self.features.state_size:
-            frames = f"; of {self.history} frames" if self.history > 1 else ""
-            raise ValueError(
-                f"the state has {observation.state.shape[-1]} values, the policy was made for "
-                f"{self.history * self.features.state_size}: {', '.join(self.features.state)}{frames}"
-            )
+    def _admit(self, value: Any, kind: type) -> None:
+        """Errors name the tensor that does not fit: see door.py."""
+        height, width = self.features.image_size
+        names = {"k": self._aged(self.features.cameras), "s": self._aged(self.features.state)}
+        names |= {"a": self.features.action, "g": self.keyframe}
+        admit(value, kind, device=self.device, letters=names | {"c": 3, "h": height, "w": width, "t": self.action.horizon})
+
+    def _aged(self, names: Sequence[str]) -> list[str]:
+        """The newest frame's, and those of the frames before it."""
+        return [f"{name} {age} before" if age else name for age in range(self.history) for name in names]
 
     # ---- saving
 

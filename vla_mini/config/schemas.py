@@ -7,7 +7,7 @@ signature of its constructor is their schema.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vla_mini.config.check import AtLeast, Target
+from vla_mini.config.check import AtLeast, Target, show
 
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
@@ -170,6 +170,8 @@ class Train:
     checkpoint: Checkpoint
     resume: str | None
     deterministic: bool
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
+    compile_dynamic: bool | None
     insulate: bool
     freeze: list[str]
     unfreeze_at: dict[str, Count]
@@ -267,6 +269,14 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         )
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
+    mode = settings.get("compile", "none")
+    if mode == "none" and settings.get("compile_dynamic") is not None:
+        raise ValueError(f"compile_dynamic={show(settings['compile_dynamic'])} is for torch.compile: say compile=default, too")
+    if mode not in ("none", "default") and (several := settings["trainer"].get("accumulate_grad_batches", 1)) > 1:
+        raise ValueError(
+            f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the gradients of the "
+            "micro-batch before; say compile=default"
+        )
     for name in ("lr", "adam_lr"):
         if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:
             raise ValueError(f"optimizer.{name}={rate} is no learning rate: it has to be above 0")

@@ -55,6 +55,7 @@ class Table(Logger):
         self._columns = ["step"]
         self._row: dict[str, Any] = {}
         self._start = 0  # of the last row within the file
+        path.parent.mkdir(parents=True, exist_ok=True)
         if steps:
             text = path.read_text(encoding="utf-8")  # a line without an end was being written
             lines = text[: text.rfind("\n") + 1].splitlines()

@@ -48,7 +48,7 @@ class PolicyModule(LightningModule):
         self.optimizer, self.warmup_steps, self.decay = dict(optimizer), warmup_steps, decay
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        loss, terms = self.policy.loss(batch)
+        loss, terms = self.policy(batch)  # the one place where the policy is called, and so compiled where it is to be
         # Lightning divides each micro-batch by their number; undone here, since WindowMean divides by what was counted.
         return {
             "loss": loss.sum() * self.trainer.accumulate_grad_batches,

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from vla_mini.policy import Policy
 from vla_mini.training.average import WeightAverage
 from vla_mini.training.checkpoints import Checkpoints, RandomNumbers, WholeFiles
+from vla_mini.training.compilation import WarmUp, compile_policy
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers, hush_lightning
 from vla_mini.training.memory import keep_freed_memory
@@ -42,6 +43,9 @@ def build_training(
     arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
     arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
     arguments["strategy"] = choose_strategy(arguments["strategy"], devices=arguments["devices"])
+    compiled = settings["compile"] != "none"
+    if compiled:
+        compile_policy(policy, settings["compile"], dynamic=settings["compile_dynamic"])
     evaluation = settings["evaluation"]
     best = BestPolicy(
         run_dir / "policy",
@@ -65,6 +69,7 @@ def build_training(
             NonFiniteGuard(**settings["guard"]),
             GradientMonitor(**settings["monitor"]),
             WeightAverage(settings["ema"]["decay"]),
+            *([WarmUp()] if compiled else []),
             Summary(),
             best,
             EndTogether(),

@@ -4,7 +4,6 @@ No torch at the top: processes that collect demonstrations import the benchmark 
 """
 
 import json
-import os
 import platform
 import sys
 import time
@@ -12,6 +11,8 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from vla_mini.pages.versions import num_cores, processor
 
 # Sides of the square matrices that are tried. Which one fills the cores best differs from machine to machine.
 SIDES = (512, 1024, 2048)
@@ -47,8 +48,8 @@ def describe_machine() -> dict[str, Any]:
 
     libraries = ("torch", "lightning", "numpy", "pyarrow")
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor(),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -108,12 +109,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
     return "-" if value is None else str(value)
-
-
-def _processor() -> str:
-    """The processor's model, where Linux tells; else its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -31,6 +31,7 @@ ROOMS = {
     "evaluation": FACTS | PARTS | JOINS | {"pages"},
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
     "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
+    "comparison": FACTS | PARTS | JOINS | {"evaluation", "training", "pages", "config"},
     "config": {"build"},
 }
 
@@ -39,7 +40,7 @@ LIBRARIES = {
     "lightning": ("vla_mini/training/", "vla_mini/data/module.py", "scripts/train.py"),
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
-    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "scripts/"),
+    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "vla_mini/comparison/", "scripts/"),
     "wandb": ("vla_mini/training/",),
     "beartype": (),
 }

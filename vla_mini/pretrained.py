@@ -35,6 +35,7 @@ def save(policy: Policy, folder: Path) -> None:
             "horizon": policy.action.horizon,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
+            "blind": policy.blind,
             "keyframe": policy.keyframe,
             "source": policy.source,
         }
@@ -75,6 +76,7 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
         keyframe=config["keyframe"],
         execute=config["execute"],
         ensemble=config.get("ensemble"),
+        blind=config.get("blind", ()),
         source=config["source"],
         classes=classes,
     )

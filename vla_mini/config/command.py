@@ -21,6 +21,7 @@ from vla_mini.config import folders
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, escape
 from vla_mini.config.help import help_text
+from vla_mini.config.variants import refuse_unfair
 
 Main = Callable[[Any], None]
 
@@ -50,12 +51,25 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
     if composed.training is not None:
         checked["training"] = conform(composed.training, SCHEMAS["train"])
         refuse_contradictions(checked["training"])
+    if name == "compare":
+        trained = {variant: _settings_of(variant, given) for variant, given in checked["variants"].items()}
+        refuse_unfair(trained, checked["variants"], selections=checked["budget"]["selections"])
     if composed.run_dir is not None:
         checked["run_dir"] = composed.run_dir
     cfg = OmegaConf.create(escape(checked))
     OmegaConf.set_struct(cfg, True)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _settings_of(variant: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What train.py would make of the arguments of a comparison's variant."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(load("train", arguments))
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from error
 
 
 def run(name: str, arguments: Sequence[str], function: Main) -> int:

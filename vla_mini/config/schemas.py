@@ -123,6 +123,7 @@ class Train:
     monitor: Monitor
     guard: Guard
     insulate: bool
+    blind: list[Literal["images", "words", "state"]]
     freeze: list[str]
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
 
@@ -180,7 +181,31 @@ class Gradients:
     keyframe: Closing
 
 
-SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": Infer, "gradients": Gradients}
+@dataclass
+class Budget:
+    """What each run of a comparison may use: one of `steps` and `seconds`."""
+
+    steps: Count | None
+    seconds: Amount | None
+    calibration_steps: Annotated[int, AtLeast(2)]  # a speed is measured from one to another
+    selections: Count | None
+
+
+@dataclass
+class Compare:
+    """Variants by name, with what train.py is told for each: completed by compose, and checked by `Train`."""
+
+    question: str | None
+    base: list[str]
+    variants: dict[str, list[str]]
+    seeds: list[Natural]
+    budget: Budget
+    parameters: dict[str, str]
+    output: str | None
+    name: str
+
+
+SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": Infer, "gradients": Gradients, "compare": Compare}
 
 
 def refuse_contradictions(settings: dict[str, Any]) -> None:
@@ -194,6 +219,13 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{given} given: say policy=DIR for a saved policy, or experiment=NAME for an untrained one as train.py begins with"
         )
+    if "budget" in settings:
+        given = {name: settings["budget"][name] for name in ("steps", "seconds") if settings["budget"][name] is not None}
+        if len(given) != 1 or not all(given.values()):
+            shown = " and ".join(f"budget.{name}={amount:g}" for name, amount in given.items()) or "no budget"
+            raise ValueError(f"{shown} given: say budget.steps=400 or budget.seconds=300 (and null for the other)")
+        if not settings["seeds"] or len(set(settings["seeds"])) < len(settings["seeds"]):
+            raise ValueError(f"seeds={settings['seeds']}: give at least one, and each once")
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
     for name in ("lr", "adam_lr"):

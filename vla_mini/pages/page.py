@@ -7,15 +7,18 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-STYLE = """
+# The colours, by name, for a light and a dark screen: of pages, and of pictures that stand alone.
+COLOURS = """
 :root { color-scheme: light dark;
   --paper: #fbfaf8; --card: #ffffff; --ink: #23262a; --quiet: #747a80; --rule: #e6e3de;
   --blue: #3a6ea5; --green: #3c8d68; --red: #bf5248; --amber: #b9822b; --violet: #7b67a6; --teal: #3b8c95;
-  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #16181b; --card: #1d2024; --ink: #e6e5e1; --quiet: #969ba1; --rule: #32363b;
   --blue: #7aa8d8; --green: #6bbd95; --red: #e08178; --amber: #dbaa5b; --violet: #ab99d4; --teal: #6fbcc5; } }
+"""
+STYLE = """
+:root { --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--sans); }
 main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
@@ -68,13 +71,15 @@ figure { margin: 0; } figcaption { font-size: .875rem; }
 .episode .quiet { margin: 0 0 .7rem; }
 .strip { overflow-x: auto; } .strip img { display: block; width: 100%; min-width: 34rem; border-radius: 4px; }
 .green { color: var(--green); } .red { color: var(--red); } .blue { color: var(--blue); } .amber { color: var(--amber); }
+.violet { color: var(--violet); } .teal { color: var(--teal); }
 details { margin: 1rem 0 0; border-top: 1px solid var(--rule); padding-top: .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; width: 100%; }
 th { font-size: .8125rem; font-weight: 400; color: var(--quiet); }
 th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; } td { border-top: 1px solid var(--rule); }
-.wide { overflow-x: auto; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
+.wide { overflow-x: auto; } .wide td { white-space: nowrap; }
+.wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
 .pair { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0 1.5rem; padding: 1.4rem 0;
   border-top: 1px solid var(--rule); }
 .pair .quiet { margin: .3rem 0 0; }
@@ -105,7 +110,7 @@ def page(title: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{COLOURS}{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -25,7 +25,14 @@ DEFAULTS = {
 }
 
 
-def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.float32, seed: int = 0, **parts: Any) -> Policy:
+def make_policy(
+    *,
+    features: Features = FEATURES,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    blind: Sequence[str] = (),
+    **parts: Any,
+) -> Policy:
     """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action, auxiliary or
     backbone_action as a class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
     if unknown := [name for name in parts if name not in (*DEFAULTS, "backbone_action")]:
@@ -44,6 +51,7 @@ def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.flo
         horizon=HORIZON,
         keyframe=("x", "y"),
         execute=2,
+        blind=blind,
         source={"env": "vla_mini/ToyPick-v0"},
         classes=classes,
     )

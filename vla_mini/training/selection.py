@@ -56,8 +56,9 @@ class BestPolicy(Callback):
             results = rollout(module.policy, self.env_id, episodes=range(self.episodes), options=options)
             success = sum(result.success for result in results) / len(results)
             wrong = sum(result.wrong_object for result in results) / len(results)
+            figures = {"success_rate": success, "wrong_object_rate": wrong, "seconds": seconds}
             for logger in trainer.loggers:
-                metrics = {"selection/success_rate": success, "selection/wrong_object_rate": wrong}
+                metrics = {f"selection/{name}": value for name, value in figures.items()}
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
             rates = f"success {success:.0%}, wrong object {wrong:.0%}"
             module.print(f"step {trainer.global_step}: {rates} in {self.episodes} selection scenes")

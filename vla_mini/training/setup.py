@@ -32,6 +32,7 @@ def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations
         keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
         execute=settings["execute"],
         ensemble=settings["ensemble"],
+        blind=settings["blind"],
         source={"env": settings["env"]["id"], "dataset": demonstrations.fingerprint},
     )
     freeze(policy, settings["freeze"])

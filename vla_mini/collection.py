@@ -134,10 +134,7 @@ class _Disturber:
 @functools.cache
 def _environment(env_id: str) -> gymnasium.Env:
     """Each process keeps the environments it made."""
-    try:
-        return vla_mini.envs.make(env_id)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env={env_id!r} is not known to Gymnasium: {error}") from error
+    return vla_mini.envs.make(env_id)
 
 
 def _attempt(env_id: str, attempt: int, **how: Any) -> EncodedEpisode | None:

@@ -3,7 +3,6 @@
 A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_mini import files
 from vla_mini.build import build_policy, describe
 from vla_mini.features import Features, Moments, Statistics
 from vla_mini.policy import Policy
@@ -42,8 +42,10 @@ def save(policy: Policy, folder: Path) -> None:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, partial / WEIGHTS)
         policy.language.save_tokenizer(partial)
-        digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        digests = files.digests(partial, sorted(partial.iterdir()))
+        (partial / MANIFEST).write_text(files.manifest_text(digests))
+        for path in [*partial.iterdir(), partial]:
+            files.sync(path)
         partial.chmod(0o755)
         _replace(partial, folder)
     finally:
@@ -54,12 +56,10 @@ def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool 
     """The policy in `folder`, in eval mode; ValueError naming the file where one is missing, altered or does not fit."""
     if not folder.is_dir():
         raise ValueError(f"policy={folder}: there is no such folder")
-    for name, digest in _read_json(folder / MANIFEST).items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if _digest(path) != digest:
-            raise ValueError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder / MANIFEST} is missing: {folder} is no saved policy")
+    found = files.digests(folder, (path for path in sorted(folder.iterdir()) if path.is_file()))
+    files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
     config = _read_json(folder / CONFIG)
     if config.get("format") != "vla-mini-1":
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
@@ -107,10 +107,6 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path} is missing: {path.parent} is no saved policy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _replace(new: Path, old: Path) -> None:

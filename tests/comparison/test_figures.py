@@ -126,7 +126,14 @@ def table_of(*runs: dict, failed=()) -> dict:
     figures = pooled(runs) | {"act_milliseconds": 1.25, "parameters": 1234567, "arguments": ["a=b"], "steps_per_second": None}
     variants = {"one": figures | {"runs": list(runs), "failed": list(failed)}}
     budget = {"steps": 400, "seconds": None}
-    about = {"name": "study", "question": None, "seeds": [0, 1], "machine": "one core", "versions": "", "budget": budget}
+    about = {
+        "name": "study",
+        "question": None,
+        "seeds": [0, 1],
+        "machine": {"processor": "abacus", "cores": 1, "accelerator": None},
+        "versions": "",
+        "budget": budget,
+    }
     return about | {"variants": variants}
 
 

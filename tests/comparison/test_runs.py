@@ -1,7 +1,6 @@
 """Which runs a comparison makes, in what order, how often, and what becomes of those that fail; with a stand-in for
 scripts/train.py, which trains nothing and is done at once."""
 
-import json
 import os
 import signal
 import textwrap
@@ -171,12 +170,3 @@ def test_what_does_not_fit_is_refused_before_any_run():
     variants = {"fine": [], "wrong": ["data.root=nowhere", "data.episodes=null"]}
     with pytest.raises(ValueError, match=r"variant wrong: .*nowhere"):
         rehearse(variants)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    runs.write(tmp_path / "file.json", "old")
-    with pytest.raises(UnicodeEncodeError):
-        runs.write(tmp_path / "file.json", "new" + "\ud800")
-    assert (tmp_path / "file.json").read_text() == "old"
-    runs.write(tmp_path / "file.json", json.dumps("new"))
-    assert (tmp_path / "file.json").read_text() == '"new"'

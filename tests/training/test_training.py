@@ -9,6 +9,7 @@ from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
 from tests.harness import SGD, fit
 from vla_mini.autograd.norms import components
 from vla_mini.testing import split
+from vla_mini.training.checkpoints import Checkpoints, WholeFiles, numbered
 from vla_mini.training.freezing import freeze
 from vla_mini.training.module import PolicyModule
 from vla_mini.training.precision import choose_precision
@@ -117,6 +118,11 @@ def best_policy(folder: Path, **arguments) -> BestPolicy:
     return BestPolicy(folder / "policy", stopwatch=Stopwatch(), **(defaults | arguments))
 
 
+def keeping(best: BestPolicy, folder: Path) -> dict:
+    """What a Trainer needs for the best policy to be saved."""
+    return {"callbacks": [best, Checkpoints(folder, every_n_steps=100, keep=1, best=best)], "plugins": [WholeFiles()]}
+
+
 def test_the_best_policy_is_kept_and_ties_go_to_the_earlier(tmp_path, monkeypatch):
     rates = iter([0.5, 1.0, 1.0, 0.0])
     saved = []
@@ -132,13 +138,14 @@ def test_the_best_policy_is_kept_and_ties_go_to_the_earlier(tmp_path, monkeypatc
     monkeypatch.setattr("vla_mini.policy.Policy.save_pretrained", lambda self, folder: saved.append(best._played_at))
     best = best_policy(tmp_path, every_n_steps=1, episodes=4)
     policy = make_policy()
-    fit(policy, [make_batch(policy)] * 4, steps=4, callbacks=[best])
+    fit(policy, [make_batch(policy)] * 4, steps=4, **keeping(best, tmp_path))
     assert saved == [1, 2] and best.best["success_rate"] == 1.0 and best.best["step"] == 2
+    assert [step for step, _ in numbered(tmp_path)] == [4, 2]  # the newest, and the best
 
 
 def test_without_selection_the_last_policy_is_saved(tmp_path):
     policy = make_policy()
-    fit(policy, [make_batch(policy)], callbacks=[best_policy(tmp_path)])
+    fit(policy, [make_batch(policy)], **keeping(best_policy(tmp_path), tmp_path))
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in policy.state_dict().items())
 

@@ -15,10 +15,13 @@ from tests.harness import SGD, fit
 from tests.training.ddp_worker import FROZEN, SIZES, big_batch
 from vla_mini import config
 from vla_mini.testing import split
+from vla_mini.training.checkpoints import Checkpoints, RandomNumbers
 from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.selection import BestPolicy
+from vla_mini.training.summary import Summary
 from vla_mini.training.trainer import build_training
 from vla_mini.training.window import Stopwatch, WindowMean
 
@@ -74,6 +77,13 @@ def test_two_processes_compute_the_gradient_of_the_big_batch(ranks):
     for name, tensor in policy.state_dict().items():
         assert torch.equal(first["weights"][name], second["weights"][name])
         torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-11, atol=1e-13)
+
+
+def test_parameters_that_the_loss_does_not_use_are_left_out(ranks):
+    for result in ranks[0]:
+        for window, beside in zip(result["gradients"], result["gradients beside a spare layer"], strict=True):
+            assert window.keys() == beside.keys()  # the spare layer has none
+            torch.testing.assert_close(flat(beside), flat(window), rtol=1e-12, atol=1e-15)
 
 
 def test_the_logged_loss_is_that_of_all_processes(ranks):
@@ -136,6 +146,7 @@ def test_the_order_of_the_callbacks(tmp_path):
     test_monitor.py and in test_guard.py."""
     settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]), resolve=True)
     trainer, _ = build_training(settings, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
-    assert [type(callback) for callback in trainer.callbacks[:3]] == [WindowMean, NonFiniteGuard, GradientMonitor]
-    assert trainer.callbacks[1].patience == settings["guard"]["patience"]
-    assert trainer.callbacks[2].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1
+    order = [RandomNumbers, WindowMean, NonFiniteGuard, GradientMonitor, Summary, BestPolicy, Checkpoints]
+    assert [type(callback) for callback in trainer.callbacks[:7]] == order
+    assert trainer.callbacks[2].patience == settings["guard"]["patience"]
+    assert trainer.callbacks[3].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1

@@ -6,14 +6,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from vla_mini import config
-from vla_mini.comparison.runs import Run, Trained, code_digest, write
+from vla_mini import config, files
+from vla_mini.comparison.runs import Run, Trained, code_digest
 from vla_mini.evaluation.latency import act_milliseconds
 from vla_mini.evaluation.metrics import wilson
 from vla_mini.evaluation.report import read_curves
+from vla_mini.machine import describe_machine
 from vla_mini.pages.comparison import comparison_markdown, comparison_page, comparison_picture
 from vla_mini.pages.plots import Curve
-from vla_mini.pages.versions import machine, versions
+from vla_mini.pages.versions import versions
 from vla_mini.policy import Policy
 
 TARGET = 0.9  # success on the selection scenes, to which the time is given
@@ -41,12 +42,12 @@ def figures(trained: Trained) -> dict[str, dict[str, Any]]:
 def write_comparison(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """comparison.json, .md, .svg and .html of a comparison's settings, with the figures of `variants`; what the first holds."""
     names = ("question", "seeds", "budget", "variants")
-    about = {"name": settings["name"], "machine": machine(), "versions": versions(), "code": code_digest()}
+    about = {"name": settings["name"], "machine": describe_machine(), "versions": versions(), "code": code_digest()}
     results = about | {name: settings[name] for name in names}
-    write(folder / "comparison.json", json.dumps(results, indent=2) + "\n")
-    write(folder / "comparison.md", comparison_markdown(results))
-    write(folder / "comparison.svg", comparison_picture(results))
-    write(folder / "comparison.html", comparison_page(results))
+    files.write_text(folder / "comparison.json", json.dumps(results, indent=2) + "\n")
+    files.write_text(folder / "comparison.md", comparison_markdown(results))
+    files.write_text(folder / "comparison.svg", comparison_picture(results))
+    files.write_text(folder / "comparison.html", comparison_page(results))
     return results
 
 

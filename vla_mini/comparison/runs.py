@@ -36,15 +36,16 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from vla_mini import config
+from vla_mini import config, files
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.report import read_curves
-from vla_mini.training.precision import check_accelerator
-from vla_mini.training.setup import data_module, untrained_policy
+from vla_mini.training import setup
+from vla_mini.training.precision import check_precision
+from vla_mini.training.processes import check_devices
 
 PACKAGE = Path(__file__).parents[1]
 TRAIN = PACKAGE.parent / "scripts" / "train.py"
-ASIDE = {"comparison", "config", "pages", "testing"}  # parts of the package that no figure of a run depends on
+ASIDE = {"comparison", "config", "doctor", "pages", "testing"}  # rooms on which no figure of a run depends
 FINISHED = "finished.json"
 
 
@@ -67,14 +68,18 @@ class Trained(NamedTuple):
 
 
 def rehearse(variants: Mapping[str, Sequence[str]]) -> None:
-    """Build every variant's policy once where its demonstrations are there: what does not fit is refused before any run."""
+    """What train.py checks before its work, for every variant: what does not fit is refused before the first run."""
     for variant, arguments in variants.items():
         settings = OmegaConf.to_container(config.load("train", arguments))
+        trainer, data = settings["trainer"], settings["data"]
         try:
-            check_accelerator(settings["trainer"]["accelerator"])
-            if Path(settings["data"]["root"]).exists() or not settings["data"]["episodes"]:
-                demonstrations = read_dataset(settings["data"]["root"])
-                data_module(settings, demonstrations, untrained_policy(settings, demonstrations))
+            check_devices(trainer["accelerator"], trainer["devices"])
+            check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+            if Path(data["root"]).exists() or not data["episodes"]:
+                demonstrations = read_dataset(data["root"])
+                setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
+            else:
+                setup.rehearse(settings)
         except ValueError as error:
             raise ValueError(f"variant {variant}: {error}") from error
 
@@ -187,7 +192,7 @@ def train(run: Run) -> str | None:
     if code:
         return _reason(log, code)
     os.replace(log, run.folder / "log.txt")
-    write(run.folder / FINISHED, json.dumps({"arguments": run.arguments, "code": code_digest()}, indent=2) + "\n")
+    files.write_text(run.folder / FINISHED, json.dumps({"arguments": run.arguments, "code": code_digest()}, indent=2) + "\n")
     return None
 
 
@@ -203,10 +208,3 @@ def _reason(log: Path, code: int) -> str:
     said = [line.removeprefix("train: ") for line in lines if line.startswith("train: ")]
     ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return said[-1] if said else f"{ended}; see {log}"
-
-
-def write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

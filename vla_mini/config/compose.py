@@ -216,6 +216,8 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
         message = str(error).replace("Error merging override ++", "cannot set ")
         reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
         raise ValueError(" ".join(f"{message}{reason}".split())) from error
+    finally:
+        HydraConfig.instance().cfg = None  # or Lightning would add hydra.* to the arguments of the processes that it starts
 
 
 def _check_package(group: str, choice: str | None) -> None:

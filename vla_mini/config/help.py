@@ -10,6 +10,7 @@ EXAMPLES = {
     "train": [
         "python scripts/train.py experiment=toy_pick",
         "python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1",
+        "python scripts/train.py experiment=toy_pick trainer.devices=4",
     ],
     "collect": [
         "python scripts/collect.py env=toy_pick episodes=2000 output=data/toy_pick",

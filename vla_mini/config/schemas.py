@@ -19,7 +19,9 @@ Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_m
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
-    ("devices", Literal[1]),  # of several processes each would collect and evaluate: not yet
+    ("devices", Count),
+    ("num_nodes", Literal[1]),  # what several machines would have to say to each other is untested
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),
@@ -81,6 +83,7 @@ class Logger:
     """metrics.csv is always written; the variants of configs/logger/ add to it."""
 
     csv: Literal[True] = True
+    tensorboard: bool = False
     wandb: bool = False
     project: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -105,6 +108,14 @@ class Guard:
 
 
 @dataclass
+class Checkpoint:
+    """What a run can be resumed from."""
+
+    every_n_steps: Count
+    keep: Count
+
+
+@dataclass
 class Train:
     seed: Natural
     execute: Count
@@ -122,6 +133,9 @@ class Train:
     evaluation: Evaluation
     monitor: Monitor
     guard: Guard
+    checkpoint: Checkpoint
+    resume: str | None
+    deterministic: bool
     insulate: bool
     blind: list[Literal["images", "words", "state"]]
     freeze: list[str]

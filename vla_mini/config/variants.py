@@ -14,12 +14,13 @@ from typing import Any
 
 from vla_mini.config.compose import PATHS, TEXTS, did_you_mean, groups_of, known_keys
 
-# What compare.py decides itself, and how it is told so.
+# What is the same for all variants, and how it is said instead.
 DECIDED = {
-    "seed": "seeds=[0,1]",
-    "trainer.max_steps": "budget.steps=400",
-    "hydra.run.dir": "output=DIR",
-    "evaluation.every_n_steps": "budget.selections=20",
+    "seed": "say seeds=[0,1]",
+    "trainer.max_steps": "say budget.steps=400",
+    "evaluation.every_n_steps": "say budget.selections=20",
+    "hydra.run.dir": "say output=DIR",
+    "resume": "what was finished is found again without it",
 }
 SCENES = (("env", "id"), ("evaluation", "episodes"), ("evaluation", "seed"))
 
@@ -58,15 +59,17 @@ def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, li
     return variants
 
 
-def refuse_unfair(
-    variants: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Sequence[str]], *, selections: Any
-) -> None:
-    """ValueError for variants (their checked settings, and what train.py was told) that cannot be compared."""
-    for variant, given in arguments.items():
+def refuse_decided(variants: Mapping[str, Sequence[str]], *, selections: int | None) -> None:
+    """ValueError where what train.py is told for a variant is the comparison's to decide."""
+    for variant, given in variants.items():
         for argument in given:
             key = argument.partition("=")[0].lstrip("+")
             if key in DECIDED and (selections or key != "evaluation.every_n_steps"):
-                raise ValueError(f"variant {variant}: {argument} is the same for all: say {DECIDED[key]}")
+                raise ValueError(f"{argument} is not for one variant ({variant}) to decide: {DECIDED[key]}")
+
+
+def refuse_unfair(variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """ValueError for variants, by their checked settings, that cannot be compared."""
     for (first, one), (second, other) in itertools.combinations(variants.items(), 2):
         for group, key in SCENES:
             if one[group][key] != other[group][key]:

@@ -7,7 +7,10 @@ from vla_mini.data.windows import ActionWindows, Keyframe, Tokenize, WindowBatch
 
 
 class DemonstrationDataModule(LightningDataModule):
-    """Batches of both splits. `batch_size` is that of one process; the other arguments are those of `ActionWindows`.
+    """Batches of both splits. The arguments that are not explained here are those of `ActionWindows`.
+
+    - batch_size: of one process
+    - num_processes: how many share each global batch, which has `num_processes` times as many samples
 
     A batch is one gather from the page cache, which takes less time than fetching it from a worker process would: so
     there are none.
@@ -20,6 +23,7 @@ class DemonstrationDataModule(LightningDataModule):
         tokenize: Tokenize,
         horizon: int,
         batch_size: int,
+        num_processes: int = 1,
         seed: int = 0,
         keyframe: Keyframe | None = None,
     ) -> None:
@@ -28,9 +32,9 @@ class DemonstrationDataModule(LightningDataModule):
             ActionWindows(demonstrations, split=split, horizon=horizon, tokenize=tokenize, keyframe=keyframe)
             for split in ("train", "validation")
         )
-        self._batch_size = batch_size
+        self._batch_size, self._num_processes = batch_size, num_processes
         self._seed = seed
-        self.train_dataloader()  # refuses a batch size that does not fit, before any work
+        self.train_dataloader(), self.val_dataloader()  # refuse a batch size that does not fit, before any work
 
     def train_dataloader(self) -> WindowBatches:
         return self._batches(self.train_windows, seed=self._seed)
@@ -39,5 +43,8 @@ class DemonstrationDataModule(LightningDataModule):
         return self._batches(self.validation_windows, seed=None)
 
     def _batches(self, windows: ActionWindows, *, seed: int | None) -> WindowBatches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return WindowBatches(windows, batch_size=self._batch_size, seed=seed, rank=rank, world_size=world_size)
+        rank = 0
+        if self.trainer:
+            rank = self.trainer.global_rank
+            assert self.trainer.world_size == self._num_processes, "each would get the part of another number of processes"
+        return WindowBatches(windows, batch_size=self._batch_size, seed=seed, rank=rank, world_size=self._num_processes)

@@ -110,7 +110,9 @@ def _conditions(results: Mapping[str, Any]) -> str:
     amount = f"{budget['steps']:,} optimizer steps" if budget["steps"] else f"{budget['seconds']:g} s of training"
     seeds = f"seed{'s' * (len(results['seeds']) > 1)} {', '.join(map(str, results['seeds']))}"
     scenes = f", {found[0]['runs'][0]['evaluation']['episodes']:,} scenes a split and seed" if found else ""
-    return f"Each run: {amount}; {seeds}{scenes}; {results['machine']}."
+    machine = results["machine"]
+    place = f"{machine['accelerator'] or 'no GPU'}, {machine['cores']} cores of {machine['processor']}"
+    return f"Each run: {amount}; {seeds}{scenes}; {place}."
 
 
 # ---- the page's parts

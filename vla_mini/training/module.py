@@ -5,6 +5,7 @@ ranks, by `WindowMean` just before the optimizer step. So the gradient of N micr
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from lightning import LightningModule
 from torch import nn
 
 from vla_mini.policy import Policy
+from vla_mini.training.loggers import log
 from vla_mini.types import Batch
 
 
@@ -49,11 +51,20 @@ class PolicyModule(LightningModule):
             "sums": {"loss": loss.detach().sum()} | {name: term.sum() for name, term in terms.items()},
         }
 
+    def on_validation_epoch_start(self) -> None:
+        self._validation = defaultdict(float)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, terms = self.policy.loss(batch)
-        count = int((~batch.is_pad).sum())
-        means = {f"validation/{name}": term.sum() / count for name, term in ({"loss": loss} | terms).items()}
-        self.log_dict(means, batch_size=count, sync_dist=True)  # Lightning weights each batch by its size
+        for name, term in ({"loss": loss} | terms).items():
+            self._validation[name] += term.sum()
+        self._validation["count"] += (~batch.is_pad).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over all valid actions of the split, of all ranks: one denominator, as in training."""
+        sums = self.trainer.strategy.reduce(torch.stack(list(self._validation.values())), reduce_op="sum")
+        *means, _ = (sums / sums[-1]).tolist()
+        log(self.trainer, {f"validation/{name}": mean for name, mean in zip(self._validation, means, strict=False)})
 
     def configure_optimizers(self) -> dict[str, Any]:
         # YAML knows lists where constructors take tuples (betas).

@@ -6,12 +6,15 @@ Every command that begins where train.py begins comes through here.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from vla_mini.build import build_policy
-from vla_mini.data.reader import Demonstrations
+from vla_mini.collection import collect
+from vla_mini.data.reader import Demonstrations, read_dataset
 from vla_mini.data.windows import Keyframe
 from vla_mini.policy import Policy
 from vla_mini.training.freezing import freeze
@@ -49,6 +52,16 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         tokenize=policy.tokenize,
         horizon=settings["data"]["horizon"],
         batch_size=settings["data"]["batch_size"],
+        num_processes=settings["trainer"]["devices"],
         seed=settings["seed"],
         keyframe=Keyframe(**keyframe) if keyframe else None,
     )
+
+
+def rehearse(settings: Mapping[str, Any]) -> None:
+    """Build both once, from two episodes: what does not fit is refused before thousands are collected."""
+    settings = {**settings, "data": {**settings["data"], "batch_size": 1}}
+    with TemporaryDirectory() as folder:
+        collect(settings["env"]["id"], Path(folder) / "data", episodes=1, validation_episodes=1, num_workers=1)
+        demonstrations = read_dataset(Path(folder) / "data")
+        data_module(settings, demonstrations, untrained_policy(settings, demonstrations))

@@ -46,10 +46,8 @@ def comparison_table(results: Mapping[str, Any]) -> str:
 
 
 def comparison_picture(results: Mapping[str, Any]) -> str:
-    """The curves of all variants as one SVG file that stands alone, on light and on dark."""
-    svg = panel_plot("comparison", _panels(results), columns=2)
-    style = f"<style>{page.COLOURS} svg {{ background: var(--paper); font-family: var(--sans); }}</style>"
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1) + "\n"
+    """The curves of all variants as one SVG file that stands alone."""
+    return page.picture_file(panel_plot("comparison", _panels(results), columns=2))
 
 
 def cells(results: Mapping[str, Any], *, intervals: bool) -> list[tuple[str, ...]]:

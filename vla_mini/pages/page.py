@@ -8,18 +8,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-# The colours, by name, for a light and a dark screen: of pages, and of pictures that stand alone.
-COLOURS = """
+STYLE = """
 :root { color-scheme: light dark;
   --paper: #fbfaf8; --card: #ffffff; --ink: #23262a; --quiet: #747a80; --rule: #e6e3de;
   --blue: #3a6ea5; --green: #3c8d68; --red: #bf5248; --amber: #b9822b; --violet: #7b67a6; --teal: #3b8c95;
-  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #16181b; --card: #1d2024; --ink: #e6e5e1; --quiet: #969ba1; --rule: #32363b;
   --blue: #7aa8d8; --green: #6bbd95; --red: #e08178; --amber: #dbaa5b; --violet: #ab99d4; --teal: #6fbcc5; } }
-"""
-STYLE = """
-:root { --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--sans); }
 main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
@@ -101,7 +98,7 @@ def page(title: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{COLOURS}{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )

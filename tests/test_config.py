@@ -31,6 +31,7 @@ REQUIRED = {
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "gradients": ["policy=DIR"],
     "doctor": [],
+    "compare": ["action=regression,flow", "budget.steps=400"],
 }
 
 
@@ -165,6 +166,32 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["data.keyframe=[x,y]"], ["cannot set data.keyframe=[x,y]"]),
         ("train", ["data.horizon=0"], ["data.horizon=0", "at least 1"]),
         ("collect", ["output=a", "env=toy_pik"], ["env=toy_pik", "'toy_pick'"]),
+        ("train", ["blind=[image]"], ["blind[0]='image'", "'images'"]),
+        ("compare", [], ["nothing to compare", "action=regression,flow"]),
+        ("compare", ["action=regression,flow"], ["no budget", "budget.steps=400"]),
+        ("compare", ["study=heads", "budget.steps=400"], ["budget.steps=400", "budget.seconds=300", "null"]),
+        ("compare", ["action=regression,flow", "budget.steps=0"], ["budget.steps=0", "at least 1"]),
+        ("compare", ["action=regression,flow", "budget.seconds=0"], ["budget.seconds=0"]),
+        ("compare", ["action=regression,flow", "budget.stps=4"], ["'budget.stps'", "'steps'"]),
+        ("compare", ["study=hads"], ["study=hads", "'heads'"]),
+        ("compare", ["study=heads", "sedes=[1]"], ["'sedes'", "'seeds'"]),
+        ("compare", ["study=heads", "seeds=[]"], ["seeds=[]"]),
+        ("compare", ["study=heads", "seeds=[1,1]"], ["seeds=[1, 1]", "once"]),
+        ("compare", ["study=heads", "seed=1"], ["seed=1", "seeds=[0,1]"]),
+        ("compare", ["study=heads", "trainer.max_steps=4"], ["trainer.max_steps=4", "budget.steps=400"]),
+        ("compare", ["study=heads", "evaluation.every_n_steps=4"], ["every_n_steps=4", "budget.selections=20"]),
+        ("compare", ["study=heads", "hydra.run.dir=a"], ["hydra.run.dir=a", "output=DIR"]),
+        ("compare", ["study=heads", "base=[seed=1]"], ["base=[seed=1]", "experiment=toy_pick"]),
+        ("compare", ["study=heads", "action=flow"], ["regression and bins", "same settings"]),
+        ("compare", ["study=heads", "variants.x=action=flwo"], ["variant x", "action=flwo", "'flow'"]),
+        ("compare", ["study=heads", "variants.x=vision=conv vision.widht=3"], ["variant x", "'vision.widht'", "'width'"]),
+        ("compare", ["study=heads", "variants.x='"], ["variants.x='", "quotation"]),
+        ("compare", ["study=heads", "variants=4"], ["variants=4", "variants.NAME"]),
+        ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
+        ("compare", ["action=regression,flwo", "budget.steps=4"], ["variant flwo", "action=flwo", "'flow'"]),
+        ("compare", ["optimizer.lr=1,fast", "budget.steps=4"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        ("compare", ["study=words"], ["parameters.encoder is required"]),
+        ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and "=" in value[0] else None,
 )
@@ -248,6 +275,8 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
         *parents, key = path
         if parents[:1] == ["auxiliary"] and choice == "auxiliary=none":  # an empty node has no right type
             continue
+        if parents[:1] == ["variants"]:  # of whatever name, and train.py's own settings: checked as those
+            continue
         if "config" in parents:  # another library's own settings: looked at when the model is made (tests/test_hub.py)
             continue
         if parents[-1:] == ["transforms"]:  # the user's own names
@@ -310,6 +339,52 @@ def test_an_experiment_overrides_the_groups_and_the_command_line_overrides_it(co
 def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path):
     monkeypatch.setattr("vla_mini.config.compose.__file__", str(tmp_path / "site-packages/vla_mini/config/compose.py"))
     assert "pip install -e ." in refusal("infer", "policy=a")
+
+
+# -------------------------------------------------------------------------------------------------- comparisons
+
+
+def told(*arguments: str) -> dict[str, list[str]]:
+    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4"]).variants)
+
+
+def test_each_value_of_a_setting_is_a_variant():
+    assert told("experiment=toy_pick", "action=regression,flow") == {
+        "regression": ["experiment=toy_pick", "action=regression"],
+        "flow": ["experiment=toy_pick", "action=flow"],
+    }
+    assert list(told("optimizer.lr=1e-3,0.01", "freeze=[],[vision]")) == [
+        f"lr={rate} freeze={frozen}" for rate in (0.001, 0.01) for frozen in ("[]", "[vision]")
+    ]
+    rates = told("optimizer=adam", "optimizer.lr=1e-3,3e-3")
+    assert rates["lr=0.003"] == ["optimizer=adam", "optimizer.lr=0.003"]
+
+
+def test_variants_that_differ_in_more_have_names():
+    variants = told("variants.one=action=flow", 'variants.two=action=flow language.max_words="16"', "logger=[csv]")
+    assert variants == {
+        "one": ["action=flow", "logger=[csv]"],
+        "two": ["action=flow", "language.max_words=16", "logger=[csv]"],  # split as by the shell
+    }
+
+
+def test_the_command_line_overrides_a_study_and_may_leave_variants_out():
+    variants = told("study=heads", "budget.seconds=null", "variants.bins=null", "action.hidden=64", "experiment=toy_pick_smoke")
+    assert list(variants) == ["regression", "flow", "diffusion"]
+    assert variants["flow"] == ["experiment=toy_pick", "action=flow", "action.hidden=64", "experiment=toy_pick_smoke"]
+    settings = config.load("train", variants["flow"])
+    assert settings.action.hidden == 64 and settings.data.episodes == 16
+
+
+@pytest.mark.parametrize("study", groups_of("compare")["study"])
+def test_every_study_is_whole(study):
+    cfg = config.load("compare", [f"study={study}", "parameters.encoder=some folder, (1)"])
+    assert cfg.name == study and cfg.question.endswith("?") and len(cfg.variants) >= 2
+
+
+def test_a_study_asks_for_a_parameter():
+    arguments = config.load("compare", ["study=words", "parameters.encoder=a, (b) c"]).variants["encoder"]
+    assert config.load("train", arguments).language.path == "a, (b) c"
 
 
 # --------------------------------------------------------------------------------------------------- free text

@@ -37,6 +37,7 @@ ROOMS = {
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
     "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
     "doctor": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
+    "comparison": FACTS | PARTS | JOINS | {"evaluation", "training", "pages", "config"},
     "config": {"build", "files"},
 }
 
@@ -45,7 +46,7 @@ LIBRARIES = {
     "lightning": ("vla_mini/training/", "vla_mini/data/module.py", "scripts/train.py"),
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
-    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "scripts/"),
+    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "vla_mini/comparison/", "scripts/"),
     "peft": ("vla_mini/lora.py",),
     "wandb": ("vla_mini/training/",),
     "beartype": (),

@@ -20,6 +20,8 @@ from vla_mini.door import admit
 from vla_mini.normalization import Normalization
 from vla_mini.types import Batch, Context, Features, Observation
 
+INPUTS = ("images", "words", "state")  # what a policy can be made blind to
+
 
 class Policy(nn.Module):
     """A Vision-Language-Action policy.
@@ -34,6 +36,8 @@ class Policy(nn.Module):
     - keyframe: names of the state features that make up the keyframe
     - execute: how many actions of a chunk to execute before the policy is asked again
     - ensemble: None: those of the newest chunk; a number: of all chunks so far, averaged (evaluation/rollout.py says how)
+    - blind: names of inputs, of `INPUTS`, that it never sees: black images, no words but the start token, the mean state. What
+      is lost by that says what the input is worth
     - source: where it comes from: the environment's id, the dataset's fingerprint (kept for the record)
     """
 
@@ -52,13 +56,16 @@ class Policy(nn.Module):
         keyframe: Sequence[str] = (),
         execute: int = 1,
         ensemble: float | None = None,
+        blind: Sequence[str] = (),
         source: dict[str, str] | None = None,
     ):
         super().__init__()
         if not 1 <= execute <= action.horizon:
             raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
+        if unknown := [name for name in blind if name not in INPUTS]:
+            raise ValueError(f"blind={list(blind)}: there is no input {unknown[0]!r}, but {', '.join(INPUTS)}")
         self.features, self.keyframe, self.source = features, tuple(keyframe), dict(source or {})
-        self.history, self.execute, self.ensemble = history, execute, ensemble
+        self.history, self.execute, self.ensemble, self.blind = history, execute, ensemble, tuple(blind)
         self.lora: dict[str, Any] | None = None  # of its low-rank adapters, if it was given any (lora.py)
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
         self.auxiliary, self.backbone_action = auxiliary, backbone_action
@@ -130,9 +137,15 @@ class Policy(nn.Module):
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
         self._admit(observation, Observation)
         dtype = self.normalization.state_mean.dtype
-        images = observation.images.to(dtype) / 255
-        words = self.language(observation.tokens, observation.token_mask)
-        return images, words, observation.token_mask, observation.state.to(dtype)
+        images, tokens, mask, state = observation
+        images, state = images.to(dtype) / 255, state.to(dtype)
+        if "images" in self.blind:
+            images = torch.zeros_like(images)
+        if "words" in self.blind:
+            tokens, mask = (tensor.to(self.device).expand(len(tokens), -1) for tensor in self.tokenize([""]))
+        if "state" in self.blind:
+            state = self.normalization.state_mean.expand_as(state)
+        return images, self.language(tokens, mask), mask, state
 
     def context(
         self,

@@ -40,6 +40,7 @@ def save(policy: Policy, folder: Path) -> None:
             "history": policy.history,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
+            "blind": policy.blind,
             "keyframe": policy.keyframe,
             "source": policy.source,
             "lora": policy.lora if apart else None,
@@ -85,6 +86,7 @@ def load(
         keyframe=config["keyframe"],
         execute=config["execute"],
         ensemble=config.get("ensemble"),
+        blind=config.get("blind", ()),
         source=config["source"],
         classes=classes,
     )

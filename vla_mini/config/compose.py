@@ -17,6 +17,7 @@ PATHS = {
     *{"hydra.run.dir"},
 }  # `null` means none
 PATHS_OF = {"gradients": {"data", "experiment"}, "doctor": {"experiment"}}  # in train.py these are groups
+TEXTS_IN = {"compare": {"variants", "parameters"}}  # nodes of which each setting is text
 PATH_LISTS = {"image"}  # may also be [a,b]
 
 
@@ -87,7 +88,7 @@ def sort_overrides(name: str, arguments: list[str]) -> Overrides:
         key = key.removeprefix("+").removeprefix("+")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
-        if key in literal_keys:
+        if key in literal_keys or (key.partition(".")[0] in TEXTS_IN.get(name, ()) and "." in key):
             overrides.literals[key] = _literal(key, value)
         elif key in groups:
             for variant in value.strip("[]").split(","):
@@ -153,6 +154,13 @@ def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Compose
 
     A command with an `experiment` of its own begins where train.py would: `training` holds the settings of that.
     """
+    if name == "compare":
+        from vla_mini.config.variants import expand, split_comparison
+
+        own, training = split_comparison(arguments)
+        settings = _compose(name, own, resolve=resolve).settings
+        folder = settings["name"] or sort_overrides(name, own).groups.get("study", "comparison")
+        return Composed(settings | {"variants": expand(settings, training), "name": folder}, None)
     own, training = split_training(name, arguments)
     composed = _compose(name, own, resolve=resolve)
     return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
@@ -178,7 +186,7 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
     from yaml import YAMLError
 
     literals, groups, settings = sort_overrides(name, arguments)
@@ -186,7 +194,8 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             cfg = hydra_compose(name, [*choices, *settings], return_hydra_config=True)
-        _check_experiment(cfg.hydra.runtime.choices.get("experiment"))
+        for group in ("experiment", "study"):
+            _check_package(group, cfg.hydra.runtime.choices.get(group))
         with open_dict(cfg):
             for key, text in literals.items():
                 OmegaConf.update(cfg, key, escape(text), force_add=True)
@@ -201,6 +210,9 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
         group, _, variant = str(error.missing_cfg_file).rpartition("/")
         options = [str(option).rpartition("/")[2] for option in error.options or []]
         raise ValueError(f"{group}={variant} names no variant: {did_you_mean(variant, options)}") from error
+    except InterpolationToMissingValueError as error:
+        missing = str(error).partition("mandatory value: ")[2].partition("\n")[0]
+        raise ValueError(f"{missing} is required: give {missing}=VALUE") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         message = str(error).replace("Error merging override ++", "cannot set ")
         reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
@@ -209,11 +221,11 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
         HydraConfig.instance().cfg = None  # or Lightning would add hydra.* to the arguments of the processes that it starts
 
 
-def _check_experiment(choice: str | None) -> None:
+def _check_package(group: str, choice: str | None) -> None:
     """Without its first line an experiment's settings would land under `experiment:`, and change nothing."""
     if choice is None:
         return
-    path = configs_folder() / "experiment" / f"{choice}.yaml"
+    path = configs_folder() / group / f"{choice}.yaml"
     header = re.match(r"(\s*(#.*)?\n)*", path.read_text(encoding="utf-8") + "\n")
     if not re.search(r"^\s*#\s*@package\s+_global_\s*$", header[0], flags=re.MULTILINE):
-        raise ValueError(f"configs/experiment/{path.name} must begin with the line '# @package _global_'")
+        raise ValueError(f"configs/{group}/{path.name} must begin with the line '# @package _global_'")

@@ -173,6 +173,7 @@ class Train:
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
     compile_dynamic: bool | None
     insulate: bool
+    blind: list[Literal["images", "words", "state"]]
     freeze: list[str]
     unfreeze_at: dict[str, Count]
     init_from: str | None
@@ -246,6 +247,30 @@ class Doctor:
     output: str | None
 
 
+@dataclass
+class Budget:
+    """What each run of a comparison may use: one of `steps` and `seconds`."""
+
+    steps: Count | None
+    seconds: Amount | None
+    calibration_steps: Annotated[int, AtLeast(2)]  # a speed is measured from one to another
+    selections: Count | None
+
+
+@dataclass
+class Compare:
+    """Variants by name, with what train.py is told for each: completed by compose, and checked by `Train`."""
+
+    question: str | None
+    base: list[str]
+    variants: dict[str, list[str]]
+    seeds: list[Natural]
+    budget: Budget
+    parameters: dict[str, str]
+    output: str | None
+    name: str
+
+
 SCHEMAS = {
     "train": Train,
     "collect": Collect,
@@ -253,6 +278,7 @@ SCHEMAS = {
     "infer": Infer,
     "gradients": Gradients,
     "doctor": Doctor,
+    "compare": Compare,
 }
 
 
@@ -267,6 +293,13 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"{given} given: say policy=DIR for a saved policy, or experiment=NAME for an untrained one as train.py begins with"
         )
+    if "budget" in settings:
+        given = {name: settings["budget"][name] for name in ("steps", "seconds") if settings["budget"][name] is not None}
+        if len(given) != 1 or not all(given.values()):
+            shown = " and ".join(f"budget.{name}={amount:g}" for name, amount in given.items()) or "no budget"
+            raise ValueError(f"{shown} given: say budget.steps=400 or budget.seconds=300 (and null for the other)")
+        if not settings["seeds"] or len(set(settings["seeds"])) < len(settings["seeds"]):
+            raise ValueError(f"seeds={settings['seeds']}: give at least one, and each once")
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
     mode = settings.get("compile", "none")

@@ -74,7 +74,8 @@ class BestPolicy(Callback):
             results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
         success = sum(result.success for result in results) / len(results)
         wrong = sum(result.wrong_object for result in results) / len(results)
-        log(trainer, {"selection/success_rate": success, "selection/wrong_object_rate": wrong})
+        seconds = self.stopwatch.seconds  # of training: to know how long it took to get here
+        log(trainer, {"selection/success_rate": success, "selection/wrong_object_rate": wrong, "selection/seconds": seconds})
         rates = f"success {success:.0%}, wrong object {wrong:.0%}"
         module.print(f"step {trainer.global_step}: {rates} in {self.episodes} selection scenes")
         return success

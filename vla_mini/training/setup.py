@@ -78,6 +78,7 @@ def _begin(
         keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
         execute=settings["execute"],
         ensemble=settings["ensemble"],
+        blind=settings["blind"],
         source=source,
     )
     if saved is not None:

@@ -18,9 +18,11 @@ from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.processes import choose_strategy
+from vla_mini.training.unfreezing import Unfreezing
 
 SIZES = [[3, 5, 4], [2, 6, 4]]  # of each rank's micro-batches; two make a window, so that the last one is short
 FROZEN = ["vision"]
+STAGES = {"vision": 1, "language": 1}
 
 
 def big_batch(policy):
@@ -54,6 +56,12 @@ def main(folder: Path) -> None:
     strategy = choose_strategy("ddp_find_unused_parameters_true", devices=2)
     record = fit(policy, batches, accumulate_grad_batches=2, optimizer=optimizer, strategy=strategy, **together)
     result |= {"gradients beside a spare layer": record.gradients}
+
+    policy = make_policy(dtype=torch.float64)
+    stages = [Unfreezing(STAGES), NonFiniteGuard(), GradientMonitor(every_n_steps=1)]
+    strategy = choose_strategy("ddp", devices=2)
+    fit(policy, batches, accumulate_grad_batches=2, optimizer=optimizer, callbacks=stages, strategy=strategy, **together)
+    result |= {"weights in stages": policy.state_dict()}
 
     policy, guard = make_policy(dtype=torch.float64), NonFiniteGuard()
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}

@@ -21,6 +21,8 @@ from vla_mini.config import folders, processes
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, escape
 from vla_mini.config.help import help_text
+from vla_mini.config.resume import compose_resumed, resumed_folder
+from vla_mini.config.variants import refuse_decided, refuse_unfair
 
 Main = Callable[[Any], None]
 
@@ -44,18 +46,32 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
 
     from vla_mini.config.schemas import SCHEMAS, refuse_contradictions
 
-    composed = compose(name, list(arguments))
+    folder = resumed_folder(arguments) if name == "train" else None
+    composed = compose_resumed(folder, arguments) if folder else compose(name, list(arguments))
     checked = conform(composed.settings, SCHEMAS[name])
     refuse_contradictions(checked)
     if composed.training is not None:
         checked["training"] = conform(composed.training, SCHEMAS["train"])
         refuse_contradictions(checked["training"])
+    if name == "compare":
+        refuse_decided(checked["variants"], selections=checked["budget"]["selections"])
+        refuse_unfair({variant: _settings_of(variant, given) for variant, given in checked["variants"].items()})
     if composed.run_dir is not None:
         checked["run_dir"] = os.environ[processes.RUN_DIR] if processes.rank() else composed.run_dir
     cfg = OmegaConf.create(escape(checked))
     OmegaConf.set_struct(cfg, True)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _settings_of(variant: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What train.py would make of the arguments of a comparison's variant."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(load("train", arguments))
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from error
 
 
 def run(name: str, arguments: Sequence[str], function: Main) -> int:

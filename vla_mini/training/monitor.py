@@ -27,7 +27,7 @@ class GradientMonitor(Callback):
     """
 
     def __init__(
-        self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = False, watch: bool = False
+        self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = True, watch: bool = False
     ) -> None:
         self.every_n_steps, self.histograms, self.per_parameter, self.watch = every_n_steps, histograms, per_parameter, watch
         self._hooks: norms.MicroBatchNorms | None = None

@@ -15,6 +15,15 @@ def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def check_precision(precision: str, *, accelerator: str) -> None:
+    """ValueError for a precision that the hardware lacks, before any work."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if precision.startswith("16") and not on_gpu:  # Lightning would silently take bf16
+        raise ValueError(f"trainer.precision={precision} is for GPUs; on CPUs there are bf16-mixed, 32-true and 64-true")
+    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"trainer.precision={precision}: this GPU does no bf16; auto takes what it does")
+
+
 def _cpu_multiplies_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._machine import matrix_product_rates, print_table, read_arguments, save
+from benchmarks._machine import print_table, read_arguments, save
+from vla_mini.machine import matrix_product_rates
 
 TARGETS = {"seconds_median": 90.0, "seconds_worst": 90.0, "teraflop_equivalents_median": 80.0}
 
@@ -64,7 +65,6 @@ def train_until(
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     stopwatch = Stopwatch()
-    (folder / "run").mkdir(exist_ok=True)
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
     options = {"purpose": "evaluation", "seed": cfg.evaluation.seed, "split": "seen"}
     checkpoints: list[dict[str, float]] = []

@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._machine import matrix_product_rates, print_table, read_arguments, save
+from benchmarks._machine import print_table, read_arguments, save
+from vla_mini.machine import matrix_product_rates
 
 TARGET_COST, TARGET_SHARE = 0.05, 0.40
 WARM_UP_ROUNDS = 1
@@ -89,7 +90,6 @@ def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[st
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     bare = BareLoop(cfg, copy.deepcopy(policy), data.train_dataloader())
-    (folder / "run").mkdir(exist_ok=True)
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
     times: list[tuple[float, float]] = []  # seconds of each round: Lightning's, the bare loop's
     released = time.perf_counter()

@@ -4,7 +4,6 @@ Writes gradients.html, gradients.json and figures/ into a new folder: `output`, 
 """
 
 import time
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +35,8 @@ def main(cfg: Any) -> None:
     seen = observe(policy, [scene.observation for scene in scenes])
     one = Observation(*(tensor[:1] for tensor in batch.observation))
 
-    output = config.new_folder(cfg.output or default_output(cfg))  # all is checked: the work begins
+    beside = config.default_output(cfg.policy, "gradients", f"runs/{cfg.experiment}")
+    output = config.new_folder(cfg.output or beside)  # all is checked: the work begins
     print(f"sensitivity in {len(scenes)} scenes ...", flush=True)
     looks = look(policy, scenes, seen)
     print(f"gradients of {len(instructions)} samples ...", flush=True)
@@ -64,7 +64,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
     from vla_mini.data.windows import ActionWindows, Keyframe
     from vla_mini.training.setup import untrained_policy
 
-    policy = Policy.from_pretrained(cfg.policy) if cfg.policy else None
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code) if cfg.policy else None
     env_id = policy.source.get("env") if policy else cfg.training.env.id
     with TemporaryDirectory() as temporary:
         data = read_dataset(cfg.data or collect_some(env_id, Path(temporary) / "data", seed=cfg.seed))
@@ -76,6 +76,7 @@ def policy_and_batch(cfg: Any) -> tuple[Any, Any, list[str]]:
             split="train",
             horizon=policy.action.horizon,
             tokenize=policy.tokenize,
+            history=policy.history,
             keyframe=Keyframe(policy.keyframe, closing.closes, closing.threshold) if policy.keyframe else None,
         )
         chosen = np.random.default_rng(cfg.seed).permutation(len(windows))[: cfg.samples]
@@ -100,11 +101,6 @@ def check_sizes(policy: Any, data: Any, cfg: Any) -> None:
         wanted, found = getattr(policy.features, name), getattr(data.features, name)
         if wanted != found:
             raise ValueError(f"data={cfg.data}: its {name} is {found}, but the policy was made for {wanted}")
-
-
-def default_output(cfg: Any) -> Path:
-    place = Path(cfg.policy).resolve().parent if cfg.policy else Path("runs") / cfg.experiment
-    return place / "gradients" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -219,6 +219,19 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
         ("train", ["experiment=toy_pick_smoke", "data.batch_size=100000"], "batch_size=100000"),
         ("train", ["experiment=toy_pick_smoke", "execute=9"], "execute"),
         ("train", ["experiment=toy_pick_smoke", "insulate=true", "action=bins"], "insulate=true"),
+        ("train", ["experiment=toy_pick_smoke", "data.keyframe=null"], "auxiliary=keyframe needs data.keyframe"),
+        ("train", ["experiment=toy_pick_smoke", "compile=defualt"], "'defualt' is not one of none, default, reduce-overhead"),
+        (
+            "train",
+            ["experiment=toy_pick_smoke", "compile_dynamic=false"],
+            "compile_dynamic=false is for torch.compile",
+        ),
+        ("train", ["experiment=toy_pick_smoke", "compile=reduce-overhead", "trainer.accelerator=cpu"], "needs CUDA graphs"),
+        (
+            "train",
+            ["experiment=toy_pick_smoke", "compile=max-autotune", "trainer.accumulate_grad_batches=2"],
+            "compile=max-autotune with trainer.accumulate_grad_batches=2",
+        ),
         pytest.param(
             "train",
             ["experiment=toy_pick_smoke", "trainer.accelerator=gpu"],

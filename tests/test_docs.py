@@ -4,6 +4,7 @@ prints, in which numbers may differ by a hundredth, and those behind a ~, times 
 import contextlib
 import io
 import re
+import shlex
 import sys
 import types
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.factory import ROOT
 from tests.test_gradients import PICTURES
+from vla_mini.config.compose import compose
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,6 +61,11 @@ def test_the_pictures_of_the_tour_are_those_that_gradients_py_writes():
     there = {path.stem: path for path in (ROOT / "docs" / "gradients").iterdir()}
     assert shown == there.keys() and shown - {"scene_1"} == PICTURES
     assert all(path.stat().st_size < 150_000 for path in there.values())
+
+
+def test_the_comparisons_can_be_made():
+    lines = re.findall(r"^python scripts/compare.py (.*)", (ROOT / "docs" / "comparisons.md").read_text(encoding="utf-8"), re.M)
+    assert len(lines) > 5 and all(len(compose("compare", shlex.split(line)).settings["variants"]) > 1 for line in lines)
 
 
 def test_a_page_that_lies_is_found():

@@ -85,6 +85,29 @@ def test_windows_never_cross_an_episodes_end(lengths, horizon, split, threshold)
         np.testing.assert_array_equal(batch.keyframe[i], np.zeros(2) if expected is None else expected)
 
 
+@given(lengths_of_episodes, st.integers(1, 12), st.sampled_from(["train", "validation"]))
+def test_past_frames_follow_the_newest_and_never_cross_an_episodes_start(lengths, history, split):
+    data, history = demonstrations(lengths), min(history, max(lengths))
+    windows = ActionWindows(data, split=split, horizon=1, tokenize=tokenize, history=history)
+    observation = windows.__getitems__(range(len(windows))).observation
+    for i in range(len(windows)):
+        frame = i if split == "train" else i + sum(lengths[:-1])
+        start = max(start for start in data.episode_starts if start <= frame)
+        images, states = [], []
+        for age in range(history):
+            seen = max(frame - age, start)
+            images += [data.frames[seen, 0], data.frames[seen, 1]]  # two cameras
+            states += data.states[seen].tolist()
+        np.testing.assert_array_equal(observation.images[i], np.stack(images))
+        np.testing.assert_array_equal(observation.state[i], np.float32(states))
+
+
+@pytest.mark.parametrize("history", [0, 6, 10**12])
+def test_a_history_that_no_episode_has_is_refused(history):
+    with pytest.raises(ValueError, match=f"history={history}: the longest episode has 5 frames, so 1 to 5 can be seen"):
+        ActionWindows(demonstrations([3, 5, 2]), split="train", horizon=1, tokenize=tokenize, history=history)
+
+
 def test_a_batch_holds_what_the_robot_saw_felt_and_was_told():
     data = demonstrations([5, 4, 3])
     windows = ActionWindows(data, split="validation", horizon=2, tokenize=tokenize)

@@ -16,7 +16,7 @@ from vla_mini.autograd.sensitivity import Look
 from vla_mini.pages import gradients as pages
 from vla_mini.pages.page import picture_file
 from vla_mini.policy import Policy
-from vla_mini.types import Batch, Features
+from vla_mini.types import Batch
 
 SCENES_SHOWN, SAMPLES_SHOWN = 3, 6
 WHY = (
@@ -59,7 +59,7 @@ def describe(found: Findings, policy: Policy) -> dict[str, Any]:
             }
             for look in found.looks
         ],
-        "jacobian": _describe_jacobian(found.jacobian, policy.features),
+        "jacobian": _describe_jacobian(found.jacobian, policy),
         "per_sample": found.samples._asdict(),
         "inference": {name: cost._asdict() for name, cost in modes.items()} | {"equal_outputs": equal},
         "graph": found.graph._asdict(),
@@ -73,21 +73,19 @@ def _on_target(looks: Sequence[Look]) -> dict[str, Any]:
     return {"num_pairs": len(pairs), "on_target_share": above / len(pairs) if pairs else None}
 
 
-def _describe_jacobian(result: Jacobian, features: Features) -> dict[str, Any]:
+def _describe_jacobian(result: Jacobian, policy: Policy) -> dict[str, Any]:
+    features, state_size = policy.features, policy.history * policy.features.state_size
     rows, columns = result.matrix.shape
-    colours = [
-        f"{camera}, {colour}" if len(features.cameras) > 1 else colour
-        for camera in features.cameras
-        for colour in ("red", "green", "blue")
-    ]
-    cells = (columns - features.state_size) // len(colours)  # of the reduced image
+    views = [f"{camera}, {age} before" if age else camera for age in range(policy.history) for camera in features.cameras]
+    colours = [f"{view}, {colour}" if len(views) > 1 else colour for view in views for colour in ("red", "green", "blue")]
+    cells = (columns - state_size) // len(colours)  # of the reduced image
     return {
         "rows": rows,
         "columns": columns,
         **{name: value for name, value in result._asdict().items() if name != "matrix"},
-        "full_columns": features.state_size + len(colours) * math.prod(features.image_size),
+        "full_columns": state_size + len(colours) * math.prod(features.image_size),
         "row_blocks": {f"action {step}": features.action_size for step in range(rows // features.action_size)},
-        "column_blocks": {"state": features.state_size} | dict.fromkeys(colours, cells),
+        "column_blocks": {"state": state_size} | dict.fromkeys(colours, cells),
     }
 
 

@@ -41,8 +41,9 @@ def data_scenes(observation: Observation, instructions: Sequence[str], *, featur
     others = {own: next((other for other in instructions if other != own), own) for own in set(instructions)}
     found = []
     for index, own in enumerate(instructions[:scenes]):
-        images = dict(zip(features.cameras, observation.images[index].permute(0, 2, 3, 1).numpy(), strict=True))
+        newest = observation.images[index, : len(features.cameras)].permute(0, 2, 3, 1).numpy()
+        images, state = dict(zip(features.cameras, newest, strict=True)), observation.state[index, : features.state_size]
         for instruction in dict.fromkeys((own, others[own])):
-            seen = {"images": images, "state": observation.state[index].numpy(), "instruction": instruction}
+            seen = {"images": images, "state": state.numpy(), "instruction": instruction}
             found.append(Scene(index, seen, masks=None, target=0))
     return found

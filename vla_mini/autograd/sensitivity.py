@@ -51,7 +51,8 @@ def look(policy: Policy, scenes: Sequence[Scene], observation: Observation) -> l
             sizes = on_objects(pixels, torch.from_numpy(scene.masks), scene.target) if known else (None, None)
             image = scene.observation["images"][policy.features.cameras[0]]
             by_word = list(zip(policy.language.words(scene.observation["instruction"]), words.tolist(), strict=False))
-            by_state = list(zip(policy.features.state, state.tolist(), strict=True))
+            newest = state[: policy.features.state_size]  # of a policy with a history, what is seen and felt now
+            by_state = list(zip(policy.features.state, newest.tolist(), strict=True))
             looks.append(Look(scene, image, pixels, by_word, by_state, *sizes))
     return looks
 

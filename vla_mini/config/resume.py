@@ -44,9 +44,9 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
     return Composed(settings | {"resume": folder}, run_dir=folder)
 
 
-def save(cfg: Any, path: Path) -> None:
+def save(cfg: Any, folder: Path) -> None:
     """Keep the resolved settings of a run, for whoever resumes it."""
     from omegaconf import OmegaConf
 
     settings = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
-    files.write_text(path, OmegaConf.to_yaml(OmegaConf.create(escape(settings))))
+    files.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(escape(settings))))

@@ -69,13 +69,15 @@ figure { margin: 0; } figcaption { font-size: .875rem; }
 .episode .quiet { margin: 0 0 .7rem; }
 .strip { overflow-x: auto; } .strip img { display: block; width: 100%; min-width: 34rem; border-radius: 4px; }
 .green { color: var(--green); } .red { color: var(--red); } .blue { color: var(--blue); } .amber { color: var(--amber); }
+.violet { color: var(--violet); } .teal { color: var(--teal); }
 details { margin: 1rem 0 0; border-top: 1px solid var(--rule); padding-top: .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; width: 100%; }
 th { font-size: .8125rem; font-weight: 400; color: var(--quiet); }
 th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; } td { border-top: 1px solid var(--rule); }
-.wide { overflow-x: auto; margin: 1.4rem 0; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
+.wide { overflow-x: auto; margin: 1.4rem 0; } .wide td { white-space: nowrap; }
+.wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
 .bars { display: grid; grid-template-columns: minmax(3.6rem, max-content) 1fr; gap: .1rem .7rem;
   margin: .5rem 0 0; align-items: center;  font-size: .8125rem; line-height: 1.35; }
 .bars b { font-weight: 400; color: var(--quiet); text-align: right; } .bars i { display: block; height: 7px; border-radius: 2px;

@@ -52,7 +52,8 @@ class WholeFiles(CheckpointIO):
 
 
 class RandomNumbers(Callback):
-    """Comes first: random numbers go on where the checkpoint left them, before anybody draws or notes one."""
+    """Comes first: random numbers go on where the checkpoint left them, before anybody draws or notes one. Each process has
+    its own."""
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
@@ -60,20 +61,21 @@ class RandomNumbers(Callback):
     def state_dict(self) -> dict[str, Any]:
         name, keys, *rest = np.random.get_state()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": cuda,
-            "numpy": [name, keys.tolist(), *rest],
-            "python": random.getstate(),
-        }
+        numpy = [name, keys.tolist(), *rest]
+        state = {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+        states: list[Any] = [state]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, state)
+        return {"processes": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._restored is None:
             return
-        state, self._restored = self._restored, None
+        state, self._restored = self._restored["processes"][trainer.global_rank], None
         torch.set_rng_state(state["torch"])
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
@@ -97,7 +99,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step = self._saved_at = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
+        if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
             self._heard_before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:

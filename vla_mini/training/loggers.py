@@ -26,7 +26,8 @@ PATIENCE = 4  # seconds to wait for a service
 
 def hush_lightning() -> None:
     """Lightning's notes on what is as it should be here: the run says what matters itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric.utilities"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
@@ -54,6 +55,7 @@ class Table(Logger):
         self._columns = ["step"]
         self._row: dict[str, Any] = {}
         self._start = 0  # of the last row within the file
+        path.parent.mkdir(parents=True, exist_ok=True)
         if steps:
             text = path.read_text(encoding="utf-8")  # a line without an end was being written
             lines = text[: text.rfind("\n") + 1].splitlines()

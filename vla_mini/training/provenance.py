@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini import files
 
@@ -33,6 +34,7 @@ def provenance(*, dataset: str) -> dict[str, Any]:
     }
 
 
+@rank_zero_only
 def write_provenance(run_dir: Path, found: dict[str, Any]) -> None:
     files.write_text(run_dir / RUN, json.dumps(found, indent=2) + "\n")
 

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from vla_mini.evaluation.rollout import rollout
+from vla_mini.training.average import judged
 from vla_mini.training.loggers import log
 from vla_mini.training.window import Stopwatch
 
@@ -46,7 +47,7 @@ class BestPolicy(Callback):
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
         if self.unsaved and trainer.is_global_zero:
-            module.policy.save_pretrained(self.folder)
+            judged(trainer, module).save_pretrained(self.folder)
         self.unsaved = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,12 +68,14 @@ class BestPolicy(Callback):
             self.unsaved = True
 
     def _success_rate(self, trainer: Trainer, module: LightningModule) -> float:
-        with self.stopwatch.paused(), evaluating(module.policy):
+        policy = judged(trainer, module)
+        with self.stopwatch.paused(), evaluating(policy):
             options = {"purpose": "selection", "seed": self.seed, "split": "seen"}
-            results = rollout(module.policy, self.env_id, episodes=range(self.episodes), options=options)
+            results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
         success = sum(result.success for result in results) / len(results)
         wrong = sum(result.wrong_object for result in results) / len(results)
-        log(trainer, {"selection/success_rate": success, "selection/wrong_object_rate": wrong})
+        seconds = self.stopwatch.seconds  # of training: to know how long it took to get here
+        log(trainer, {"selection/success_rate": success, "selection/wrong_object_rate": wrong, "selection/seconds": seconds})
         rates = f"success {success:.0%}, wrong object {wrong:.0%}"
         module.print(f"step {trainer.global_step}: {rates} in {self.episodes} selection scenes")
         return success

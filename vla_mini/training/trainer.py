@@ -6,17 +6,22 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini.policy import Policy
+from vla_mini.training.average import WeightAverage
 from vla_mini.training.checkpoints import Checkpoints, RandomNumbers, WholeFiles
+from vla_mini.training.compilation import WarmUp, compile_policy
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers, hush_lightning
 from vla_mini.training.memory import keep_freed_memory
 from vla_mini.training.module import PolicyModule
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.precision import choose_precision
+from vla_mini.training.processes import EndTogether, choose_strategy
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
+from vla_mini.training.unfreezing import Unfreezing
 from vla_mini.training.window import Stopwatch, WindowMean
 
 
@@ -37,7 +42,10 @@ def build_training(
     hush_lightning()
     arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
     arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
-    print(f"precision: {arguments['precision']}")
+    arguments["strategy"] = choose_strategy(arguments["strategy"], devices=arguments["devices"])
+    compiled = settings["compile"] != "none"
+    if compiled:
+        compile_policy(policy, settings["compile"], dynamic=settings["compile_dynamic"])
     evaluation = settings["evaluation"]
     best = BestPolicy(
         run_dir / "policy",
@@ -49,16 +57,22 @@ def build_training(
     )
     trainer = lightning.Trainer(
         **arguments,
-        logger=build_loggers(settings["logger"], run_dir=run_dir, config={**settings, **(provenance or {})}, steps=steps),
-        # In this order: divide the gradients, judge them, look at them. Clipping, by the module, comes last. And a checkpoint
-        # holds what all the others have done.
+        logger=build_loggers(settings["logger"], run_dir=run_dir, config={**settings, **(provenance or {})}, steps=steps)
+        if rank_zero_only.rank == 0
+        else False,
+        # In this order: say what learns; divide the gradients, judge them, look at them. Clipping, by the module, comes last.
+        # And a checkpoint holds what all the others have done.
         callbacks=[
             RandomNumbers(),
+            Unfreezing(settings["unfreeze_at"]),
             WindowMean(stopwatch),
             NonFiniteGuard(**settings["guard"]),
             GradientMonitor(**settings["monitor"]),
+            WeightAverage(settings["ema"]["decay"]),
+            *([WarmUp()] if compiled else []),
             Summary(),
             best,
+            EndTogether(),
             Checkpoints(run_dir / "checkpoints", **settings["checkpoint"], best=best),
             TQDMProgressBar(refresh_rate=10),
         ],

@@ -81,7 +81,7 @@ class WindowMean(Callback):
             module.log("train/loss", means["loss"], prog_bar=True, logger=False)
             seconds = self.stopwatch.seconds
             rate = {"seconds": seconds, "samples_per_second": self._samples / seconds}
-            rate["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+            rate |= learning_rates(trainer.optimizers[0])
             log(trainer, {f"train/{name}": mean for name, mean in means.items()} | rate)
         self._begin(trainer.global_step)
 
@@ -99,6 +99,13 @@ class WindowMean(Callback):
         self._step = step
         self._count: Tensor | int = 0
         self._sums: dict[str, Tensor] = {}
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Of the first group, and of the first of each component that has its own."""
+    first = {group.get("component"): group["lr"] for group in reversed(optimizer.param_groups)}
+    own = {f"learning_rate/{component}": rate for component, rate in first.items() if component}
+    return {"learning_rate": optimizer.param_groups[0]["lr"]} | own
 
 
 def unscale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:

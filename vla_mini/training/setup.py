@@ -35,14 +35,17 @@ def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations
 
 def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Policy:
     check_history(demonstrations, settings["history"])  # before anything is made of so many frames
+    folder = saved = None
+    if settings["init_from"] is not None:  # first, since loading finds what is damaged
+        folder = pretrained.locate(settings["init_from"], setting="init_from")
+        trusted = any(settings[part].get("trust_remote_code") for part in ("vision", "language"))
+        saved = pretrained.load(folder, trust_remote_code=trusted, setting="init_from")
     torch.manual_seed(settings["seed"])
     parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
     if settings["insulate"]:
         parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
-    saved, folder = settings["init_from"], None
     source = {"env": settings["env"]["id"], "dataset": demonstrations.fingerprint}
     if saved is not None:
-        folder = pretrained.locate(saved, setting="init_from")
         source["init_from"] = pretrained.identity(folder)
     policy = build_policy(
         parts,
@@ -59,7 +62,7 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
         source=source,
     )
     if saved is not None:
-        init_from.take_over(policy, pretrained.load(folder, trust_remote_code=_trusted(settings)), source=saved)
+        init_from.take_over(policy, saved, source=settings["init_from"])
     if settings["lora"]["targets"]:
         add_adapters(policy, **settings["lora"])
     freeze(policy, settings["freeze"])
@@ -68,10 +71,6 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
         if name not in components(policy):
             raise ValueError(f"schedule.multipliers: the policy has no component {name!r}{nearest(name, components(policy))}")
     return policy
-
-
-def _trusted(settings: Mapping[str, Any]) -> bool:
-    return any(settings[part].get("trust_remote_code") for part in ("vision", "language"))
 
 
 def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, policy: Policy) -> Any:

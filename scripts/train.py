@@ -24,7 +24,7 @@ def main(cfg: Any) -> None:
     from vla_mini.training.precision import check_precision
     from vla_mini.training.processes import check_devices
     from vla_mini.training.provenance import provenance, write_provenance
-    from vla_mini.training.setup import check_start, data_module, untrained_policy
+    from vla_mini.training.setup import data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
@@ -32,7 +32,6 @@ def main(cfg: Any) -> None:
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
     check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
-    check_start(settings)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)

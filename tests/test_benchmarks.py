@@ -10,18 +10,19 @@ import torch
 
 from benchmarks import _machine, gpu, inference, main_job, time_to_success, training_speed
 from tests.factory import make_observation, make_policy
+from vla_mini import machine
 from vla_mini.collection import collect
 
 
 def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
-    monkeypatch.setattr(_machine, "timed_product", lambda a, b: 1e-3 * len(a) / _machine.SIDES[0])
-    side = _machine.SIDES[-1]
-    expected = 2 * side**3 / (1e-3 * side / _machine.SIDES[0]) / 1e9
-    assert _machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
+    monkeypatch.setattr(machine, "timed_product", lambda a, b: 1e-3 * len(a) / machine.SIDES[0])
+    side = machine.SIDES[-1]
+    expected = 2 * side**3 / (1e-3 * side / machine.SIDES[0]) / 1e9
+    assert machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
 
 
 def test_rates_of_this_machine_are_sensible():
-    rates = _machine.matrix_product_rates(seconds=0.05)
+    rates = machine.matrix_product_rates(seconds=0.05)
     assert rates.keys() == {"float32", "bfloat16"} and all(0.1 < rate < 1e7 for rate in rates.values())
 
 

@@ -14,14 +14,16 @@ LEAST_SPREAD = 1e-3
 
 
 class Normalization(nn.Module):
-    """States `... s` are standardised; actions `... a` are mapped from their range in the data to [-1, 1]."""
+    """States `... s` are standardised, past ones (`history`) as the present; actions `... a` are mapped from their range in the
+    data to [-1, 1]."""
 
-    def __init__(self, statistics: Statistics):
+    def __init__(self, statistics: Statistics, *, history: int = 1):
         super().__init__()
         state, action = statistics
         centre, reach = (action.max + action.min) / 2, (action.max - action.min) / 2
-        self.register_buffer("state_mean", torch.tensor(state.mean, dtype=torch.float32))
-        self.register_buffer("state_std", torch.tensor(state.std, dtype=torch.float32).clamp(min=LEAST_SPREAD))
+        self.register_buffer("state_mean", torch.tensor(state.mean, dtype=torch.float32).repeat(history))
+        spread = torch.tensor(state.std, dtype=torch.float32).clamp(min=LEAST_SPREAD)
+        self.register_buffer("state_std", spread.repeat(history))
         self.register_buffer("action_centre", torch.tensor(centre, dtype=torch.float32))
         self.register_buffer("action_reach", torch.tensor(reach, dtype=torch.float32).clamp(min=LEAST_SPREAD))
 

@@ -17,6 +17,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from vla_mini.policy import Policy
+from vla_mini.training.loggers import log
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 
@@ -78,6 +79,5 @@ class WarmUp(Callback):
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         self.seconds = sum(self._batches) - len(self._batches) * median_low(self._batches)
-        for logger in trainer.loggers:
-            logger.log_metrics({"compile/warmup_seconds": self.seconds}, step=trainer.global_step - 1)
+        log(trainer, {"compile/warmup_seconds": self.seconds})
         module.print(f"compiling took {self.seconds:.1f} s of the first {len(self._batches)} batches")

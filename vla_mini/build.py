@@ -92,6 +92,7 @@ def build_policy(
     keyframe: Sequence[str] = (),
     execute: int = 1,
     ensemble: float | None = None,
+    blind: Sequence[str] = (),
     source: Mapping[str, str] | None = None,
     classes: Sequence[type] = (),
 ) -> Policy:
@@ -135,5 +136,6 @@ def build_policy(
         keyframe=keyframe,
         execute=execute,
         ensemble=ensemble,
+        blind=blind,
         source=dict(source or {}),
     )

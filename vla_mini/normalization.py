@@ -32,7 +32,9 @@ class Normalization(nn.Module):
 
     def keyframe(self, keyframe: Float[Tensor, "*b g"], indices: list[int]) -> Float[Tensor, "*b g"]:
         """Keyframes are chosen state features; `indices` says which."""
-        return (keyframe - self.state_mean[indices]) / self.state_std[indices]
+        # One by one: a list is an index that would be copied to the GPU at every step, and that no CUDA graph can hold.
+        mean, std = (torch.stack([values[index] for index in indices]) for values in (self.state_mean, self.state_std))
+        return (keyframe - mean) / std
 
     def action(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
         return (action - self.action_centre) / self.action_reach

@@ -71,6 +71,14 @@ def test_resuming_anywhere_shows_the_batches_that_would_have_followed(data, tmp_
         assert torch.equal(torch.cat(resumed.seen), torch.cat(whole.seen[step:])), f"after step {step}"
 
 
+def test_a_batch_for_each_process_has_to_fit(dataset):
+    demonstrations = read_dataset(dataset)
+    arguments = {"tokenize": tokenize, "horizon": 3, "batch_size": 12}
+    DemonstrationDataModule(demonstrations, **arguments)
+    with pytest.raises(ValueError, match="batch_size=12 for each of 2 processes: the split has"):
+        DemonstrationDataModule(demonstrations, num_processes=2, **arguments)
+
+
 def test_validation_goes_through_its_split_in_order(data, truth):
     listener = fit(data, epochs=1)
     assert torch.equal(listener.validated[-1].state, torch.from_numpy(truth.states[4]))

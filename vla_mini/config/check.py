@@ -83,6 +83,8 @@ def conform(value: Any, kind: Any, path: str = "") -> Any:
             if len(arguments) == len(value):
                 return [conform(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))]
     if isinstance(value, dict) and (kind in _DICTS or origin in _DICTS):
+        if arguments and typing.get_origin(arguments[0]) is Literal:
+            check_keys(value, typing.get_args(arguments[0]), path)
         return {key: conform(item, (*arguments, Any, Any)[1], f"{path}.{key}") for key, item in value.items()}
     near = get_close_matches(value, map(str, arguments), n=1) if origin is Literal and isinstance(value, str) else []
     raise ValueError(f"{path}={show(value)} is not {name_of(kind)}" + "".join(f": did you mean {n!r}?" for n in near))

@@ -11,8 +11,11 @@ from vla_mini.types import Batch
 
 
 class DemonstrationDataModule(LightningDataModule):
-    """Batches of both splits. `batch_size` is that of one process; the other arguments are those of `ActionWindows`, and
-    `augment`, which changes the images of training batches (`Augmentation`), once they are on the device.
+    """Batches of both splits. The arguments that are not explained here are those of `ActionWindows`.
+
+    - batch_size: of one process
+    - num_processes: how many share each global batch, which has `num_processes` times as many samples
+    - augment: changes the images of training batches (`Augmentation`), once they are on the device
 
     A batch is one gather from the page cache, which takes less time than fetching it from a worker process would: so
     there are none.
@@ -25,6 +28,7 @@ class DemonstrationDataModule(LightningDataModule):
         tokenize: Tokenize,
         horizon: int,
         batch_size: int,
+        num_processes: int = 1,
         seed: int = 0,
         history: int = 1,
         keyframe: Keyframe | None = None,
@@ -35,10 +39,10 @@ class DemonstrationDataModule(LightningDataModule):
             ActionWindows(demonstrations, split=split, horizon=horizon, tokenize=tokenize, history=history, keyframe=keyframe)
             for split in ("train", "validation")
         )
-        self._batch_size = batch_size
+        self._batch_size, self._num_processes = batch_size, num_processes
         self._seed = seed
         self._augment = augment
-        self.train_dataloader()  # refuses a batch size that does not fit, before any work
+        self.train_dataloader(), self.val_dataloader()  # refuse a batch size that does not fit, before any work
 
     def train_dataloader(self) -> WindowBatches:
         return self._batches(self.train_windows, seed=self._seed)
@@ -54,5 +58,8 @@ class DemonstrationDataModule(LightningDataModule):
         return batch._replace(observation=batch.observation._replace(images=images))
 
     def _batches(self, windows: ActionWindows, *, seed: int | None) -> WindowBatches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return WindowBatches(windows, batch_size=self._batch_size, seed=seed, rank=rank, world_size=world_size)
+        rank = 0
+        if self.trainer:
+            rank = self.trainer.global_rank
+            assert self.trainer.world_size == self._num_processes, "each would get the part of another number of processes"
+        return WindowBatches(windows, batch_size=self._batch_size, seed=seed, rank=rank, world_size=self._num_processes)

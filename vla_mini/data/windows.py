@@ -61,6 +61,8 @@ class ActionWindows:
         self._first = int(demonstrations.episode_starts[first])
         self._length = int(demonstrations.episode_ends[last - 1]) - self._first
         lengths = demonstrations.episode_ends - demonstrations.episode_starts
+        if horizon > lengths.max():
+            raise ValueError(f"horizon={horizon} is longer than the longest episode, which has {lengths.max()} frames")
         self._starts = np.repeat(demonstrations.episode_starts, lengths)  # of each frame's episode
         self._ends = np.repeat(demonstrations.episode_ends, lengths)
         tokens, mask = tokenize(list(demonstrations.tasks))
@@ -112,8 +114,9 @@ class WindowBatches:
     """The batches of an epoch, for Lightning and bare loops alike (which say `batches.sampler.set_epoch(epoch)`).
 
     With a `seed` the order is random and a last, smaller batch is dropped; without one it is in order and complete. Of
-    `world_size` processes each takes its own part of every global batch. `state_dict` says how far it came; after
-    `load_state_dict` the next iteration goes on there, with the very batches that would have followed.
+    `world_size` processes each takes its own part, of `batch_size` samples, of every global batch (a rest of fewer frames than
+    processes is dropped). `state_dict` says how far it came; after `load_state_dict` the next iteration goes on there, with the
+    very batches that would have followed.
     """
 
     def __init__(
@@ -128,7 +131,8 @@ class WindowBatches:
         self._position = (0, 0)  # epoch, and how many of its batches were handed out
         self._resuming = False
         if batch_size < 1 or len(self) == 0:
-            raise ValueError(f"batch_size={batch_size}: the split has {len(windows)} frames")
+            each = f" for each of {world_size} processes" if world_size > 1 else ""
+            raise ValueError(f"batch_size={batch_size}{each}: the split has {len(windows)} frames")
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._windows), self._stride)

@@ -63,9 +63,11 @@ def observe(
     - past: what came before each of them, the newest first, for a policy with a history. Where there is less than it looks
       back on, as at an episode's start, the earliest is repeated.
 
-    The one place where what an environment shows becomes tensors. Raises ValueError for a missing camera, another
-    image size, bytes that are none or a state of another length.
+    The one place where what an environment shows becomes tensors. Raises ValueError for no observation at all, a missing
+    camera, another image size, bytes that are none or a state of another length.
     """
+    if isinstance(observations, Mapping) or not observations:
+        raise ValueError("observe takes a list of at least one observation, as an environment's reset and step give them")
     features = policy.features
     missing = [camera for camera in features.cameras if camera not in observations[0]["images"]]
     if missing:

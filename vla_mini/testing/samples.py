@@ -26,7 +26,13 @@ DEFAULTS = {
 
 
 def make_policy(
-    *, features: Features = FEATURES, history: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0, **parts: Any
+    *,
+    features: Features = FEATURES,
+    history: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    blind: Sequence[str] = (),
+    **parts: Any,
 ) -> Policy:
     """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action, auxiliary or
     backbone_action as a class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
@@ -47,6 +53,7 @@ def make_policy(
         history=history,
         keyframe=("x", "y"),
         execute=2,
+        blind=blind,
         source={"env": "vla_mini/ToyPick-v0"},
         classes=classes,
     )

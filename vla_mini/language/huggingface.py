@@ -59,7 +59,8 @@ class HuggingFaceLanguage(nn.Module):
         self.config, self.path = config, path if trust_remote_code else None
         self._remembered: dict[tuple[int, ...], Tensor] = {}
         self._remembered_of: object = None
-        vectors = self._encode(*self.tokenize(["", "a longer one"]))
+        with hub.explained(f"model_type={config['model_type']} cannot read"):
+            vectors = self._encode(*self.tokenize(["", "a longer one"]))
         self.width = vectors.shape[-1]
         hub.freeze_unused(self.model, vectors)
         if frozen:

@@ -13,12 +13,13 @@ from vla_mini import config
 @config.main("evaluate")
 def main(cfg: Any) -> None:
     from vla_mini import Policy
-    from vla_mini.evaluation.evaluate import evaluate
+    from vla_mini.evaluation.evaluate import evaluate, examinations
     from vla_mini.evaluation.metrics import headline, table
 
     policy = Policy.from_pretrained(cfg.policy)
     if "env" not in policy.source:
         raise ValueError(f"policy={cfg.policy} does not say which environment it was made for")
+    examinations(policy.source["env"], further_splits=cfg.further_splits)  # refuses a split that there is not
     beside = Path(cfg.policy).resolve().parent / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     output = config.new_folder(cfg.output or beside)
     metrics = evaluate(
@@ -26,6 +27,7 @@ def main(cfg: Any) -> None:
         policy.source["env"],
         episodes=cfg.episodes,
         seed=cfg.seed,
+        further_splits=list(cfg.further_splits),
         output=output,
         num_envs=cfg.num_envs,
         progress=True,

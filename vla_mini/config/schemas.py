@@ -74,6 +74,7 @@ class Evaluation:
     seed: Natural
     selection_episodes: Count
     every_n_steps: Natural
+    further_splits: list[str]
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Evaluate:
     episodes: Count
     seed: Natural
     num_envs: Count
+    further_splits: list[str]
     output: str | None
 
 

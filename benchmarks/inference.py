@@ -6,7 +6,6 @@ The policies are untrained, as time does not depend on weights. Modes take turns
 """
 
 import itertools
-import time
 from statistics import median
 from typing import Any
 
@@ -18,13 +17,13 @@ from vla_mini import config
 from vla_mini.autograd.saved import count_saved_bytes
 from vla_mini.build import build_policy, variants
 from vla_mini.envs import make
+from vla_mini.evaluation.latency import take_turns
 from vla_mini.evaluation.rollout import observe
 from vla_mini.features import Moments, Statistics
 from vla_mini.policy import Policy
 from vla_mini.types import Observation
 
 TARGET_MILLISECONDS = 3.0
-WARM_UP = 20
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 COLUMNS = {
     "vision": "vision",
@@ -88,30 +87,19 @@ def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str,
         images, words, mask, state = policy.prepare(observation)
         return policy.predict(images, words, state, generator, word_mask=mask)
 
-    times: dict[str, list[float]] = {"act": [], **{mode: [] for mode in MODES}}
-    for _ in range(WARM_UP + repeats):
-        times["act"].append(milliseconds(lambda: policy.act(observation, generator)))
-        for mode, context in MODES.items():
-            with context():
-                times[mode].append(milliseconds(predict))
+    predictions = {mode: context()(predict) for mode, context in MODES.items()}
+    times = take_turns({"act": lambda: policy.act(observation, generator), **predictions}, repeats=repeats)
     saved = {}
-    for mode, context in MODES.items():
-        with context(), count_saved_bytes(policy) as counted:
-            predict()
+    for mode, predict_so in predictions.items():
+        with count_saved_bytes(policy) as counted:
+            predict_so()
         saved[f"{mode}_saved_bytes"] = counted.bytes
-    times = {name: values[WARM_UP:] for name, values in times.items()}
     return {
         "act_milliseconds_median": median(times["act"]),
         "act_milliseconds_p95": float(np.percentile(times["act"], 95)),
         **{f"{mode}_milliseconds_median": median(times[mode]) for mode in MODES},
         **saved,
     }
-
-
-def milliseconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

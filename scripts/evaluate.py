@@ -3,8 +3,6 @@
 Writes metrics.json and videos/ into a new folder: `output`, or evaluations/<date_time>/ beside the policy.
 """
 
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from vla_mini import config
@@ -16,12 +14,11 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate, examinations
     from vla_mini.evaluation.metrics import headline, table
 
-    policy = Policy.from_pretrained(cfg.policy)
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
     if "env" not in policy.source:
         raise ValueError(f"policy={cfg.policy} does not say which environment it was made for")
     examinations(policy.source["env"], further_splits=cfg.further_splits)  # refuses a split that there is not
-    beside = Path(cfg.policy).resolve().parent / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    output = config.new_folder(cfg.output or beside)
+    output = config.new_folder(cfg.output or config.default_output(cfg.policy, "evaluations"))
     metrics = evaluate(
         policy,
         policy.source["env"],

@@ -22,9 +22,9 @@ def main(cfg: Any) -> None:
 
     if not cfg.instruction.strip():
         raise ValueError("instruction='' is empty: say what to do, such as 'pick up the red cube'")
-    policy = Policy.from_pretrained(cfg.policy)
-    images = read_images(cfg.image, policy.features)
-    observation = observe(policy, [{"images": images, "state": list(cfg.state), "instruction": cfg.instruction}])
+    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
+    now, *past = read_frames(cfg, policy)
+    observation = observe(policy, [now], past=[past])
     if unknown := policy.language.unknown_words(cfg.instruction):
         words = ", ".join(map(repr, unknown))
         print(f"infer: warning: the policy does not know the words {words}: to it they are all the same", file=sys.stderr)
@@ -54,21 +54,36 @@ def main(cfg: Any) -> None:
     print(json.dumps(answer, ensure_ascii=False))
 
 
-def read_images(files: Any, features: Any) -> dict[str, Any]:
-    """One RGB image for each of the policy's cameras, uint8 (h, w, 3)."""
+def read_frames(cfg: Any, policy: Any) -> list[dict[str, Any]]:
+    """What the robot sees and feels, and what it saw and felt before as far as that is given, as an environment says it."""
+    cameras, state_names = policy.features.cameras, policy.features.state
+    images = [read_image(path) for path in ([cfg.image] if isinstance(cfg.image, str) else cfg.image)]
+    frames, rest = divmod(len(images), len(cameras))
+    if rest or not 1 <= frames <= policy.history:
+        seen = f" in each of 1 to {policy.history} frames, the newest first" if policy.history > 1 else ""
+        raise ValueError(f"image={cfg.image}: the policy has {len(cameras)} camera(s){seen}: {', '.join(cameras)}")
+    if len(cfg.state) != frames * len(state_names):
+        of = f" of {frames} frames, as many as there are images of" if policy.history > 1 else ""
+        raise ValueError(f"state={cfg.state}: the policy feels {', '.join(state_names)}{of}")
+    return [
+        {
+            "images": dict(zip(cameras, images[age * len(cameras) :], strict=False)),
+            "state": list(cfg.state[age * len(state_names) : (age + 1) * len(state_names)]),
+            "instruction": cfg.instruction,
+        }
+        for age in range(frames)
+    ]
+
+
+def read_image(path: str) -> Any:
+    """An RGB image, uint8 (h, w, 3)."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
-    paths = [files] if isinstance(files, str) else list(files)
-    if len(paths) != len(features.cameras):
-        raise ValueError(f"image={files}: the policy has {len(features.cameras)} camera(s): {', '.join(features.cameras)}")
-    images = {}
-    for camera, path in zip(features.cameras, paths, strict=True):
-        try:
-            images[camera] = np.asarray(Image.open(path).convert("RGB"))
-        except UnidentifiedImageError:
-            raise ValueError(f"image={path} is not an image that Pillow can read") from None
-    return images
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"image={path} is not an image that Pillow can read") from None
 
 
 if __name__ == "__main__":

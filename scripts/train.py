@@ -18,33 +18,42 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate, examinations
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
+    from vla_mini.training.compilation import check_compile
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.precision import check_accelerator
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.precision import check_precision
+    from vla_mini.training.processes import check_devices
+    from vla_mini.training.provenance import provenance, write_provenance
+    from vla_mini.training.setup import check_start, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    check_accelerator(cfg.trainer.accelerator)
+    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
+    check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
+    check_start(settings)
     examinations(cfg.env.id, further_splits=settings["evaluation"]["further_splits"])  # refuses a split that there is not
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed, verbose=False)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
+    lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
+    origin = provenance(dataset=demonstrations.fingerprint)
 
-    run_dir = config.new_folder(cfg.run_dir)  # all is checked: the work begins
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    steps, checkpoint = resumable(cfg, origin) if cfg.resume else (0, None)
+    run_dir = config.run_folder(cfg)  # all is checked: the work begins
+    write_provenance(run_dir, origin)
     stopwatch = Stopwatch()
-    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch)
+    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch, provenance=origin, steps=steps)
     try:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
-        if (run_dir / "policy").is_dir():
+        if trainer.is_global_zero and (run_dir / "policy").is_dir():
             config.point_latest(run_dir)
     seconds = stopwatch.seconds
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt", weights_only=False)
+    if not trainer.is_global_zero:
+        return  # of several processes the first does the rest
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
 
     trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))
@@ -65,14 +74,30 @@ def main(cfg: Any) -> None:
     print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
 
 
+def resumable(cfg: Any, origin: dict[str, Any]) -> tuple[int, Path]:
+    """Where a run goes on: the steps it has done, and their checkpoint. ValueError where there is nothing to go on with."""
+    from vla_mini.training.checkpoints import newest_good
+    from vla_mini.training.provenance import check_provenance
+
+    run_dir = Path(cfg.resume)
+    check_provenance(run_dir, origin)
+    steps, checkpoint = newest_good(run_dir / "checkpoints")
+    if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
+        raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")
+    return steps, checkpoint
+
+
 def collect_missing(cfg: Any) -> None:
     """Collect the demonstrations that the config asks for, where they are missing."""
+    from omegaconf import OmegaConf
     from tqdm import tqdm
 
     from vla_mini.collection import collect
+    from vla_mini.training.setup import rehearse
 
     if Path(cfg.data.root).exists() or not cfg.data.episodes:
         return
+    rehearse(OmegaConf.to_container(cfg, resolve=True))
     total = cfg.data.episodes + cfg.data.validation_episodes
     with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
         collect(

@@ -10,8 +10,16 @@ from jaxtyping import install_import_hook
 install_import_hook("vla_mini", "beartype.beartype")  # before anything of the package is imported
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests.factory import VARIANTS  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(params=[f"{group}={name}" for group, names in VARIANTS.items() for name in names])

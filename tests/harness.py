@@ -1,10 +1,13 @@
 """A real Trainer on a few small batches, with all the callbacks that ask for it, and a record of what came by."""
 
 import warnings
+from pathlib import Path
 
 import lightning
 
+from vla_mini.training.checkpoints import Checkpoints, WholeFiles
 from vla_mini.training.module import PolicyModule
+from vla_mini.training.selection import BestPolicy
 from vla_mini.training.window import Stopwatch, WindowMean
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
@@ -37,7 +40,25 @@ class Loader:
         return len(self.batches)
 
 
-def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=None, record=True, warmup_steps=0, **trainer):
+def keeping(best: BestPolicy, folder: Path) -> dict:
+    """What a Trainer needs for the best policy to be saved."""
+    return {"callbacks": [best, Checkpoints(folder, every_n_steps=100, keep=1, best=best)], "plugins": [WholeFiles()]}
+
+
+def fit(
+    policy,
+    batches,
+    *,
+    accelerator="cpu",
+    callbacks=(),
+    optimizer=SGD,
+    logger=False,
+    steps=None,
+    record=True,
+    warmup_steps=0,
+    multipliers=None,
+    **trainer,
+):
     """Train on `batches`, one micro-batch each; the recorder of what happened."""
     recorders = [Record()] if record else []
     with warnings.catch_warnings():
@@ -45,7 +66,7 @@ def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=Non
         trainer = lightning.Trainer(
             max_steps=steps or -1,
             max_epochs=-1 if steps else 1,
-            accelerator="cpu",
+            accelerator=accelerator,
             callbacks=[WindowMean(Stopwatch()), *callbacks, *recorders],
             logger=logger,
             enable_checkpointing=False,
@@ -53,6 +74,7 @@ def fit(policy, batches, *, callbacks=(), optimizer=SGD, logger=False, steps=Non
             enable_model_summary=False,
             **trainer,
         )
-        module = PolicyModule(policy, optimizer=optimizer, warmup_steps=warmup_steps, decay="constant")
+        schedule = {"warmup_steps": warmup_steps, "decay": "constant", "multipliers": multipliers}
+        module = PolicyModule(policy, optimizer=optimizer, **schedule)
         trainer.fit(module, train_dataloaders=Loader(batches))
     return recorders[0] if record else None

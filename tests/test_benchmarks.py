@@ -6,21 +6,23 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import _machine, inference, main_job, time_to_success, training_speed
+from benchmarks import _machine, gpu, inference, main_job, time_to_success, training_speed
 from tests.factory import make_observation, make_policy
+from vla_mini import machine
 from vla_mini.collection import collect
 
 
 def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
-    monkeypatch.setattr(_machine, "timed_product", lambda a, b: 1e-3 * len(a) / _machine.SIDES[0])
-    side = _machine.SIDES[-1]
-    expected = 2 * side**3 / (1e-3 * side / _machine.SIDES[0]) / 1e9
-    assert _machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
+    monkeypatch.setattr(machine, "timed_product", lambda a, b: 1e-3 * len(a) / machine.SIDES[0])
+    side = machine.SIDES[-1]
+    expected = 2 * side**3 / (1e-3 * side / machine.SIDES[0]) / 1e9
+    assert machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
 
 
 def test_rates_of_this_machine_are_sensible():
-    rates = _machine.matrix_product_rates(seconds=0.05)
+    rates = machine.matrix_product_rates(seconds=0.05)
     assert rates.keys() == {"float32", "bfloat16"} and all(0.1 < rate < 1e7 for rate in rates.values())
 
 
@@ -135,3 +137,19 @@ def test_both_loops_train_the_same(tmp_path):
     assert convolutions < figures["step_gigaflops"] < 2 * convolutions
     assert all(milliseconds >= 0 for milliseconds in figures["profile_milliseconds_per_step"].values())
     assert {"convolutions and matrix products", "optimizer"} <= figures["profile_milliseconds_per_step"].keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run
+def test_the_gpus_measurement_runs_wherever_training_does(tmp_path):
+    collect("vla_mini/ToyPick-v0", tmp_path / "data", episodes=8, validation_episodes=1, num_workers=1)
+    others = [f"data.root={tmp_path / 'data'}", "data.batch_size=16", "trainer.log_every_n_steps=1"]
+    figures = gpu.measure(tmp_path, mode="none", precision="32-true", steps=2, others=others, accelerator="cpu")
+    assert figures["samples_per_second"] > 0 and figures["compile_seconds"] is None and figures["loss"] > 0
+    assert set(gpu.COLUMNS) - {"over_eager"} <= figures.keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpus_benchmark_wants_a_gpu(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="measures on a CUDA device, and torch sees none here"):
+        gpu.main()

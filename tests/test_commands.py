@@ -1,11 +1,16 @@
 """Each command end to end on toy_pick_smoke, in this process, and what bad input gets: one line, exit code 2, no trace."""
 
+import contextlib
 import csv
+import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,14 +27,26 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+class Smoke(NamedTuple):
+    place: Path
+    printed: str
+    cpu_seconds: float  # of this process and those that it started: others that are busy do not lengthen them
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """An empty working directory in which the smoke experiment was run once, collecting first."""
+def smoke(tmp_path_factory) -> Smoke:
+    """The smoke experiment, run once in an empty working directory, collecting first."""
     place = tmp_path_factory.mktemp("place")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(place)
+        before = sum(os.times()[:4])
         assert command("train", "experiment=toy_pick_smoke", "logger=wandb") == 0
-    return place
+    return Smoke(place, printed.getvalue(), sum(os.times()[:4]) - before)
+
+
+@pytest.fixture(scope="module")
+def place(smoke) -> Path:
+    return smoke.place
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +69,38 @@ def test_a_run_leaves_all_that_it_promises(place):
     assert set(metrics["grounding"]) == {"swapped", "blank"}
     source = json.loads((run / "policy" / "config.json").read_text())["source"]
     assert source["env"] == "vla_mini/ToyPick-v0" and len(source["dataset"]) == 64
+
+
+def test_its_last_line_says_how_it_went(smoke):
+    line = smoke.printed.splitlines()[-1]
+    found = re.fullmatch(
+        r"success ([\d.]+)% \(95 % interval ([\d.]+)% to ([\d.]+)%\), wrong object ([\d.]+)%; "
+        r"trained \d+ s, evaluated \d+ s; (\S+/report\.html)",
+        line,
+    )
+    assert found, line
+    metrics = json.loads((smoke.place / RUN / "evaluation" / "metrics.json").read_text())
+    figures = [metrics["success_rate"], *metrics["success_ci95"], metrics["wrong_object_rate"]]
+    assert [float(figure) for figure in found.groups()[:4]] == pytest.approx([100 * figure for figure in figures], abs=0.05)
+    assert (smoke.place / found[5]).samefile(smoke.place / RUN / "report.html")
+
+
+def test_a_run_shows_its_batch_once(smoke):
+    for row in ("images +16 x 1 x 3 x 64 x 64 +uint8", "tokens +16 x \\d+ +int64", "actions +16 x 8 x 4 +float32"):
+        assert len(re.findall(rf"{row} +\S+$", smoke.printed, re.MULTILINE)) == 1
+
+
+def test_the_smoke_experiment_takes_less_than_half_a_minute_of_two_cores(smoke):
+    assert smoke.cpu_seconds < 2 * 30
+
+
+def test_an_insulated_policy_is_trained_saved_and_acts(place, tmp_path):
+    short = ["trainer.max_steps=2", "evaluation.every_n_steps=0", "evaluation.episodes=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command("train", "experiment=toy_pick_smoke", "insulate=true", *short) == 0
+    policy = vla_mini.Policy.from_pretrained(tmp_path / "run" / "policy")
+    assert type(policy.backbone_action).__name__ == "BinsHead"
+    (row, *_) = csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    assert {"train/backbone_action", "gradients/backbone_action"} <= row.keys()
 
 
 def test_the_curves_hold_losses_success_and_gradients(place):
@@ -170,6 +219,19 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
         ("train", ["experiment=toy_pick_smoke", "data.batch_size=100000"], "batch_size=100000"),
         ("train", ["experiment=toy_pick_smoke", "execute=9"], "execute"),
         ("train", ["experiment=toy_pick_smoke", "insulate=true", "action=bins"], "insulate=true"),
+        ("train", ["experiment=toy_pick_smoke", "data.keyframe=null"], "auxiliary=keyframe needs data.keyframe"),
+        ("train", ["experiment=toy_pick_smoke", "compile=defualt"], "'defualt' is not one of none, default, reduce-overhead"),
+        (
+            "train",
+            ["experiment=toy_pick_smoke", "compile_dynamic=false"],
+            "compile_dynamic=false is for torch.compile",
+        ),
+        ("train", ["experiment=toy_pick_smoke", "compile=reduce-overhead", "trainer.accelerator=cpu"], "needs CUDA graphs"),
+        (
+            "train",
+            ["experiment=toy_pick_smoke", "compile=max-autotune", "trainer.accumulate_grad_batches=2"],
+            "compile=max-autotune with trainer.accumulate_grad_batches=2",
+        ),
         pytest.param(
             "train",
             ["experiment=toy_pick_smoke", "trainer.accelerator=gpu"],
@@ -183,6 +245,19 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
 )
 def test_refused_before_work_starts(place, capsys, name, arguments, says):
     bad(name, *arguments, says=says, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ("freeze=[vision.stme]", "'vision.stme'; did you mean 'vision.stem'?"),
+        ("data.keyframe.closes=clos", "did you mean 'close'?"),
+        ("trunk=joint", "auxiliary=keyframe needs a trunk with attended positions"),
+    ],
+)
+def test_what_only_the_built_policy_knows_is_refused_before_collecting(tmp_path, monkeypatch, capsys, mistake, says):
+    monkeypatch.chdir(tmp_path)
+    bad("train", "experiment=toy_pick_smoke", mistake, says=says, capsys=capsys)
 
 
 def test_wandb_holds_what_the_csv_holds(place):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import ReadonlyConfigError
 
+from tests.factory import FEATURES, make_policy, spec
 from vla_mini import config
+from vla_mini.autograd.norms import components
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, configs_folder, groups_of
-from vla_mini.config.schemas import SCHEMAS
+from vla_mini.config.schemas import SCHEMAS, Component
 
 REQUIRED = {
     "train": [],
@@ -27,6 +30,8 @@ REQUIRED = {
     "evaluate": ["policy=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "gradients": ["policy=DIR"],
+    "doctor": [],
+    "compare": ["action=regression,flow", "budget.steps=400"],
 }
 
 
@@ -89,10 +94,20 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["trainer.max_step=10"], ["trainer.max_step", "'max_steps'"]),
         ("train", ["trainer.precision=bf16-mixd"], ["'bf16-mixd'", "'bf16-mixed'"]),
         ("train", ["trainer.callbacks=[]"], ["trainer.callbacks", "no setting"]),
+        ("train", ["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
+        ("train", ["trainer.num_nodes=2"], ["trainer.num_nodes=2 is not 1"]),
+        ("train", ["trainer.strategy=dpp"], ["trainer.strategy='dpp'", "'ddp'"]),
+        ("train", ["trainer.strategy=ddp_spawn"], ["trainer.strategy='ddp_spawn'", "ddp_find_unused_parameters_true"]),
         ("train", ["trainer=1"], ["trainer=1"]),
         ("train", ["schedule.decay=cosin"], ["schedule.decay='cosin'", "'cosine'"]),
         ("train", ["evaluation.episodes=0"], ["evaluation.episodes=0", "at least 1"]),
         ("train", ["vision.width=four"], ["vision.width='four'", "an integer"]),
+        ("train", ["augmentation=defalt"], ["augmentation=defalt", "'default'"]),
+        ("train", ["augmentation=default", "augmentation.draws=0"], ["augmentation.draws=0", "at least 1"]),
+        ("train", ["augmentation=default", "augmentation.transforms.colour.hew=0.1"], ["colour.hew", "'hue'"]),
+        ("train", ["augmentation=default", "augmentation.transforms.shift.size=[9,9]"], ["shift.size=[9, 9]", "no setting"]),
+        ("train", ["augmentation=default", "augmentation.transforms.shitf.padding=1"], ["shitf._target_=null"]),
+        ("train", ["history=0"], ["history=0", "at least 1"]),
         ("train", ["vision.widht=64"], ["vision.widht", "'width'"]),
         ("train", ["vision.image_size=[64,64]"], ["vision.image_size", "no setting"]),
         ("train", ["vision._target_=vla_mini.vision.conv.ConvVison"], ["ConvVison", "'ConvVision'"]),
@@ -101,6 +116,23 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["vision._target_=vla_mini.vision.conv.Tensor"], ["vla_mini.vision"]),
         ("train", ["freeze=vision"], ["freeze='vision'", "a list"]),
         ("train", ["freeze=[1]"], ["freeze[0]=1", "text"]),
+        ("train", ["unfreeze_at=5"], ["unfreeze_at=5", "a group of settings"]),
+        ("train", ["unfreeze_at.vision=0"], ["unfreeze_at.vision=0", "at least 1"]),
+        ("train", ["unfreeze_at.trunk.queries=5"], ["unfreeze_at.trunk={'queries': 5}", "an integer"]),
+        ("train", ["unfreeze_at.vision=5", "freeze=[vision]"], ["freeze=[vision]", "unfreeze_at.vision=5"]),
+        ("train", ["unfreeze_at={trunk.queries:400}"], ["unfreeze_at.trunk.queries=400", "trainer.max_steps=400"]),
+        ("train", ["schedule.multipliers.visoin=0.1"], ["'schedule.multipliers.visoin'", "'vision'"]),
+        ("train", ["schedule.multipliers.vision=fast"], ["schedule.multipliers.vision='fast'", "a number"]),
+        ("train", ["schedule.multipliers.vision=0"], ["schedule.multipliers.vision=0", "freeze=[vision]"]),
+        ("train", ["lora.target=[trunk]"], ["'lora.target'", "'targets'"]),
+        ("train", ["lora.rank=0"], ["lora.rank=0", "at least 1"]),
+        ("train", ["lora.targets=[trunk]", "lora.alpha=0"], ["lora.alpha=0", "above 0"]),
+        ("train", ["lora.targets=[trunk]", "lora.dropout=1"], ["lora.dropout=1", "below 1"]),
+        ("train", ["lora.targets=[trunk]", "lora.save=merge"], ["lora.save='merge'", "'merged'"]),
+        ("train", ["lora.save=apart"], ["lora.save=apart", "lora.targets=[...]"]),
+        ("train", ["lora.also_train=[action]"], ["lora.also_train=['action']", "lora.targets=[...]"]),
+        ("train", ["ema.decay=1"], ["ema.decay=1.0", "0.999"]),
+        ("train", ["ema.decay=0"], ["ema.decay=0.0", "0.999"]),
         ("train", ["logger.mode=online"], ["logger.mode=online", "logger=wandb"]),
         ("train", ["logger=wandb", "logger.mode=onlin"], ["logger.mode='onlin'", "'online'"]),
         ("train", ["execute=9"], ["execute=9", "data.horizon=8"]),
@@ -124,12 +156,42 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("infer", ["polcy=a"], ["'polcy'", "'policy'"]),
         ("infer", ["hydra.run.dir=x"], ["hydra.run.dir=x"]),
         ("gradients", ["policy=a", "vision=conv"], ["vision=conv"]),
+        ("doctor", ["vison=patch"], ["'vison'", "'vision'"]),
+        ("doctor", ["experiment=toy_pik"], ["experiment=toy_pik", "'toy_pick'"]),
+        ("doctor", ["outptu=a"], ["'outptu'"]),
+        ("doctor", ["execute=9"], ["execute=9", "data.horizon=8"]),
         ("evaluate", ["policy=a", "episodes=0"], ["episodes=0", "at least 1"]),
         ("collect", ["output=a", "episodes=none"], ["episodes='none'", "an integer"]),
         ("train", ["data.keyframe.closes=1"], ["data.keyframe.closes=1", "text"]),
         ("train", ["data.keyframe=[x,y]"], ["cannot set data.keyframe=[x,y]"]),
         ("train", ["data.horizon=0"], ["data.horizon=0", "at least 1"]),
         ("collect", ["output=a", "env=toy_pik"], ["env=toy_pik", "'toy_pick'"]),
+        ("train", ["blind=[image]"], ["blind[0]='image'", "'images'"]),
+        ("compare", [], ["nothing to compare", "action=regression,flow"]),
+        ("compare", ["action=regression,flow"], ["no budget", "budget.steps=400"]),
+        ("compare", ["study=heads", "budget.steps=400"], ["budget.steps=400", "budget.seconds=300", "null"]),
+        ("compare", ["action=regression,flow", "budget.steps=0"], ["budget.steps=0", "at least 1"]),
+        ("compare", ["action=regression,flow", "budget.seconds=0"], ["budget.seconds=0"]),
+        ("compare", ["action=regression,flow", "budget.stps=4"], ["'budget.stps'", "'steps'"]),
+        ("compare", ["study=hads"], ["study=hads", "'heads'"]),
+        ("compare", ["study=heads", "sedes=[1]"], ["'sedes'", "'seeds'"]),
+        ("compare", ["study=heads", "seeds=[]"], ["seeds=[]"]),
+        ("compare", ["study=heads", "seeds=[1,1]"], ["seeds=[1, 1]", "once"]),
+        ("compare", ["study=heads", "seed=1"], ["seed=1", "seeds=[0,1]"]),
+        ("compare", ["study=heads", "trainer.max_steps=4"], ["trainer.max_steps=4", "budget.steps=400"]),
+        ("compare", ["study=heads", "evaluation.every_n_steps=4"], ["every_n_steps=4", "budget.selections=20"]),
+        ("compare", ["study=heads", "hydra.run.dir=a"], ["hydra.run.dir=a", "output=DIR"]),
+        ("compare", ["study=heads", "base=[seed=1]"], ["base=[seed=1]", "experiment=toy_pick"]),
+        ("compare", ["study=heads", "action=flow"], ["regression and bins", "same settings"]),
+        ("compare", ["study=heads", "variants.x=action=flwo"], ["variant x", "action=flwo", "'flow'"]),
+        ("compare", ["study=heads", "variants.x=vision=conv vision.widht=3"], ["variant x", "'vision.widht'", "'width'"]),
+        ("compare", ["study=heads", "variants.x='"], ["variants.x='", "quotation"]),
+        ("compare", ["study=heads", "variants=4"], ["variants=4", "variants.NAME"]),
+        ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
+        ("compare", ["action=regression,flwo", "budget.steps=4"], ["variant flwo", "action=flwo", "'flow'"]),
+        ("compare", ["optimizer.lr=1,fast", "budget.steps=4"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        ("compare", ["study=words"], ["parameters.encoder is required"]),
+        ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and "=" in value[0] else None,
 )
@@ -137,6 +199,16 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(refusal, name, argument
     line = refusal(name, *arguments)
     for words in named:
         assert words in line, line
+
+
+def test_a_command_with_an_experiment_holds_what_train_would_be_told():
+    found = compose("doctor", ["action=flow", "seed=3", "data.root=a,b", "output=out"])
+    assert found.settings == {"experiment": "toy_pick", "output": "out"}
+    assert found.training == compose("train", ["experiment=toy_pick", "action=flow", "seed=3", "data.root=a,b"]).settings
+    own = compose("gradients", ["experiment=toy_pick_smoke", "seed=3", "samples=6", "vision=patch"])
+    assert own.settings["samples"] == 6 and own.settings["seed"] == own.training["seed"] == 3
+    assert own.training["vision"]["_target_"].endswith("PatchVision") and own.training["trainer"]["max_steps"] == 4
+    assert compose("gradients", ["policy=a", "seed=3"]).training is None
 
 
 # ---------------------------------------------------------------------------------------------------- YAML files
@@ -203,7 +275,11 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
         *parents, key = path
         if parents[:1] == ["auxiliary"] and choice == "auxiliary=none":  # an empty node has no right type
             continue
+        if parents[:1] == ["variants"]:  # of whatever name, and train.py's own settings: checked as those
+            continue
         if "config" in parents:  # another library's own settings: looked at when the model is made (tests/test_hub.py)
+            continue
+        if parents[-1:] == ["transforms"]:  # the user's own names
             continue
         for mutate in (misspelt, of_wrong_type, moved_to_the_top, moved_down):
             spoilt = copy.deepcopy(whole)
@@ -244,6 +320,11 @@ def test_a_setting_of_the_constructor_that_yaml_does_not_mention_is_welcome():
     assert config.load("train", ["optimizer=adamw", "optimizer.amsgrad=true"]).optimizer.amsgrad is True
 
 
+def test_components_are_those_of_a_policy():
+    policy = make_policy(features=FEATURES._replace(cameras=("top", "wrist")), backbone_action=spec("action", "bins"))
+    assert set(components(policy)) == set(get_args(Component))
+
+
 def test_two_loggers_at_once():
     cfg = config.load("train", ["logger=[csv,wandb]", "logger.mode=online"])
     assert cfg.logger.csv and cfg.logger.wandb and cfg.logger.mode == "online"
@@ -258,6 +339,52 @@ def test_an_experiment_overrides_the_groups_and_the_command_line_overrides_it(co
 def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path):
     monkeypatch.setattr("vla_mini.config.compose.__file__", str(tmp_path / "site-packages/vla_mini/config/compose.py"))
     assert "pip install -e ." in refusal("infer", "policy=a")
+
+
+# -------------------------------------------------------------------------------------------------- comparisons
+
+
+def told(*arguments: str) -> dict[str, list[str]]:
+    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4"]).variants)
+
+
+def test_each_value_of_a_setting_is_a_variant():
+    assert told("experiment=toy_pick", "action=regression,flow") == {
+        "regression": ["experiment=toy_pick", "action=regression"],
+        "flow": ["experiment=toy_pick", "action=flow"],
+    }
+    assert list(told("optimizer.lr=1e-3,0.01", "freeze=[],[vision]")) == [
+        f"lr={rate} freeze={frozen}" for rate in (0.001, 0.01) for frozen in ("[]", "[vision]")
+    ]
+    rates = told("optimizer=adam", "optimizer.lr=1e-3,3e-3")
+    assert rates["lr=0.003"] == ["optimizer=adam", "optimizer.lr=0.003"]
+
+
+def test_variants_that_differ_in_more_have_names():
+    variants = told("variants.one=action=flow", 'variants.two=action=flow language.max_words="16"', "logger=[csv]")
+    assert variants == {
+        "one": ["action=flow", "logger=[csv]"],
+        "two": ["action=flow", "language.max_words=16", "logger=[csv]"],  # split as by the shell
+    }
+
+
+def test_the_command_line_overrides_a_study_and_may_leave_variants_out():
+    variants = told("study=heads", "budget.seconds=null", "variants.bins=null", "action.hidden=64", "experiment=toy_pick_smoke")
+    assert list(variants) == ["regression", "flow", "diffusion"]
+    assert variants["flow"] == ["experiment=toy_pick", "action=flow", "action.hidden=64", "experiment=toy_pick_smoke"]
+    settings = config.load("train", variants["flow"])
+    assert settings.action.hidden == 64 and settings.data.episodes == 16
+
+
+@pytest.mark.parametrize("study", groups_of("compare")["study"])
+def test_every_study_is_whole(study):
+    cfg = config.load("compare", [f"study={study}", "parameters.encoder=some folder, (1)"])
+    assert cfg.name == study and cfg.question.endswith("?") and len(cfg.variants) >= 2
+
+
+def test_a_study_asks_for_a_parameter():
+    arguments = config.load("compare", ["study=words", "parameters.encoder=a, (b) c"]).variants["encoder"]
+    assert config.load("train", arguments).language.path == "a, (b) c"
 
 
 # --------------------------------------------------------------------------------------------------- free text

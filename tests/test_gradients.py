@@ -1,16 +1,20 @@
 """scripts/gradients.py end to end, in this process, on an untrained policy; and what bad input gets: one line, exit code 2."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tests.factory import FEATURES, command, make_policy
+from tests.factory import FEATURES, ROOT, command, make_policy
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 
 FEW = ["samples=6", "scenes=2", "grid=4"]
+PICTURES = {"flow", "norms", "samples", "graph", "jacobian"}  # and one of each scene
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def policy(tmp_path_factory):
 def results(policy, data):
     assert command("gradients", f"policy={policy}", f"data={data}", *FEW) == 0
     (folder,) = (policy.parent / "gradients").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"gradients.html", "gradients.json"}
+    assert {path.name for path in folder.iterdir()} == {"gradients.html", "gradients.json", "figures"}
     return folder
 
 
@@ -68,15 +72,27 @@ def test_page_is_whole_and_fetches_nothing(results):
     assert not re.search(r"https?://|url\((?!#)|@import", html)
     assert all(source.startswith(("data:image/", "#")) for source in re.findall(r'(?:src|href)="([^"]*)"', html))
     found = json.loads((results / "gradients.json").read_text())
-    assert html.count("where it looks:") == len(found["sensitivity"])
+    assert html.count("where it looks:") == len(found["sensitivity"]) == len(re.findall("a pixel of the named", html))
     for words in ("projection.language", "trunk.word_keys", "vanishing", "inference_mode", "by torch.func.jacrev"):
         assert words in html
     drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
     ids = [element.get("id") for drawing in drawings for element in drawing.iter() if element.get("id")]
-    assert len(drawings) == 4 and len(ids) == len(set(ids))
+    assert len(drawings) == 4 + 2 + 1 and len(ids) == len(set(ids))  # plots, scenes, the loudest samples
     texts = [text.text for drawing in drawings for text in drawing.iter("text")]
     for name in ("pixels", "words", "state values", "vision", "language", "state", "trunk", "action", "loss"):
         assert name in texts
+
+
+def test_each_picture_is_a_file_of_its_own(results):
+    pictures = {path.name: path for path in (results / "figures").iterdir()}
+    assert pictures.keys() == {f"{name}.svg" for name in PICTURES | {"scene_0", "scene_1"}}
+    for name, path in pictures.items():
+        text = path.read_text(encoding="utf-8")
+        drawing = ElementTree.fromstring(text)
+        left, top, width, height = map(float, drawing.get("viewBox").split())
+        assert left < 0 and top < 0 and width / height == pytest.approx(960 / int(drawing.get("height")), rel=1e-2)
+        assert "var(" not in text and "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), name
+        assert len(text) < 150_000
 
 
 def test_an_untrained_policy_of_an_experiment(data, tmp_path):
@@ -129,6 +145,14 @@ def test_bad_input_is_one_clear_line(refusal, policy, data, tmp_path):
     assert "'optimizer'" in refusal("experiment=toy_pick", "optimzer.lr=1")
 
 
+@pytest.mark.parametrize(("source", "says"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")])
+def test_a_policy_without_data_or_of_an_unknown_environment_is_refused(refusal, data, tmp_path, source, says):
+    policy = make_policy()
+    policy.source = source
+    policy.save_pretrained(tmp_path / "policy")
+    assert says in refusal(f"policy={tmp_path / 'policy'}", *([f"data={data}"] if source else []))
+
+
 def test_data_of_other_sizes_is_refused(refusal, data, tmp_path):
     for features, words in (
         (FEATURES._replace(image_size=(32, 32)), "its image_size is (64, 64)"),
@@ -138,3 +162,21 @@ def test_data_of_other_sizes_is_refused(refusal, data, tmp_path):
     ):
         make_policy(features=features).save_pretrained(tmp_path / "policy")
         assert words in refusal(f"policy={tmp_path / 'policy'}", f"data={data}")
+
+
+@pytest.mark.slow
+def test_a_trained_policy_looks_at_what_is_named_and_an_untrained_one_does_not(tmp_path):
+    """150 steps from 2,000 demonstrations are enough; in processes of their own, as a user starts them."""
+
+    def run(name, *arguments):
+        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+
+    short = ["trainer.max_steps=150", "evaluation.every_n_steps=0", "evaluation.episodes=1"]
+    run("train", "experiment=toy_pick", "data.root=data", "data.episodes=2000", "hydra.run.dir=run", *short)
+    run("gradients", "policy=run/policy", "data=data", "output=trained")
+    run("gradients", "experiment=toy_pick", "data=data", "output=untrained")
+    trained, untrained = (json.loads((tmp_path / name / "gradients.json").read_text()) for name in ("trained", "untrained"))
+    assert trained["num_pairs"] == untrained["num_pairs"] == 100
+    assert trained["on_target_share"] >= 0.8 > untrained["on_target_share"]
+    assert trained["seconds"] < 60

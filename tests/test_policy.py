@@ -1,9 +1,12 @@
 """The join itself: what it refuses, that it is exact, and that accumulation adds up."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
+from vla_mini.features import Moments, Statistics
+from vla_mini.normalization import Normalization
 from vla_mini.testing import split
 
 
@@ -31,18 +34,36 @@ def test_several_cameras_are_told_apart():
     assert (policy.act(observation) - policy.act(swapped)).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda o: o._replace(images=o.images[..., :32]), r"images are \(1, 3, 64, 32\)"),
-        (lambda o: o._replace(state=o.state[:, :3]), "the state has 3 values"),
-        (lambda o: o._replace(state=o.state.to("meta")), "observation.state is on meta, the policy is on cpu"),
-    ],
-)
-def test_observations_that_do_not_fit_are_refused(change, message):
-    policy = make_policy()
-    with pytest.raises(ValueError, match=message):
-        policy.act(change(make_observation(policy)))
+def test_past_frames_are_told_from_the_present_and_saved_with_the_policy(tmp_path):
+    policy = make_policy(history=2)
+    observation = make_observation(policy)
+    assert observation.images.shape[1] == 2 and observation.state.shape[1] == 8
+    actions = policy.act(observation)
+    for swapped in ({"images": observation.images.flip(1)}, {"state": observation.state.roll(4, 1)}):
+        assert (policy.act(observation._replace(**swapped)) - actions).abs().max() > 1e-5
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert loaded.history == 2
+    torch.testing.assert_close(loaded.act(observation), actions, rtol=0, atol=0)
+
+
+def test_the_past_is_normalised_as_the_present():
+    low, high, mean, std = (np.float32([value, value + 1]) for value in (-3, 3, 0.5, 2))
+    moments = Moments(low, high, mean, std, low, high)
+    once, thrice = (Normalization(Statistics(moments, moments), history=history) for history in (1, 3))
+    state = torch.randn(2, 2)
+    torch.testing.assert_close(thrice.state(state.repeat(1, 3)), once.state(state).repeat(1, 3))
+
+
+def test_observations_of_too_few_frames_are_refused():
+    policy, one = make_policy(history=2), make_observation(make_policy())
+    with pytest.raises(ValueError, match=r"observation.images is \(1, 1, 3, 64, 64\), the policy takes \(b, k=2, "):
+        policy.act(one)
+    images = make_observation(policy).images
+    with pytest.raises(
+        ValueError, match=r"state is \(1, 4\), the policy takes \(b=1, s=8\); s: x, y, height, closed, x 1 before"
+    ):
+        policy.act(one._replace(images=images))
 
 
 def test_insulation_stops_the_heads_gradient_before_the_backbone():
@@ -102,3 +123,54 @@ def test_how_chunks_are_executed_is_saved(tmp_path):
     policy.save_pretrained(tmp_path / "policy")
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     assert (loaded.execute, loaded.ensemble) == (3, 0.01)
+
+
+OTHER = {  # an observation that differs in one input
+    "images": lambda o: o._replace(images=255 - o.images),
+    "words": lambda o: o._replace(tokens=o.tokens.roll(1, 0), token_mask=o.token_mask.roll(1, 0)),
+    "state": lambda o: o._replace(state=o.state + 1),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("language", ["table", "huggingface"])
+def test_a_blind_policy_depends_on_all_but_what_it_is_blind_to(name, language):
+    policy = make_policy(blind=[name], language=language)
+    observation = make_observation(policy)
+    actions = policy.act(observation)
+    for other, change in OTHER.items():
+        change_in_actions = (policy.act(change(observation)) - actions).abs().max()
+        assert change_in_actions == 0 if other == name else change_in_actions > 1e-6, other
+
+
+def test_blind_means_no_picture_no_words_and_the_mean_state():
+    policy = make_policy(blind=["images", "words", "state"])
+    images, words, mask, state = policy.prepare(make_observation(policy))
+    silence = policy.language(*policy.tokenize([""] * 4))
+    assert (images == 0).all() and (policy.normalization.state(state) == 0).all()
+    assert mask.all() and torch.equal(words, silence)
+
+
+def test_a_blind_policy_learns_nothing_about_what_it_is_blind_to():
+    policy = make_policy(blind=["words", "state"])
+    batch = make_batch(policy)
+    batch.observation.state.requires_grad_()
+    mean_loss(policy, batch).backward()
+    assert batch.observation.state.grad is None
+    assert policy.state.weight.grad.abs().max() == 0
+    learnt = policy.language.table.weight.grad.abs().amax(1).nonzero().flatten()
+    assert learnt.tolist() == [policy.tokenize([""])[0].item()]  # the start token alone
+
+
+def test_a_blind_policy_stays_blind_when_it_is_saved(tmp_path):
+    policy = make_policy(blind=["words"])
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert loaded.blind == ("words",)
+    observation = make_observation(policy)
+    torch.testing.assert_close(loaded.act(OTHER["words"](observation)), policy.act(observation), rtol=0, atol=0)
+
+
+def test_blind_to_something_unknown_is_refused():
+    with pytest.raises(ValueError, match="there is no input 'image', but images, words, state"):
+        make_policy(blind=["image"])

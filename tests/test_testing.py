@@ -1,8 +1,5 @@
 """The public assertions of vla_mini.testing: each passes what is right (tests/test_variants.py) and catches what is wrong."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -127,20 +124,9 @@ def test_a_part_that_forgets_an_argument_does_not_come_back():
         testing.assert_round_trip(policy)
 
 
-def test_compiled_is_eager():
-    """In a process of its own, since the type checker that tests run under is nothing to compile."""
-    code = """
-from vla_mini import testing
-policy = testing.make_policy(auxiliary=None)
-testing.assert_compiled_equal(policy, testing.make_batch(policy, 2), backend="aot_eager")
-print("equal")"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout == "equal\n", result.stderr
-
-
 def test_a_compiler_that_is_wrong_is_found(monkeypatch):
     policy = make_policy()
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: 1.001 * function(*arguments))
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda batch: (1.001 * call(batch)[0], {}))
     with pytest.raises(AssertionError, match=r"the compiled loss is off by 1.0e-03, relative; 1e-05 is allowed"):
         testing.assert_compiled_equal(policy, make_batch(policy, 2))
 

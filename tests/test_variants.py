@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.factory import make_batch, make_observation, make_policy, mean_loss
+from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss
 from vla_mini import testing
 from vla_mini.build import describe
 from vla_mini.policy import Policy
@@ -88,6 +88,25 @@ def test_every_input_matters_and_padding_words_do_not(variant):
         tokens=torch.cat([tokens, padding], 1), token_mask=torch.cat([mask, torch.zeros(2, 3, dtype=torch.bool)], 1)
     )
     assert (padded < 1e-5).all()
+
+
+def test_every_camera_and_every_frame_is_seen_and_told_apart(variant, tmp_path):
+    """Two cameras of 48 x 64 pixels, which not every encoder was made for, in two frames."""
+    features = FEATURES._replace(cameras=("top", "wrist"), image_size=(48, 64))
+    policy = make_policy(**variant, features=features, history=2)
+    loss, _ = policy.loss(make_batch(policy, 3))
+    assert torch.isfinite(loss).all()
+    observation = make_observation(policy, 2)
+    actions = act(policy, observation)
+    for view in range(4):
+        images = observation.images.clone()
+        images[:, view] = 255 - images[:, view]
+        assert ((act(policy, observation._replace(images=images)) - actions).abs().amax((1, 2)) > 1e-6).all()
+        swapped = observation.images.clone()
+        swapped[:, [view, view - 1]] = observation.images[:, [view - 1, view]]
+        assert ((act(policy, observation._replace(images=swapped)) - actions).abs().amax((1, 2)) > 1e-6).all()
+    policy.save_pretrained(tmp_path / "policy")
+    torch.testing.assert_close(act(Policy.from_pretrained(tmp_path / "policy"), observation), actions, rtol=0, atol=0)
 
 
 def test_no_graph_when_acting(variant):

@@ -10,28 +10,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vla_mini"
 
-FACTS = {"features", "types", "geometry", "layers", "hub"}
+FACTS = {"files", "features", "types", "geometry", "layers", "hub", "machine"}
 PARTS = {"vision", "language", "trunk", "action", "auxiliary", "normalization", "data", "envs"}
-JOINS = {"policy", "build", "pretrained", "collection"}
+JOINS = {"policy", "build", "lora", "pretrained", "sharing", "collection"}
 
 # room -> the rooms it may import, besides itself. DESIGN.md section 2: bottom to top.
 ROOMS = {
+    "files": set(),
     "features": set(),
     "geometry": set(),
     "layers": set(),
     "hub": set(),
+    "machine": set(),
     "types": {"features"},
     **{part: FACTS for part in PARTS},
-    "policy": FACTS | {"normalization", "pretrained"},  # and no concrete variant
+    "door": FACTS,
+    "policy": FACTS | {"door", "normalization", "pretrained", "sharing"},  # and no concrete variant
     "build": FACTS | {"normalization", "policy"},
-    "pretrained": FACTS | {"build", "policy"},
+    "lora": FACTS | {"policy"},
+    "pretrained": FACTS | {"build", "lora", "policy"},
+    "sharing": FACTS | {"policy", "pretrained"},
     "collection": FACTS | {"data", "envs"},
-    "autograd": FACTS | PARTS | JOINS,
+    "autograd": FACTS | PARTS | JOINS | {"pages"},
     "pages": set(),  # words, numbers and pictures in, HTML out
     "evaluation": FACTS | PARTS | JOINS | {"pages"},
     "training": FACTS | PARTS | JOINS | {"autograd", "evaluation"},
     "testing": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
-    "config": {"build"},
+    "doctor": FACTS | PARTS | JOINS | {"autograd", "evaluation", "training"},
+    "comparison": FACTS | PARTS | JOINS | {"evaluation", "training", "pages", "config"},
+    "config": {"build", "files"},
 }
 
 # library -> where alone it may be imported, relative to the repository
@@ -39,7 +46,8 @@ LIBRARIES = {
     "lightning": ("vla_mini/training/", "vla_mini/data/module.py", "scripts/train.py"),
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
-    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "scripts/"),
+    "omegaconf": ("vla_mini/config/", "vla_mini/training/", "vla_mini/comparison/", "scripts/"),
+    "peft": ("vla_mini/lora.py",),
     "wandb": ("vla_mini/training/",),
     "beartype": (),
 }

@@ -27,6 +27,9 @@ FACTS = frozenset(
     | {"context_width", "num_tokens", "num_positions", "action_quantiles"}
 )
 
+# Arguments of any part that are at least 1, as are all that begin with num_.
+SIZES = frozenset({"width", "hidden", "stride", "patch_size", "max_words"})
+
 
 def build(spec: Mapping[str, Any], group: str, *, classes: Sequence[type] = (), **facts: Any) -> nn.Module:
     """The part that `spec` describes, from `vla_mini/<group>/`, given those `facts` that its constructor names."""
@@ -35,6 +38,9 @@ def build(spec: Mapping[str, Any], group: str, *, classes: Sequence[type] = (), 
     names = inspect.signature(constructor).parameters
     if unknown := [name for name in arguments if name not in names or name in FACTS]:
         raise ValueError(f"{constructor.__name__} has no argument {unknown[0]!r}{nearest(unknown[0], names)}")
+    for name, value in arguments.items():
+        if type(value) is int and value < 1 and (name in SIZES or name.startswith("num_")):
+            raise ValueError(f"{group}.{name}={value}: at least 1 is needed")
     return constructor(**arguments, **{name: value for name, value in facts.items() if name in names})
 
 
@@ -82,9 +88,11 @@ def build_policy(
     horizon: int,
     tasks: Sequence[str] = (),
     folder: str | Path | None = None,
+    history: int = 1,
     keyframe: Sequence[str] = (),
     execute: int = 1,
     ensemble: float | None = None,
+    blind: Sequence[str] = (),
     source: Mapping[str, str] | None = None,
     classes: Sequence[type] = (),
 ) -> Policy:
@@ -92,13 +100,13 @@ def build_policy(
 
     The tokenizer is trained on `tasks` (instructions), or read from `folder` where a policy was saved.
     """
-    cameras = len(features.cameras)
+    cameras = history * len(features.cameras)
     vision = build(parts["vision"], "vision", classes=classes, image_size=features.image_size)
     language = build(parts["language"], "language", classes=classes, tasks=tuple(tasks), folder=folder)
     trunk = build(parts["trunk"], "trunk", classes=classes, grid=vision.grid, num_cameras=cameras)
     head_facts = {"context_width": trunk.width, "num_tokens": trunk.num_tokens}
     head_facts |= {"horizon": horizon, "action_size": features.action_size}
-    normalization, quantiles = Normalization(statistics), statistics.action.quantiles
+    normalization, quantiles = Normalization(statistics, history=history), statistics.action.quantiles
     head_facts["action_quantiles"] = None if quantiles is None else normalization.action(torch.from_numpy(quantiles))
     action = build(parts["action"], "action", classes=classes, **head_facts)
     backbone_action = None
@@ -124,8 +132,10 @@ def build_policy(
         backbone_action=backbone_action,
         normalization=normalization,
         features=features,
+        history=history,
         keyframe=keyframe,
         execute=execute,
         ensemble=ensemble,
+        blind=blind,
         source=dict(source or {}),
     )

@@ -25,6 +25,7 @@ import numpy as np
 import vla_mini.envs
 from vla_mini.data.writer import DatasetWriter, EncodedEpisode, encode_episode
 from vla_mini.envs.seeds import episode_generator
+from vla_mini.machine import num_cores
 
 # How far the executed actions stray at disturbance 1, in units of half the action space's range: noise of this standard
 # deviation at each step, and with this chance at each step a random action that takes over for some steps.
@@ -89,7 +90,22 @@ def collect(
     return Collected(writer.num_episodes, writer.num_frames)
 
 
-def demonstrate(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturbance: float) -> EncodedEpisode | None:
+class Played(NamedTuple):
+    """One attempt of the expert: what it saw and felt before each of its actions."""
+
+    images: dict[str, np.ndarray]  # camera -> uint8 (t, h, w, 3)
+    states: np.ndarray  # (t, s)
+    actions: np.ndarray  # (t, a): clean labels, whatever was executed
+    task: str
+
+
+def demonstrate(env: gymnasium.Env, **how: Any) -> EncodedEpisode | None:
+    """One attempt of the expert of `env`, as `play` makes it, ready to be written; None where it fails."""
+    played = play(env, **how)
+    return played and encode_episode(played.images, states=played.states, actions=played.actions, task=played.task)
+
+
+def play(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturbance: float = 1.0) -> Played | None:
     """One attempt of the expert of `env`; None where it fails. Observations and clean labels, up to the last action."""
     generator = episode_generator(purpose, seed, attempt, stream=1)
     disturb = _Disturber(disturbance, space=env.action_space, generator=generator)
@@ -103,7 +119,7 @@ def demonstrate(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, di
     if not info["success"]:
         return None
     cameras = env.unwrapped.features.cameras
-    return encode_episode(
+    return Played(
         {camera: np.stack([observation["images"][camera] for observation in observations]) for camera in cameras},
         states=np.stack([observation["state"] for observation in observations]),
         actions=np.stack(actions),
@@ -134,10 +150,7 @@ class _Disturber:
 @functools.cache
 def _environment(env_id: str) -> gymnasium.Env:
     """Each process keeps the environments it made."""
-    try:
-        return vla_mini.envs.make(env_id)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env={env_id!r} is not known to Gymnasium: {error}") from error
+    return vla_mini.envs.make(env_id)
 
 
 def _attempt(env_id: str, attempt: int, **how: Any) -> EncodedEpisode | None:
@@ -172,7 +185,7 @@ def _in_order(
 @contextmanager
 def _workers(num_workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
     """A pool of that many processes (None: one a core); no pool where this process can do it alone."""
-    num_workers = num_workers or _num_cores()
+    num_workers = num_workers or num_cores()
     if num_workers == 1:
         yield None
         return
@@ -189,10 +202,3 @@ def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _num_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux says which cores this process may use
-        return os.cpu_count() or 1

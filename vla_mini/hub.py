@@ -7,7 +7,8 @@ it. What `load` found can be made again by `make` from its config alone: so a sa
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,30 +71,44 @@ def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[
         return again.eval(), described
 
 
-def fetch(path: str | Path, *, trust_remote_code: bool = False) -> Path:
-    """The local folder that `path` names, or that a hub id's files were downloaded to. ValueError where there is none."""
+def fetch(path: str | Path, *, trust_remote_code: bool = False, files: Sequence[str] = FILES, setting: str = "path") -> Path:
+    """The local folder that `path` names, or that a hub id's `files` were downloaded to. ValueError where there is none; it
+    begins with the `setting` that the user gave it as."""
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
-            raise ValueError(f"path={path}: the folder is no model: it holds no config.json")
+            raise ValueError(f"{setting}={path}: the folder is no model: it holds no config.json")
         return Path(path)
-    if str(path).startswith(("/", ".", "~")) or str(path).count("/") != 1:
-        raise ValueError(f"path={path}: there is no such folder, and it is no hub id (owner/name)")
-    from huggingface_hub import constants, snapshot_download
+    if not is_hub_id(path):
+        raise ValueError(f"{setting}={path}: there is no such folder, and it is no hub id (owner/name)")
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    online = not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
-    patterns = [*FILES, "*.py"] if trust_remote_code else FILES
+    online = answers()
+    patterns = [*files, "*.py"] if trust_remote_code else list(files)
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns, local_files_only=not online))
     except RepositoryNotFoundError:
-        raise ValueError(f"path={path}: the hub has no such model, or it is private, and there is no such folder") from None
+        why = "the hub has no such model, or it is private"
+        raise ValueError(f"{setting}={path}: there is no such folder, and {why}") from None
     except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
         why = f"the hub failed ({' '.join(str(error).split())[:200]})" if online else "the hub cannot be reached"
-        raise ValueError(f"path={path}: there is no such folder, {why}, and its files are not in the hub's cache") from error
+        why += ", and its files are not in the hub's cache"
+        raise ValueError(f"{setting}={path}: there is no such folder, {why}") from error
 
 
-def _answers(address: str) -> bool:
-    """One short question: the hub's own client would try for half a minute where there is no network."""
+def is_hub_id(path: str | Path) -> bool:
+    """Whether `path` has the form owner/name, without such a folder `owner` here: a mistyped path is no stranger's model."""
+    owner, slash, name = str(path).partition("/")
+    return bool(slash and name) and "/" not in name and owner[:1].isalnum() and not Path(owner).exists()
+
+
+def answers() -> bool:
+    """Whether the hub does, by one short question: its own client would try for half a minute where there is no network."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = constants.ENDPOINT
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:  # an answer, too
@@ -134,14 +149,15 @@ def _explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without progress bars and reports about every weight."""
+    """Without progress bars, warnings and reports about every weight."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

@@ -1,14 +1,32 @@
 """Small pieces that several parts are made of. Tensor in, tensor of the same shape out."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """bf16 and fp16 to fp32, for sums, exponentials and losses that need the digits; fp32 and fp64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def size_to_see(input_size: Sequence[int] | None, made_for: Sequence[int]) -> list[int]:
+    """The [height, width] that an encoder resizes images to: `input_size` where it is given, else what it was made for."""
+    size = list(input_size or made_for)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"input_size={size} is no height and width in pixels, as [64,64] is")
+    return size
+
+
+def resize(images: Float[Tensor, "b c h w"], size: list[int]) -> Float[Tensor, "b c height width"]:
+    """Images of `size` = [height, width], whatever their shape: what every encoder does with sizes that it was not made for."""
+    if list(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 class Block(nn.Module):

@@ -1,9 +1,9 @@
-"""Policy <-> folder: config.json, model.safetensors, the tokenizer's files, and manifest.json with the SHA-256 of each.
+"""Policy <-> folder: config.json, model.safetensors, the tokenizer's files, and manifest.json with the SHA-256 of each; with
+adapters.safetensors, where low-rank adapters are kept apart from the weights.
 
 A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,81 +15,106 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_mini import files, hub, lora
 from vla_mini.build import build_policy, describe
 from vla_mini.features import Features, Moments, Statistics
 from vla_mini.policy import Policy
 
 PARTS = ("vision", "language", "trunk", "action", "auxiliary", "backbone_action")
-CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+CONFIG, WEIGHTS, ADAPTERS, MANIFEST = "config.json", "model.safetensors", "adapters.safetensors", "manifest.json"
+FILES = ["*.json", "*.safetensors"]  # what is fetched from the hub
 
 
 def save(policy: Policy, folder: Path) -> None:
     """Write `policy` to `folder`, replacing what stood there only once the new one is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    apart = policy.lora is not None and policy.lora["save"] == "apart"
+    weights = {WEIGHTS: lora.plain_weights(policy, merged=not apart)} | ({ADAPTERS: lora.adapters(policy)} if apart else {})
     try:
         config = {
             "format": "vla-mini-1",
             "parts": {name: part and describe(part) for name in PARTS for part in [getattr(policy, name)]},
             "features": policy.features._asdict(),
             "horizon": policy.action.horizon,
+            "history": policy.history,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
+            "blind": policy.blind,
             "keyframe": policy.keyframe,
             "source": policy.source,
+            "lora": policy.lora if apart else None,
         }
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, partial / WEIGHTS)
+        for file, tensors in weights.items():
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
         policy.language.save_tokenizer(partial)
-        digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        digests = files.digests(partial, sorted(partial.iterdir()))
+        (partial / MANIFEST).write_text(files.manifest_text(digests))
+        for path in [*partial.iterdir(), partial]:
+            files.sync(path)
         partial.chmod(0o755)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False) -> Policy:
-    """The policy in `folder`, in eval mode; ValueError naming the file where one is missing, altered or does not fit."""
-    if not folder.is_dir():
-        raise ValueError(f"policy={folder}: there is no such folder")
-    for name, digest in _read_json(folder / MANIFEST).items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if _digest(path) != digest:
-            raise ValueError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+def load(
+    source: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False, setting: str = "policy"
+) -> Policy:
+    """The policy in a folder, or of a hub id, in eval mode; ValueError naming the file where one is missing, altered or does
+    not fit. `setting` is what the user gave it as."""
+    folder = locate(source, setting=setting)
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder / MANIFEST} is missing: {folder} is no saved policy")
+    found = files.digests(folder, (path for path in sorted(folder.iterdir()) if path.is_file()))
+    files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
     config = _read_json(folder / CONFIG)
     if config.get("format") != "vla-mini-1":
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
     for name, part in config["parts"].items():  # our own parts save no path but to foreign code
         if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
-            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}: say trust_remote_code=True if you trust it")
+            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}, which is run only with trust_remote_code=true")
     features = _features(config["features"])
     policy = build_policy(
         config["parts"],
         features=features,
-        statistics=_unit_statistics(features),
+        statistics=unit_statistics(features),
         horizon=config["horizon"],
         folder=folder,
+        history=config.get("history", 1),
         keyframe=config["keyframe"],
         execute=config["execute"],
         ensemble=config.get("ensemble"),
+        blind=config.get("blind", ()),
         source=config["source"],
         classes=classes,
     )
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
+        if config.get("lora"):
+            lora.inject(policy, **config["lora"])
+            lora.load_adapters(policy, load_file(folder / ADAPTERS))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from error
     return policy.eval()
+
+
+def locate(source: str | Path, *, setting: str = "policy") -> Path:
+    """The folder of a saved policy: `source` itself, or where the files of that hub id were downloaded to."""
+    return Path(source) if Path(source).is_dir() else hub.fetch(source, files=FILES, setting=setting)
+
+
+def identity(source: str | Path) -> str:
+    """What tells a saved policy from all others: the SHA-256 of its manifest, which holds those of its files."""
+    return files.digest(locate(source) / MANIFEST)
 
 
 def _features(fields: dict) -> Features:
     return Features(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
-def _unit_statistics(features: Features) -> Statistics:
+def unit_statistics(features: Features) -> Statistics:
     """A place for the saved statistics, which come with the weights."""
 
     def moments(size: int) -> Moments:
@@ -105,10 +130,6 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path} is missing: {path.parent} is no saved policy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _replace(new: Path, old: Path) -> None:

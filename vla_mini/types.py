@@ -5,6 +5,9 @@ The legend of shape letters, used in every signature, einops pattern and docstri
     b batch · k cameras · c h w image · n image tokens · l words · s state · m context tokens · q attended positions
     d width · t action horizon · a action size · g keyframe size
 
+Where a policy sees `history` frames, each past one counts as further cameras and further state features: k and s then run over
+the newest frame first, and over the one before it next.
+
 All are NamedTuples of tensors: they collate, pin and move between devices in torch and Lightning without help.
 Floating-point fields are annotated `Float`, so that float64 tests pass through the same code.
 """

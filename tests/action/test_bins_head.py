@@ -50,3 +50,17 @@ def test_quantile_bins_are_saved_with_the_policy(tmp_path):
     policy.save_pretrained(tmp_path / "policy")
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     assert torch.equal(loaded.action.centres, policy.action.centres)
+
+
+def test_logits_of_ten_thousand_are_no_trouble():
+    """exp(1e4) is infinite in every dtype; the loss and its gradient are those of the book all the same."""
+    head = BinsHead(**SHAPE, bins=5)
+    torch.nn.init.zeros_(head.layers[-1].weight)
+    logits = torch.tensor([1e4, -1e4, 0.0, 3.0, -1e4])
+    head.layers[-1].bias.data.copy_(logits.repeat(6))
+    loss = head.loss(make_context(4), torch.ones(4, 3, 2), NO_PAD)  # the last bin: as unlikely as can be
+    assert (loss == 2e4).all()
+    loss.mean().backward()
+    expected = np.array([1, 0, 0, 0, -1]) / 6  # softmax minus what was right
+    np.testing.assert_allclose(head.layers[-1].bias.grad, np.tile(expected, 6), atol=1e-7)
+    torch.testing.assert_close(head.predict(make_context(4)), torch.full((4, 3, 2), -1.0))

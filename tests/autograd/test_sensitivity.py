@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from tests.factory import FEATURES, make_observation, make_policy
-from vla_mini.autograd.sensitivity import on_objects, sensitivity, start_scenes
+from vla_mini.autograd.scenes import start_scenes
+from vla_mini.autograd.sensitivity import on_objects, sensitivity
 from vla_mini.envs.toy_pick.environment import ToyPick
 
 TOY_PICK = "vla_mini/ToyPick-v0"

@@ -45,6 +45,8 @@ def write(root: Path, truth: Truth, *, features: Features = FEATURES, splits=Non
 
 
 def edit_info(root: Path, **changes) -> None:
+    """As others may have written it: without our checksums."""
+    (root / "meta/manifest.json").unlink(missing_ok=True)
     path = root / "meta/info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -4,6 +4,7 @@ import lightning
 import pytest
 import torch
 
+from vla_mini.data.augmentation import Augmentation
 from vla_mini.data.module import DemonstrationDataModule
 from vla_mini.data.reader import read_dataset
 
@@ -13,19 +14,20 @@ def tokenize(texts):
 
 
 class Listener(lightning.LightningModule):
-    """Learns nothing; remembers the states it was shown."""
+    """Learns nothing; remembers the states and images it was shown."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen, self.validated = [], []
+        self.seen, self.images, self.validated = [], [], []
 
     def training_step(self, batch, _):
         self.seen.append(batch.observation.state.clone())
+        self.images.append(batch.observation.images.clone())
         return self.weight * 1.0
 
     def validation_step(self, batch, _):
-        self.validated.append(batch.observation.state.clone())
+        self.validated.append(batch.observation)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -69,6 +71,52 @@ def test_resuming_anywhere_shows_the_batches_that_would_have_followed(data, tmp_
         assert torch.equal(torch.cat(resumed.seen), torch.cat(whole.seen[step:])), f"after step {step}"
 
 
+def test_a_batch_for_each_process_has_to_fit(dataset):
+    demonstrations = read_dataset(dataset)
+    arguments = {"tokenize": tokenize, "horizon": 3, "batch_size": 12}
+    DemonstrationDataModule(demonstrations, **arguments)
+    with pytest.raises(ValueError, match="batch_size=12 for each of 2 processes: the split has"):
+        DemonstrationDataModule(demonstrations, num_processes=2, **arguments)
+
+
 def test_validation_goes_through_its_split_in_order(data, truth):
     listener = fit(data, epochs=1)
-    assert torch.equal(listener.validated[-1], torch.from_numpy(truth.states[4]))
+    assert torch.equal(listener.validated[-1].state, torch.from_numpy(truth.states[4]))
+
+
+@pytest.fixture
+def augmented(dataset):
+    demonstrations = read_dataset(dataset)
+    jitter = {"colour": {"_target_": "torchvision.transforms.v2.ColorJitter", "brightness": 0.5}}
+    augment = Augmentation(jitter, draws=3, seed=1, image_size=demonstrations.features.image_size)
+    return lambda: DemonstrationDataModule(demonstrations, tokenize=tokenize, horizon=3, batch_size=6, seed=1, augment=augment)
+
+
+def test_every_batch_is_augmented_anew(dataset):
+    numbers = []
+    fit(
+        lambda: DemonstrationDataModule(
+            read_dataset(dataset),
+            tokenize=tokenize,
+            horizon=3,
+            batch_size=6,
+            augment=lambda images, batch, rank: numbers.append((batch, rank)) or images,
+        ),
+        epochs=2,
+    )
+    assert numbers == [(batch, 0) for batch in range(6)]
+
+
+def test_training_alone_is_augmented(data, augmented):
+    plain, changed = fit(data, epochs=1), fit(augmented, epochs=1)
+    assert torch.equal(torch.cat(plain.seen), torch.cat(changed.seen))
+    assert all(not torch.equal(*images) for images in zip(plain.images, changed.images, strict=True))
+    assert torch.equal(plain.validated[-1].images, changed.validated[-1].images)
+
+
+def test_resuming_anywhere_shows_the_augmented_images_that_would_have_followed(augmented, tmp_path):
+    whole = fit(augmented, epochs=3, folder=tmp_path)
+    for step in range(1, 9):
+        torch.manual_seed(step)
+        resumed = fit(augmented, epochs=3, ckpt_path=tmp_path / f"{step}.ckpt")
+        assert torch.equal(torch.cat(resumed.images), torch.cat(whole.images[step:])), f"after step {step}"

@@ -68,6 +68,10 @@ lengths_of_episodes = st.lists(st.integers(1, 12), min_size=2, max_size=6)
 def test_windows_never_cross_an_episodes_end(lengths, horizon, split, threshold):
     data = demonstrations(lengths)
     keyframe = Keyframe(state=("x", "y"), closes="close", threshold=threshold)
+    if horizon > max(lengths):
+        with pytest.raises(ValueError, match=f"horizon={horizon} is longer than the longest episode, which has {max(lengths)}"):
+            ActionWindows(data, split=split, horizon=horizon, tokenize=tokenize)
+        return
     windows = ActionWindows(data, split=split, horizon=horizon, tokenize=tokenize, keyframe=keyframe)
     first, last = (sum(lengths[:-1]), sum(lengths)) if split == "validation" else (0, sum(lengths[:-1]))
     assert len(windows) == last - first
@@ -79,6 +83,29 @@ def test_windows_never_cross_an_episodes_end(lengths, horizon, split, threshold)
         assert not batch.is_pad[i, 0], "the present action always exists"
         assert batch.has_keyframe[i] == (expected is not None)
         np.testing.assert_array_equal(batch.keyframe[i], np.zeros(2) if expected is None else expected)
+
+
+@given(lengths_of_episodes, st.integers(1, 12), st.sampled_from(["train", "validation"]))
+def test_past_frames_follow_the_newest_and_never_cross_an_episodes_start(lengths, history, split):
+    data, history = demonstrations(lengths), min(history, max(lengths))
+    windows = ActionWindows(data, split=split, horizon=1, tokenize=tokenize, history=history)
+    observation = windows.__getitems__(range(len(windows))).observation
+    for i in range(len(windows)):
+        frame = i if split == "train" else i + sum(lengths[:-1])
+        start = max(start for start in data.episode_starts if start <= frame)
+        images, states = [], []
+        for age in range(history):
+            seen = max(frame - age, start)
+            images += [data.frames[seen, 0], data.frames[seen, 1]]  # two cameras
+            states += data.states[seen].tolist()
+        np.testing.assert_array_equal(observation.images[i], np.stack(images))
+        np.testing.assert_array_equal(observation.state[i], np.float32(states))
+
+
+@pytest.mark.parametrize("history", [0, 6, 10**12])
+def test_a_history_that_no_episode_has_is_refused(history):
+    with pytest.raises(ValueError, match=f"history={history}: the longest episode has 5 frames, so 1 to 5 can be seen"):
+        ActionWindows(demonstrations([3, 5, 2]), split="train", horizon=1, tokenize=tokenize, history=history)
 
 
 def test_a_batch_holds_what_the_robot_saw_felt_and_was_told():
@@ -104,6 +131,19 @@ def test_a_batch_is_a_copy():
         tensor.zero_()
     for kept, now in zip(before, (data.frames, data.actions, data.states), strict=True):
         np.testing.assert_array_equal(kept, now)
+
+
+def test_arrays_reach_torch_without_another_copy_and_keep_their_dtype(monkeypatch):
+    """One gather makes the batch; torch looks at the very same memory."""
+    handed_over, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: handed_over.append(array) or from_numpy(array))
+    batch = ActionWindows(demonstrations([5, 4]), split="train", horizon=2, tokenize=tokenize).__getitems__([1, 3])
+    fields = [*batch.observation, *batch[1:]]
+    memory = {array.__array_interface__["data"][0]: array.dtype for array in handed_over}
+    assert [memory[field.data_ptr()] for field in fields if field.numel()] == [
+        *(np.uint8, np.int64, bool, np.float32),
+        *(np.float32, bool, bool),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class ReachPolicy:
 
     features = Reach.features
     device = torch.device("cpu")
+    history = 1
 
     def __init__(self, *, execute: int = 2, noise: float = 0.0, speed: float = 1.0, ensemble: float | None = None):
         self.execute, self.noise, self.speed, self.ensemble = execute, noise, speed, ensemble

@@ -31,6 +31,34 @@ def test_only_running_environments_go_through_the_policy(reach, reach_policy):
     assert asked == sum(-(-result.steps // 2) for result in results)
 
 
+@pytest.mark.parametrize(("history", "num_envs"), [(2, 1), (4, 1), (3, 2)])
+def test_a_history_holds_every_frame_back_to_the_episodes_first(reach, reach_policy, history, num_envs):
+    """What the policy is shown against the same episodes played by hand; two steps lie between what it is asked."""
+    policy = reach_policy(execute=2)
+    policy.history = history
+    rollout(policy, reach, episodes=range(4), num_envs=num_envs)
+    shown = [(state, images) for asked in policy.asked for state, images in zip(asked.state, asked.images, strict=True)]
+    expected = []
+    for episode in range(4):
+        env = vla_mini.envs.make(reach)
+        frames, over = [env.reset(seed=episode)[0]], False
+        while not over:
+            latest = frames[-1]["state"]
+            seen = [frames[max(len(frames) - 1 - age, 0)] for age in range(history)]
+            expected.append((np.concatenate([f["state"] for f in seen]), np.stack([f["images"]["top"] for f in seen])))
+            for _ in range(2):
+                observation, _, terminated, truncated, _ = env.step(np.sign(latest[1:] - latest[:1]))
+                frames.append(observation)
+                over = terminated or truncated
+                if over:
+                    break
+    assert len(shown) == len(expected)
+    order = np.lexsort(np.stack([state for state, _ in expected]).T), np.lexsort(np.stack([s for s, _ in shown]).T)
+    for i, j in zip(*order, strict=True):
+        np.testing.assert_array_equal(shown[j][0], expected[i][0])
+        np.testing.assert_array_equal(shown[j][1].numpy(), expected[i][1].transpose(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("execute", [1, 3, 4])
 def test_executes_the_first_actions_of_a_chunk_before_asking_again(reach, reach_policy, execute):
     policy = reach_policy(execute=execute, speed=0.0)  # never arrives: 12 steps
@@ -127,6 +155,16 @@ def test_observe_gives_bytes_channels_first(reach_policy):
     assert observation.images.dtype == torch.uint8
     np.testing.assert_array_equal(observation.state.numpy(), states.astype(np.float32))
     assert observation.tokens.tolist() == [[2], [2], [2]]
+
+
+def test_observe_repeats_the_earliest_frame_where_there_is_no_more(reach_policy):
+    policy = reach_policy()
+    policy.history = 3
+    frames = [{"images": {"top": np.full((8, 6, 3), i, np.uint8)}, "state": [i, -i], "instruction": "go"} for i in range(4)]
+    observation = observe(policy, frames[:3], past=[frames[3:], [], frames[:3]])
+    assert observation.state.tolist() == [[0, 0, 3, -3, 3, -3], [1, -1] * 3, [2, -2, 0, 0, 1, -1]]
+    assert observation.images[:, :, 0, 0, 0].tolist() == [[0, 3, 3], [1, 1, 1], [2, 0, 1]]
+    assert torch.equal(observe(policy, frames[:1]).state, torch.zeros(1, 6))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """What the monitor logs is what a hand computation finds, in the CSV and in the offline W&B file; and what it leaves alone."""
 
+import contextlib
 import csv
 import gc
 import json
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,9 +15,12 @@ import pytest
 import torch
 import wandb
 from lightning import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.factory import make_batch, make_policy, mean_loss
 from tests.harness import SGD, fit
+from vla_mini import config
 from vla_mini.autograd.norms import components, gradients_of
 from vla_mini.testing import split
 from vla_mini.training.freezing import freeze
@@ -146,12 +151,20 @@ def log(tmp_path, policy, batches, **arguments):
     return read_csv(tmp_path)
 
 
-def test_by_default_only_components_and_only_where_windows_have_several_micro_batches(tmp_path):
+def test_by_default_components_and_parameters_and_noise_only_where_windows_have_several_micro_batches(tmp_path):
     policy = make_policy()
     logged = log(tmp_path, policy, [make_batch(policy)], log_every_n_steps=1)
-    assert not [name for name in logged if name.startswith("gradient_noise/")]
-    assert not [name for name in logged if "stem" in name] and "gradients/clip_factor" not in logged
+    assert not [name for name in logged if name.startswith("gradient_noise/")] and "gradients/clip_factor" not in logged
     assert {f"gradients/{name}" for name in components(policy)} <= logged.keys()
+    assert {f"gradients/{name}/norm" for name, _ in policy.named_parameters()} <= logged.keys()
+    settings = config.load("train", ["experiment=toy_pick_smoke"]).monitor
+    assert settings.per_parameter and settings.every_n_steps > 0  # train.py's own default
+
+
+def test_parameters_can_be_left_out(tmp_path):
+    policy = make_policy()
+    logged = log(tmp_path, policy, [make_batch(policy)], monitor={"per_parameter": False})
+    assert "gradients/vision" in logged and not [name for name in logged if "stem" in name]
 
 
 def test_frozen_parameters_have_none(tmp_path):
@@ -207,6 +220,82 @@ def test_watch_is_wandbs_own(monkeypatch, tmp_path):
         monitor = GradientMonitor(every_n_steps=5, histograms=0, watch=watch)
         fit(policy, [make_batch(policy)], callbacks=[monitor], logger=WandbLogger(save_dir=tmp_path, offline=True))
     assert calls == [("PolicyModule", {"log": "gradients", "log_freq": 5, "log_graph": False})]
+
+
+class Counting(TorchDispatchMode):
+    """The operations that torch carries out, and how many numbers they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = self.numbers = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.operations += 1
+        self.numbers += sum(leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        return operation(*args, **(kwargs or {}))
+
+
+class Counted(GradientMonitor):
+    """A monitor that notes what it asks of torch."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.asked = Counting()
+
+    def on_before_optimizer_step(self, *arguments):
+        with self.asked:
+            super().on_before_optimizer_step(*arguments)
+
+    def on_train_batch_end(self, *arguments):
+        with self.asked:
+            super().on_train_batch_end(*arguments)
+
+
+def test_a_look_costs_a_few_passes_over_the_gradients(tmp_path):
+    """Counted, since time depends on who else is at work: 5 % of what a step reads, at the size of the main job's batch."""
+    policy, monitor = make_policy(), Counted(every_n_steps=1, histograms=0)
+    batch = make_batch(policy, config.load("train", []).data.batch_size)
+    with Counting() as step:
+        mean_loss(policy, batch).backward()
+    fit(policy, [batch], callbacks=[monitor], logger=build_loggers({"csv": True}, run_dir=tmp_path, config={}), record=False)
+    parameters = list(policy.parameters())
+    assert 1 < monitor.asked.numbers / sum(parameter.numel() for parameter in parameters) < 12
+    assert monitor.asked.operations < 8 * len(parameters)
+    assert monitor.asked.numbers < 0.05 * step.numbers
+
+
+class Timed(Counted):
+    """A monitor that notes how long it and each step take."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.asked, self.looks, self.steps = contextlib.nullcontext(), [], []
+
+    def on_train_batch_start(self, *arguments):
+        self.started, self.look = time.perf_counter(), 0.0
+        super().on_train_batch_start(*arguments)
+
+    def on_before_optimizer_step(self, *arguments):
+        started = time.perf_counter()
+        super().on_before_optimizer_step(*arguments)
+        self.look += time.perf_counter() - started
+
+    def on_train_batch_end(self, *arguments):
+        started = time.perf_counter()
+        super().on_train_batch_end(*arguments)
+        now = time.perf_counter()
+        self.looks.append(self.look + now - started)
+        self.steps.append(now - self.started)
+
+
+@pytest.mark.slow
+def test_a_look_takes_five_percent_of_a_step(tmp_path):
+    """Twice that is allowed here, for machines that are busy."""
+    policy, monitor = make_policy(), Timed(every_n_steps=1, histograms=0)
+    loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
+    batch = make_batch(policy, config.load("train", []).data.batch_size)
+    fit(policy, [batch] * 40, callbacks=[monitor], logger=loggers, record=False)
+    assert np.median(monitor.looks[5:]) < 0.10 * np.median(monitor.steps[5:])
 
 
 class Tensors(Callback):

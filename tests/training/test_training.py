@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
-from tests.harness import SGD, fit
+from tests.harness import SGD, fit, keeping
 from vla_mini.autograd.norms import components
 from vla_mini.testing import split
+from vla_mini.training.checkpoints import numbered
 from vla_mini.training.freezing import freeze
+from vla_mini.training.loggers import build_loggers
 from vla_mini.training.module import PolicyModule
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.selection import BestPolicy, evaluating
@@ -76,6 +78,38 @@ def test_weight_decay_spares_all_but_the_weights_of_layers():
     assert len(layers["params"]) + len(rest["params"]) == len(names)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("multipliers", [{}, {"vision": 0.1, "state": 3.0}, {name: 0.5 for name in components(make_policy())}])
+def test_every_parameter_is_in_one_group(optimizer, multipliers):
+    """Frozen ones, too: they may learn later."""
+    policy = make_policy()
+    freeze(policy, ["language"])
+    module = PolicyModule(policy, optimizer=spec("optimizer", optimizer), multipliers=multipliers, decay="constant")
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    held = [parameter for group in groups for parameter in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == set(policy.parameters())
+    layers, rest = (spec("optimizer", optimizer).get(name, 0.1) for name in ("lr", "adam_lr"))
+    for group in groups:
+        assert group["initial_lr"] == (layers if group["layers"] else rest) * multipliers.get(group["component"], 1.0)
+
+
+def test_each_component_learns_at_its_own_rate(tmp_path):
+    """By hand: weight - rate x schedule x multiplier x gradient, on the first of two steps of warm-up."""
+    policy = make_policy()
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    multipliers = {"vision": 0.1, "trunk": 4.0}
+    arguments = {"optimizer": SGD | {"lr": 0.1}, "multipliers": multipliers, "warmup_steps": 2}
+    loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
+    record = fit(policy, [make_batch(policy)], logger=loggers, log_every_n_steps=1, **arguments)
+    for name, parameter in policy.named_parameters():
+        rate = 0.1 * 0.5 * multipliers.get(name.split(".")[0], 1.0)
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * record.gradients[0][name])
+    header, row, *_ = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines())
+    logged = dict(zip(header, row, strict=True))
+    rates = {"learning_rate": 0.1, "learning_rate/vision": 0.01, "learning_rate/trunk": 0.4}
+    assert {name: float(logged[name]) for name in rates} == pytest.approx(rates)
+
+
 def test_warm_up_and_cosine(monkeypatch):
     module = PolicyModule(make_policy(), optimizer=SGD, warmup_steps=10)
     module._trainer = type("Trainer", (), {"max_steps": 100})()
@@ -132,13 +166,14 @@ def test_the_best_policy_is_kept_and_ties_go_to_the_earlier(tmp_path, monkeypatc
     monkeypatch.setattr("vla_mini.policy.Policy.save_pretrained", lambda self, folder: saved.append(best._played_at))
     best = best_policy(tmp_path, every_n_steps=1, episodes=4)
     policy = make_policy()
-    fit(policy, [make_batch(policy)] * 4, steps=4, callbacks=[best])
+    fit(policy, [make_batch(policy)] * 4, steps=4, **keeping(best, tmp_path))
     assert saved == [1, 2] and best.best["success_rate"] == 1.0 and best.best["step"] == 2
+    assert [step for step, _ in numbered(tmp_path)] == [4, 2]  # the newest, and the best
 
 
 def test_without_selection_the_last_policy_is_saved(tmp_path):
     policy = make_policy()
-    fit(policy, [make_batch(policy)], callbacks=[best_policy(tmp_path)])
+    fit(policy, [make_batch(policy)], **keeping(best_policy(tmp_path), tmp_path))
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in policy.state_dict().items())
 

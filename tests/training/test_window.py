@@ -12,14 +12,19 @@ from omegaconf import OmegaConf
 
 from tests.factory import ROOT, make_batch, make_policy, mean_loss
 from tests.harness import SGD, fit
-from tests.training.ddp_worker import FROZEN, SIZES, big_batch
+from tests.training.ddp_worker import FROZEN, SIZES, STAGES, big_batch
 from vla_mini import config
 from vla_mini.testing import split
+from vla_mini.training.average import WeightAverage
+from vla_mini.training.checkpoints import Checkpoints, RandomNumbers
 from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.selection import BestPolicy
+from vla_mini.training.summary import Summary
 from vla_mini.training.trainer import build_training
+from vla_mini.training.unfreezing import Unfreezing
 from vla_mini.training.window import Stopwatch, WindowMean
 
 
@@ -74,6 +79,26 @@ def test_two_processes_compute_the_gradient_of_the_big_batch(ranks):
     for name, tensor in policy.state_dict().items():
         assert torch.equal(first["weights"][name], second["weights"][name])
         torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-11, atol=1e-13)
+
+
+def test_parameters_that_the_loss_does_not_use_are_left_out(ranks):
+    for result in ranks[0]:
+        for window, beside in zip(result["gradients"], result["gradients beside a spare layer"], strict=True):
+            assert window.keys() == beside.keys()  # the spare layer has none
+            torch.testing.assert_close(flat(beside), flat(window), rtol=1e-12, atol=1e-15)
+
+
+def test_what_unfreezes_is_averaged_over_the_processes(ranks):
+    """DistributedDataParallel knows only what learnt when it was made."""
+    (first, second), _, _ = ranks
+    policy = make_policy(dtype=torch.float64)
+    sizes = [sum(rank[0] + rank[1] for rank in SIZES), sum(rank[2] for rank in SIZES)]
+    windows = split(big_batch(policy), sizes)
+    fit(policy, windows, callbacks=[Unfreezing(STAGES)], optimizer=SGD | {"lr": 0.1}, precision="64-true")
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(first["weights in stages"][name], second["weights in stages"][name]), name
+        torch.testing.assert_close(first["weights in stages"][name], tensor, rtol=1e-11, atol=1e-13)
+    assert not torch.equal(policy.vision.stem.weight, make_policy(dtype=torch.float64).vision.stem.weight)
 
 
 def test_the_logged_loss_is_that_of_all_processes(ranks):
@@ -132,10 +157,12 @@ def test_nothing_leaks_from_one_window_to_the_next():
 
 
 def test_the_order_of_the_callbacks(tmp_path):
-    """Divide, judge, look. The module, which discards or clips, comes after all callbacks; what they see is tested above, in
-    test_monitor.py and in test_guard.py."""
+    """Say what learns, divide, judge, look. The module, which discards or clips, comes after all callbacks; what they see is
+    tested above, in test_unfreezing.py, in test_monitor.py and in test_guard.py."""
     settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]), resolve=True)
     trainer, _ = build_training(settings, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
-    assert [type(callback) for callback in trainer.callbacks[:3]] == [WindowMean, NonFiniteGuard, GradientMonitor]
-    assert trainer.callbacks[1].patience == settings["guard"]["patience"]
-    assert trainer.callbacks[2].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1
+    order = [RandomNumbers, Unfreezing, WindowMean, NonFiniteGuard, GradientMonitor, WeightAverage, Summary, BestPolicy]
+    assert [type(callback) for callback in trainer.callbacks[:8]] == order
+    assert type(trainer.callbacks[9]) is Checkpoints
+    assert trainer.callbacks[3].patience == settings["guard"]["patience"]
+    assert trainer.callbacks[4].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1

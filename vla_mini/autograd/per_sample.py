@@ -5,6 +5,8 @@ batch: so the mean of the samples' gradients is the gradient of the batch, howev
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -77,8 +79,7 @@ def per_sample_gradients(policy: Policy, batch: Batch, *, scale: float = 1.0, se
     module = _SampleLoss(policy, scale)
     learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     by_vmap = vmap(grad(lambda values, one: functional_call(module, values, (one,))), in_dims=(None, 0), randomness="different")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # heads that draw noise draw for all samples together what they draw for a batch
+    with _seeded(seed, policy.device):  # heads that draw noise draw for all samples together what they draw for a batch
         try:
             found, reason = by_vmap({name: parameter.detach() for name, parameter in learning.items()}, batch), None
         except RuntimeError as error:
@@ -116,13 +117,20 @@ def _batch_gradient(policy: Policy, batch: Batch, *, seed: int) -> dict[str, Ten
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for first in range(0, len(batch.actions), CHUNK):
         part = _select(batch, slice(first, first + CHUNK))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + first)
+        with _seeded(seed + first, policy.device):
             loss = mean_loss(policy, part) * (int((~part.is_pad).sum()) / num_valid)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         for total, gradient in zip(totals.values(), found, strict=True):
             total += gradient
     return totals
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of their own inside; outside none were drawn, of the host's or of a GPU's."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _select(batch: Batch, index: int | slice) -> Batch:

@@ -5,25 +5,19 @@ all dimensions weigh alike). The magnitudes of their products are added. A vecto
 common sum a pixel that moves dx up and dy down would seem to do nothing.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-import vla_mini.envs
+from vla_mini.autograd.scenes import Scene
 from vla_mini.policy import Policy
 from vla_mini.types import Observation
 
-
-class Scene(NamedTuple):
-    """How an episode begins, under one instruction."""
-
-    episode: int
-    observation: dict[str, Any]  # images, state, instruction: as the environment gives them
-    masks: np.ndarray | None  # the pixels of each object in the first camera's image, bool (objects, h, w), where known
-    target: int  # which of them the instruction names
+SCENES_AT_ONCE = 20  # so that memory stays bounded
 
 
 class Sensitivity(NamedTuple):
@@ -32,6 +26,35 @@ class Sensitivity(NamedTuple):
     pixels: Float[Tensor, "b k h w"]  # of intensity, 0 to 1; added over the three colours
     words: Float[Tensor, "b l"]  # of length of the word vector, in the direction that matters most
     state: Float[Tensor, "b s"]  # of standard deviation
+
+
+class Look(NamedTuple):
+    """One scene under one instruction, and how far the action hangs on what."""
+
+    scene: Scene
+    image: np.ndarray  # of the policy's first camera, uint8 (h, w, 3)
+    pixels: Float[Tensor, "h w"]  # the sensitivity by them
+    words: list[tuple[str, float]]
+    state: list[tuple[str, float]]
+    on_target: float | None  # mean over the named object's pixels; None where it is not known what lies where
+    on_others: float | None  # and over those of all others
+
+
+def look(policy: Policy, scenes: Sequence[Scene], observation: Observation) -> list[Look]:
+    """The sensitivity in each scene; `observation` holds what the policy sees of them, in their order."""
+    looks = []
+    for first in range(0, len(scenes), SCENES_AT_ONCE):
+        part = slice(first, first + SCENES_AT_ONCE)
+        found = sensitivity(policy, Observation(*(tensor[part] for tensor in observation)))
+        for scene, pixels, words, state in zip(scenes[part], found.pixels[:, 0], found.words, found.state, strict=True):
+            known = scene.masks is not None and len(scene.masks) > 1
+            sizes = on_objects(pixels, torch.from_numpy(scene.masks), scene.target) if known else (None, None)
+            image = scene.observation["images"][policy.features.cameras[0]]
+            by_word = list(zip(policy.language.words(scene.observation["instruction"]), words.tolist(), strict=False))
+            newest = state[: policy.features.state_size]  # of a policy with a history, what is seen and felt now
+            by_state = list(zip(policy.features.state, newest.tolist(), strict=True))
+            looks.append(Look(scene, image, pixels, by_word, by_state, *sizes))
+    return looks
 
 
 def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> Sensitivity:
@@ -57,21 +80,3 @@ def on_objects(pixels: Float[Tensor, "h w"], masks: Bool[Tensor, "n h w"], targe
         raise ValueError(f"{len(masks)} object(s): there is none beside the named one")
     others = masks[torch.arange(len(masks)) != target].any(dim=0) & ~masks[target]
     return pixels[masks[target]].mean().item(), pixels[others].mean().item()
-
-
-def start_scenes(env_id: str, *, scenes: int, seed: int = 0) -> list[Scene]:
-    """How validation episodes 0, 1, ... begin, each under its own instruction and with another object named.
-
-    An environment that cannot name another object gives each scene once. Start frames alone: there the masks are true.
-    """
-    env = vla_mini.envs.make(env_id)
-    swaps = "swapped" in getattr(env.unwrapped, "grounding_checks", ())
-    find_masks = getattr(env.unwrapped, "object_masks", lambda: None)
-    found = []
-    for episode in range(scenes):
-        for instruction in ("named", "swapped") if swaps else ("named",):
-            options = {"purpose": "validation", "seed": seed, "instruction": instruction}
-            observation, info = env.reset(seed=episode, options=options)
-            found.append(Scene(episode, observation, find_masks(), int(info.get("target", 0))))
-    env.close()
-    return found

@@ -33,6 +33,8 @@ class KeyframeLoss(nn.Module):
         super().__init__()
         if num_positions == 0:
             raise ValueError("auxiliary=keyframe needs a trunk with attended positions, as query has: say auxiliary=none")
+        if keyframe_size == 0:
+            raise ValueError("auxiliary=keyframe needs data.keyframe, which says what to learn: say auxiliary=none")
         self.weight, self.num_cameras = weight, num_cameras
         self.register_buffer("positions", grid_positions(grid), persistent=False)
         self.calibration = nn.Linear(2, num_cameras * keyframe_size)

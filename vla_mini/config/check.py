@@ -17,6 +17,7 @@ import typing
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from numbers import Number
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from vla_mini.config.compose import did_you_mean
 MISSING = "???"  # as Hydra writes it
 _LISTS = (list, set, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_NAMES = {int: "an integer", float: "a number", Number: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 
 class AtLeast(NamedTuple):
@@ -39,13 +40,15 @@ class Target(NamedTuple):
 
     With `base`, a class of a library instead: one that `home` itself exports, and that is derived from its `base`.
     `also` names modules of our own that define more of them.
-    `instead` names other annotations for arguments whose own are too open, or lack a value that training/ understands.
+    `instead` names other annotations for arguments whose own are too open, or lack a value that training/ understands;
+    `given`, arguments that the program hands over.
     """
 
     home: str
     base: str | None = None
     also: tuple[str, ...] = ()
     instead: tuple[tuple[str, Any], ...] = ()
+    given: tuple[str, ...] = ()
 
 
 def conform(value: Any, kind: Any, path: str = "") -> Any:
@@ -63,7 +66,7 @@ def conform(value: Any, kind: Any, path: str = "") -> Any:
         return value
     if kind in (None, type(None)) and value is None:
         return None
-    if kind is float and type(value) in (int, float) and not math.isnan(value):
+    if kind in (float, Number) and type(value) in (int, float) and not math.isnan(value):
         return float(value)
     if kind in (bool, int, str) and type(value) is kind:
         return value
@@ -80,6 +83,8 @@ def conform(value: Any, kind: Any, path: str = "") -> Any:
             if len(arguments) == len(value):
                 return [conform(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True))]
     if isinstance(value, dict) and (kind in _DICTS or origin in _DICTS):
+        if arguments and typing.get_origin(arguments[0]) is Literal:
+            check_keys(value, typing.get_args(arguments[0]), path)
         return {key: conform(item, (*arguments, Any, Any)[1], f"{path}.{key}") for key, item in value.items()}
     near = get_close_matches(value, map(str, arguments), n=1) if origin is Literal and isinstance(value, str) else []
     raise ValueError(f"{path}={show(value)} is not {name_of(kind)}" + "".join(f": did you mean {n!r}?" for n in near))
@@ -192,7 +197,7 @@ def _conform_target(node: Any, target: Target, path: str) -> dict[str, Any]:
     }
     hints = _hints(kind)
     arguments = {key: value for key, value in node.items() if key != "_target_"}
-    facts = _facts()
+    facts = _facts().union(target.given)
     for key in arguments.keys() & parameters.keys() & facts:
         raise ValueError(f"{path}.{key}={show(arguments[key])} is no setting: it follows from the data and the parts")
     settings = [key for key in parameters if key not in facts and _is_yaml(hints.get(key, Any))]
@@ -248,7 +253,7 @@ def _is_yaml(kind: Any) -> bool:
         return _is_yaml(arguments[0])
     if origin in (*_LISTS, tuple):
         return _is_yaml(arguments[0])
-    plain = (None, type(None), bool, int, float, str, Path, Any, tuple, inspect.Parameter.empty, *_LISTS, *_DICTS)
+    plain = (None, type(None), bool, int, float, Number, str, Path, Any, tuple, inspect.Parameter.empty, *_LISTS, *_DICTS)
     known = kind in plain or origin in (Literal, *_DICTS) or isinstance(kind, typing.TypeVar)
     return known or dataclasses.is_dataclass(kind)
 

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vla_mini.config import folders
+from vla_mini.config import folders, processes
 from vla_mini.config.check import conform
 from vla_mini.config.compose import compose, escape
 from vla_mini.config.help import help_text
+from vla_mini.config.resume import compose_resumed, resumed_folder
+from vla_mini.config.variants import refuse_decided, refuse_unfair
 
 Main = Callable[[Any], None]
 
@@ -44,18 +46,32 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
 
     from vla_mini.config.schemas import SCHEMAS, refuse_contradictions
 
-    composed = compose(name, list(arguments))
+    folder = resumed_folder(arguments) if name == "train" else None
+    composed = compose_resumed(folder, arguments) if folder else compose(name, list(arguments))
     checked = conform(composed.settings, SCHEMAS[name])
     refuse_contradictions(checked)
     if composed.training is not None:
         checked["training"] = conform(composed.training, SCHEMAS["train"])
         refuse_contradictions(checked["training"])
+    if name == "compare":
+        refuse_decided(checked["variants"], selections=checked["budget"]["selections"])
+        refuse_unfair({variant: _settings_of(variant, given) for variant, given in checked["variants"].items()})
     if composed.run_dir is not None:
-        checked["run_dir"] = composed.run_dir
+        checked["run_dir"] = os.environ[processes.RUN_DIR] if processes.rank() else composed.run_dir
     cfg = OmegaConf.create(escape(checked))
     OmegaConf.set_struct(cfg, True)
     OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def _settings_of(variant: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What train.py would make of the arguments of a comparison's variant."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(load("train", arguments))
+    except ValueError as error:
+        raise ValueError(f"variant {variant}: {error}") from error
 
 
 def run(name: str, arguments: Sequence[str], function: Main) -> int:
@@ -64,7 +80,9 @@ def run(name: str, arguments: Sequence[str], function: Main) -> int:
     with _signals() as received:
         try:
             if not _answer_flags(name, list(arguments), _purpose(function)):
-                function(load(name, arguments))
+                cfg = load(name, arguments)
+                processes.check_processes(cfg, arguments)
+                function(cfg)
             code = 0
         except BaseException as error:  # all, since the process ends here
             code = _report(name, error, received)
@@ -130,7 +148,10 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT unwind the command like exceptions. They are also noted, for libraries that catch those."""
+    """SIGTERM and SIGINT unwind the command like exceptions. They are also noted, for libraries that catch those.
+
+    A run's further processes leave it to the first to say so and to end them: Ctrl-C reaches all of a terminal's.
+    """
     received: list[int] = []
 
     def unwind(number: int, _frame: Any) -> None:
@@ -140,7 +161,10 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signal.SIGINT: unwind, signal.SIGTERM: unwind}
+    if processes.rank():
+        handlers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received
     finally:

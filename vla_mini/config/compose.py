@@ -16,14 +16,15 @@ PATHS = {
     *{"policy", "output", "image", "resume", "init_from", "data.root", "vision.path", "language.path"},
     *{"hydra.run.dir"},
 }  # `null` means none
-PATHS_OF = {"gradients": {"data", "experiment"}}  # in train.py these are groups
+PATHS_OF = {"gradients": {"data", "experiment"}, "doctor": {"experiment"}}  # in train.py these are groups
+TEXTS_IN = {"compare": {"variants", "parameters"}}  # nodes of which each setting is text
 PATH_LISTS = {"image"}  # may also be [a,b]
 
 
 class Composed(NamedTuple):
     settings: dict[str, Any]  # resolved, not yet checked
     run_dir: str | None  # `hydra.run.dir`, for commands that have one
-    training: dict[str, Any] | None = None  # what train.py would be told, for gradients.py of an untrained policy
+    training: dict[str, Any] | None = None  # what train.py would be told, for commands that begin where it begins
 
 
 class Overrides(NamedTuple):
@@ -87,7 +88,7 @@ def sort_overrides(name: str, arguments: list[str]) -> Overrides:
         key = key.removeprefix("+").removeprefix("+")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
-        if key in literal_keys:
+        if key in literal_keys or (key.partition(".")[0] in TEXTS_IN.get(name, ()) and "." in key):
             overrides.literals[key] = _literal(key, value)
         elif key in groups:
             for variant in value.strip("[]").split(","):
@@ -151,24 +152,32 @@ def escape(value: Any) -> Any:
 def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Composed:
     """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses.
 
-    With experiment=, gradients.py looks at the policy that train.py would begin with: `training` holds its settings.
+    A command with an `experiment` of its own begins where train.py would: `training` holds the settings of that.
     """
-    own, training = split_training(arguments) if name == "gradients" else (arguments, [])
+    if name == "compare":
+        from vla_mini.config.variants import expand, split_comparison
+
+        own, training = split_comparison(arguments)
+        settings = _compose(name, own, resolve=resolve).settings
+        folder = settings["name"] or sort_overrides(name, own).groups.get("study", "comparison")
+        return Composed(settings | {"variants": expand(settings, training), "name": folder}, None)
+    own, training = split_training(name, arguments)
     composed = _compose(name, own, resolve=resolve)
     return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
 
 
-def split_training(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """gradients.py's arguments -> its own and, where experiment= is one, those that train.py understands."""
+def split_training(name: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A command's arguments -> its own and, where it has an experiment, given or by default, those for train.py."""
+    command = read_command(name)
     keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
-    if "experiment" not in keys:
+    if "experiment" not in command or (command["experiment"] is None and "experiment" not in keys):
         return arguments, []
-    command = read_command("gradients")
     nodes = {key for key, value in command.items() if isinstance(value, dict)}
     is_own = [key in command or key.partition(".")[0] in nodes for key in keys]
     own = [argument for argument, known in zip(arguments, is_own, strict=True) if known]
     shared = ("experiment", "seed")
-    return own, [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
+    training = [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
+    return own, training if "experiment" in keys else [f"experiment={command['experiment']}", *training]
 
 
 def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
@@ -177,7 +186,7 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
     from yaml import YAMLError
 
     literals, groups, settings = sort_overrides(name, arguments)
@@ -185,7 +194,8 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             cfg = hydra_compose(name, [*choices, *settings], return_hydra_config=True)
-        _check_experiment(cfg.hydra.runtime.choices.get("experiment"))
+        for group in ("experiment", "study"):
+            _check_package(group, cfg.hydra.runtime.choices.get(group))
         with open_dict(cfg):
             for key, text in literals.items():
                 OmegaConf.update(cfg, key, escape(text), force_add=True)
@@ -200,17 +210,22 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
         group, _, variant = str(error.missing_cfg_file).rpartition("/")
         options = [str(option).rpartition("/")[2] for option in error.options or []]
         raise ValueError(f"{group}={variant} names no variant: {did_you_mean(variant, options)}") from error
+    except InterpolationToMissingValueError as error:
+        missing = str(error).partition("mandatory value: ")[2].partition("\n")[0]
+        raise ValueError(f"{missing} is required: give {missing}=VALUE") from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         message = str(error).replace("Error merging override ++", "cannot set ")
         reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
         raise ValueError(" ".join(f"{message}{reason}".split())) from error
+    finally:
+        HydraConfig.instance().cfg = None  # or Lightning would add hydra.* to the arguments of the processes that it starts
 
 
-def _check_experiment(choice: str | None) -> None:
+def _check_package(group: str, choice: str | None) -> None:
     """Without its first line an experiment's settings would land under `experiment:`, and change nothing."""
     if choice is None:
         return
-    path = configs_folder() / "experiment" / f"{choice}.yaml"
+    path = configs_folder() / group / f"{choice}.yaml"
     header = re.match(r"(\s*(#.*)?\n)*", path.read_text(encoding="utf-8") + "\n")
     if not re.search(r"^\s*#\s*@package\s+_global_\s*$", header[0], flags=re.MULTILINE):
-        raise ValueError(f"configs/experiment/{path.name} must begin with the line '# @package _global_'")
+        raise ValueError(f"configs/{group}/{path.name} must begin with the line '# @package _global_'")

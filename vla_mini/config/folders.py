@@ -6,11 +6,17 @@ The first folder made marks the beginning of the work: from there on a failure e
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from vla_mini.config import processes
+from vla_mini.config.resume import save
 
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
 
 _made: list[Path] = []  # folders that this command made, outermost first
+_held: list[int] = []  # locks on the folders that this command works in
 _started = False
 
 
@@ -31,8 +37,40 @@ def new_folder(path: str | Path) -> Path:
         remove_empty_folders()
         raise ValueError(f"cannot create the folder {path}: {error.strerror or error}") from error
     _made.append(path)
+    return _hold(path)
+
+
+def run_folder(cfg: Any) -> Path:
+    """The folder of a run, with its config.yaml: a new one, or that of the run to resume; in a run's further processes, the
+    one that is there. ValueError where another command is at work in it."""
+    if processes.rank():
+        start_work()
+        return Path(cfg.run_dir)
+    run_dir = _hold(Path(cfg.run_dir)) if cfg.resume else new_folder(cfg.run_dir)
+    save(cfg, run_dir)
+    os.environ[processes.RUN_DIR] = str(run_dir)
+    return run_dir
+
+
+def _hold(folder: Path) -> Path:
+    """Keep other commands out of `folder`, until this one ends. Work has started then."""
+    try:
+        import fcntl
+
+        _held.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        pass
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another process is at work in it") from None
     start_work()
-    return path
+    return folder
+
+
+def default_output(policy: str | None, name: str, otherwise: str | Path = ".") -> Path:
+    """`name`/<date_time>/ beside the folder `policy`, or in `otherwise` where there is none (it is a hub id, or null)."""
+    place = Path(policy).resolve().parent if policy and Path(policy).is_dir() else Path(otherwise)
+    return place / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def start_work() -> None:
@@ -50,6 +88,8 @@ def begin() -> None:
     global _started
     _started = False
     _made.clear()
+    while _held:
+        os.close(_held.pop())
 
 
 def remove_empty_folders() -> None:

@@ -10,6 +10,7 @@ EXAMPLES = {
     "train": [
         "python scripts/train.py experiment=toy_pick",
         "python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1",
+        "python scripts/train.py experiment=toy_pick trainer.devices=4",
     ],
     "collect": [
         "python scripts/collect.py env=toy_pick episodes=2000 output=data/toy_pick",
@@ -23,10 +24,27 @@ EXAMPLES = {
         'python scripts/infer.py policy=DIR image=scene.png instruction="pick up the red cube" state=[0.1,0.2,1.0,0.0]',
         'python scripts/infer.py policy=DIR image=scene.png instruction="lift the blue ball" state=[0,0,1,0] mode=grad',
     ],
+    "compare": [
+        "python scripts/compare.py action=regression,flow budget.steps=400",
+        "python scripts/compare.py optimizer=adam optimizer.lr=1e-3,3e-3 seeds=[0] budget.steps=400 experiment=toy_pick",
+        'python scripts/compare.py variants.one="action=flow" variants.two="action=flow optimizer.lr=1e-3" budget.seconds=60',
+        "python scripts/compare.py study=words parameters.encoder=DIR",
+    ],
     "gradients": [
         "python scripts/gradients.py policy=runs/toy_pick/latest/policy",
         "python scripts/gradients.py policy=runs/toy_pick/latest/policy data=data/toy_pick output=gradients",
         "python scripts/gradients.py experiment=toy_pick vision=patch",
+    ],
+    "doctor": [
+        "python scripts/doctor.py experiment=toy_pick",
+        "python scripts/doctor.py experiment=toy_pick action=flow data.root=data/mine output=checked",
+    ],
+}
+
+NOTES = {
+    "compare": [
+        "All other settings are those of scripts/train.py, for every variant; where one has several values, separated by",
+        'commas, each makes a variant. Variants that differ in more have names: variants.NAME="what train.py is told".',
     ],
 }
 
@@ -49,6 +67,7 @@ def help_text(name: str, purpose: str) -> str:
     settings = _settings(name)
     width = max((len(setting) for setting, _ in settings), default=0)
     lines += ["", "settings:"] + [f"  {setting:<{width}}  {comment}".rstrip() for setting, comment in settings]
+    lines += ["", *NOTES[name]] if name in NOTES else []
     lines += ["", "examples:"] + [f"  {example}" for example in EXAMPLES.get(name, [])]
     lines += ["", "  --help        this", "  --cfg job     print the composed config and stop"]
     return "\n".join(lines)

@@ -7,11 +7,16 @@ signature of its constructor is their schema.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vla_mini.config.check import AtLeast, Target
+from vla_mini.config.check import AtLeast, Target, show
 
 Count = Annotated[int, AtLeast(1)]
 Natural = Annotated[int, AtLeast(0)]
 Amount = Annotated[float, AtLeast(0)]
+# The parts of a policy that may hold parameters.
+Component = Literal[
+    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
+    *("projection", "camera", "state"),
+]
 
 
 Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_mini.training.muon",))]
@@ -19,7 +24,9 @@ Optimizer = Annotated[dict, Target("torch.optim", base="Optimizer", also=("vla_m
 # Lightning's own annotations leave these too open: a misspelt one would only be found when the Trainer is made.
 TRAINER_ARGUMENTS = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
-    ("devices", Literal[1]),  # of several processes each would collect and evaluate: not yet
+    ("devices", Count),
+    ("num_nodes", Literal[1]),  # what several machines would have to say to each other is untested
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),
@@ -59,11 +66,39 @@ class Data:
 
 
 @dataclass
+class Augmentation:
+    """Random changes of the images in training: transforms, one after the other, by names of one's own."""
+
+    draws: Count
+    transforms: dict[str, Annotated[dict, Target("torchvision.transforms.v2", base="Transform", given=("size",))] | None]
+
+
+@dataclass
 class Schedule:
-    """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training."""
+    """The learning rate: a linear rise over `warmup_steps`, then the decay to the end of training; times a component's own."""
 
     warmup_steps: Natural
     decay: Literal["cosine", "constant"]
+    multipliers: dict[Component, Amount]
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters: where, how large, and how they are saved."""
+
+    targets: list[str]
+    rank: Count
+    alpha: Amount
+    dropout: Amount
+    also_train: list[str]
+    save: Literal["merged", "apart"]
+
+
+@dataclass
+class MovingAverage:
+    """Of the weights (EMA)."""
+
+    decay: Amount | None
 
 
 @dataclass
@@ -82,6 +117,7 @@ class Logger:
     """metrics.csv is always written; the variants of configs/logger/ add to it."""
 
     csv: Literal[True] = True
+    tensorboard: bool = False
     wandb: bool = False
     project: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -106,8 +142,17 @@ class Guard:
 
 
 @dataclass
+class Checkpoint:
+    """What a run can be resumed from."""
+
+    every_n_steps: Count
+    keep: Count
+
+
+@dataclass
 class Train:
     seed: Natural
+    history: Count
     execute: Count
     ensemble: Amount | None
     env: Environment
@@ -123,9 +168,20 @@ class Train:
     evaluation: Evaluation
     monitor: Monitor
     guard: Guard
+    checkpoint: Checkpoint
+    resume: str | None
+    deterministic: bool
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
+    compile_dynamic: bool | None
     insulate: bool
+    blind: list[Literal["images", "words", "state"]]
     freeze: list[str]
+    unfreeze_at: dict[str, Count]
+    init_from: str | None
+    lora: LoRA
+    ema: MovingAverage
     auxiliary: Annotated[dict, Target("vla_mini.auxiliary")] | None = None  # variant `none` holds nothing
+    augmentation: Augmentation | None = None  # so here
 
 
 @dataclass
@@ -146,17 +202,19 @@ class Evaluate:
     seed: Natural
     num_envs: Count
     further_splits: list[str]
+    trust_remote_code: bool
     output: str | None
 
 
 @dataclass
 class Infer:
     policy: str
-    image: str | list[str]  # one for each camera
+    image: str | list[str]  # one for each camera, in each frame
     instruction: str
     state: list[float]
     mode: Literal["grad", "no_grad", "inference_mode"]
     seed: Natural
+    trust_remote_code: bool
 
 
 @dataclass
@@ -179,10 +237,51 @@ class Gradients:
     scenes: Count
     grid: Count
     seed: Natural
+    trust_remote_code: bool
     keyframe: Closing
 
 
-SCHEMAS = {"train": Train, "collect": Collect, "evaluate": Evaluate, "infer": Infer, "gradients": Gradients}
+@dataclass
+class Doctor:
+    """Training as train.py would begin it for `experiment` (its settings: `training`, by compose)."""
+
+    experiment: str
+    output: str | None
+
+
+@dataclass
+class Budget:
+    """What each run of a comparison may use: one of `steps` and `seconds`."""
+
+    steps: Count | None
+    seconds: Amount | None
+    calibration_steps: Annotated[int, AtLeast(2)]  # a speed is measured from one to another
+    selections: Count | None
+
+
+@dataclass
+class Compare:
+    """Variants by name, with what train.py is told for each: completed by compose, and checked by `Train`."""
+
+    question: str | None
+    base: list[str]
+    variants: dict[str, list[str]]
+    seeds: list[Natural]
+    budget: Budget
+    parameters: dict[str, str]
+    output: str | None
+    name: str
+
+
+SCHEMAS = {
+    "train": Train,
+    "collect": Collect,
+    "evaluate": Evaluate,
+    "infer": Infer,
+    "gradients": Gradients,
+    "doctor": Doctor,
+    "compare": Compare,
+}
 
 
 def refuse_contradictions(settings: dict[str, Any]) -> None:
@@ -191,16 +290,33 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         raise ValueError(
             f"execute={settings['execute']} is more than the data.horizon={settings['data']['horizon']} of a chunk"
         )
-    if "experiment" in settings and (settings["policy"] is None) == (settings["experiment"] is None):
+    if {"experiment", "policy"} <= settings.keys() and (settings["policy"] is None) == (settings["experiment"] is None):
         given = "neither" if settings["policy"] is None else "both"
         raise ValueError(
             f"{given} given: say policy=DIR for a saved policy, or experiment=NAME for an untrained one as train.py begins with"
         )
+    if "budget" in settings:
+        given = {name: settings["budget"][name] for name in ("steps", "seconds") if settings["budget"][name] is not None}
+        if len(given) != 1 or not all(given.values()):
+            shown = " and ".join(f"budget.{name}={amount:g}" for name, amount in given.items()) or "no budget"
+            raise ValueError(f"{shown} given: say budget.steps=400 or budget.seconds=300 (and null for the other)")
+        if not settings["seeds"] or len(set(settings["seeds"])) < len(settings["seeds"]):
+            raise ValueError(f"seeds={settings['seeds']}: give at least one, and each once")
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
+    mode = settings.get("compile", "none")
+    if mode == "none" and settings.get("compile_dynamic") is not None:
+        raise ValueError(f"compile_dynamic={show(settings['compile_dynamic'])} is for torch.compile: say compile=default, too")
+    if mode not in ("none", "default") and (several := settings["trainer"].get("accumulate_grad_batches", 1)) > 1:
+        raise ValueError(
+            f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the gradients of the "
+            "micro-batch before; say compile=default"
+        )
     for name in ("lr", "adam_lr"):
         if (rate := settings.get("optimizer", {}).get(name, 1.0)) <= 0:
             raise ValueError(f"optimizer.{name}={rate} is no learning rate: it has to be above 0")
+    if "lora" in settings:
+        _refuse_fine_tuning(settings)
     logger = settings.get("logger")
     if logger and not logger["wandb"]:
         for key, default in (("project", None), ("mode", "offline"), ("name", None)):
@@ -208,3 +324,25 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
                 raise ValueError(f"logger.{key}={logger[key]} is for Weights & Biases: say logger=wandb, too")
         if settings["monitor"]["watch"]:
             raise ValueError("monitor.watch=true is for Weights & Biases: say logger=wandb, too")
+
+
+def _refuse_fine_tuning(settings: dict[str, Any]) -> None:
+    for name, step in settings["unfreeze_at"].items():
+        if name in settings["freeze"]:
+            raise ValueError(f"freeze=[{name}] and unfreeze_at.{name}={step}: say one; the second freezes it until then")
+        if step >= settings["trainer"]["max_steps"]:
+            last = settings["trainer"]["max_steps"]
+            raise ValueError(f"unfreeze_at.{name}={step} never comes: trainer.max_steps={last}; say freeze=[{name}]")
+    for name, multiplier in settings["schedule"]["multipliers"].items():
+        if multiplier == 0:
+            raise ValueError(f"schedule.multipliers.{name}=0 leaves no learning rate: say freeze=[{name}]")
+    lora, decay = settings["lora"], settings["ema"]["decay"]
+    if not lora["targets"] and (lora["also_train"] or lora["save"] == "apart"):
+        key = "also_train" if lora["also_train"] else "save"
+        raise ValueError(f"lora.{key}={lora[key]} is for adapters: say lora.targets=[...], too")
+    if lora["alpha"] == 0:
+        raise ValueError("lora.alpha=0 would multiply what adapters add by nothing: it has to be above 0")
+    if lora["dropout"] >= 1:
+        raise ValueError(f"lora.dropout={lora['dropout']} would leave nothing: it has to be below 1")
+    if decay is not None and not 0 < decay < 1:
+        raise ValueError(f"ema.decay={decay} is no share of the weights to keep: it has to lie between 0 and 1, such as 0.999")

@@ -1,4 +1,4 @@
-"""How a LeRobotDataset v3.0 lies on disk: the names of its files and columns, and their types. No file is touched here.
+"""How a LeRobotDataset v3.0 lies on disk: the names of its files and columns, and their types.
 
     meta/info.json, stats.json, tasks.parquet, episodes/…   what there is
     data/chunk-000/file-000.parquet, …                      a row a frame, a row group an episode, images encoded inside
@@ -7,6 +7,7 @@ Source: lerobot 0.4.4 (lerobot/datasets/utils.py, lerobot_dataset.py); data/READ
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from vla_mini.features import Features
 VERSION = "v3.0"
 INFO = "meta/info.json"
 STATISTICS = "meta/stats.json"
+MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -34,6 +36,12 @@ BOOKKEEPING = {
     "index": "int64",
     "task_index": "int64",
 }
+
+
+def files_of(root: Path) -> list[Path]:
+    """All files of the dataset at `root` but the manifest."""
+    found = [*sorted((root / "meta").rglob("*")), *sorted((root / "data").rglob("*.parquet"))]
+    return [path for path in found if path.is_file() and path != root / MANIFEST]
 
 
 def describe_features(features: Features) -> dict[str, dict[str, Any]]:

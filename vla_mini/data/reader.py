@@ -6,7 +6,6 @@ size, in one file or many. Frames are decoded once (frames.py). No torch.
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vla_mini import files
 from vla_mini.data import layout
 from vla_mini.data.frames import Progress, map_frames
 from vla_mini.data.statistics import training_statistics
@@ -47,15 +47,18 @@ def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress:
     for whatever is missing, cut short or not understood.
     """
     root = Path(root)
+    digests = files.digests(root, layout.files_of(root))
+    if (root / layout.MANIFEST).is_file():  # datasets from elsewhere have none, and what is wrong shows in their structure
+        files.check_manifest(root, layout.MANIFEST, digests)
     info = _read_info(root)
     features = _read_features(root, info)
     episodes = _read_episodes(root)
-    files = _data_files(root, info, episodes)
-    rows = _read_rows(files, features)
+    data_files = _data_files(root, info, episodes)
+    rows = _read_rows(data_files, features)
     starts, ends = _episode_bounds(root, episodes, rows)
     splits = _read_splits(root, info, len(ends))
     train = slice(starts[splits["train"][0]], ends[splits["train"][1] - 1])
-    fingerprint = _fingerprint(root, files)
+    fingerprint = hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests.items()).encode()).hexdigest()
     return Demonstrations(
         features=features,
         tasks=_read_tasks(root, rows["task_index"]),
@@ -67,7 +70,7 @@ def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress:
         task_index=rows["task_index"],
         frames=map_frames(
             (root.absolute().parent / ".cache" if cache is None else Path(cache)) / f"{fingerprint}.u8",
-            files=files,
+            files=data_files,
             columns=_image_columns(info),
             shape=(int(ends[-1]), len(features.cameras), 3, *features.image_size),
             progress=progress,
@@ -223,17 +226,3 @@ def _read_splits(root: Path, info: dict[str, Any], num_episodes: int) -> dict[st
             f"{path}: splits={info.get('splits')!r} do not give training and validation any of {num_episodes} episodes"
         )
     return splits
-
-
-def _fingerprint(root: Path, data_files: list[Path]) -> str:
-    """SHA-256 over names and contents of the dataset's files. In threads, as hashing needs no Python lock."""
-    paths = [*sorted(path for path in (root / "meta").rglob("*") if path.is_file()), *data_files]
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, paths))
-    lines = [f"{digest} {path.relative_to(root).as_posix()}\n" for digest, path in zip(digests, paths, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,8 @@
 """Demonstrations -> batches: what the robot saw, and the chunk of actions (b, t, a) that the expert took from there on.
 
 `ActionWindows` has a sample for each frame of a split and gathers a whole batch at once: no Python work per sample, no
-copy beyond the gather. Windows never cross an episode's end: past it the last action repeats and `is_pad` is True.
+copy beyond the gather. Windows never cross an episode's bounds: past its end the last action repeats and `is_pad` is True,
+before its start the first frame repeats.
 `WindowBatches` goes over them in an order that depends on (seed, epoch) alone, and can go on where it stopped.
 """
 
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
@@ -35,6 +37,7 @@ class ActionWindows:
     """A map-style dataset of a split's frames; `windows.__getitems__(indices)` is a Batch.
 
     - `horizon`: how many actions follow each frame (t).
+    - `history`: how many frames are seen and felt, the newest first: images "b (age k) c h w", state "b (age s)".
     - `tokenize`: n instructions -> tokens int64 (n, l), mask bool (n, l); called once, for the distinct tasks.
     - `keyframe`: what the keyframe is made of; None leaves it empty (g = 0).
     """
@@ -46,17 +49,22 @@ class ActionWindows:
         split: str,
         horizon: int,
         tokenize: Tokenize,
+        history: int = 1,
         keyframe: Keyframe | None = None,
     ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon={horizon} must be at least 1")
+        check_history(demonstrations, history)
         first, last = demonstrations.splits[split]
         self._demonstrations = demonstrations
-        self._horizon = np.arange(horizon)
+        self._horizon, self._ages = np.arange(horizon), np.arange(history)
         self._first = int(demonstrations.episode_starts[first])
         self._length = int(demonstrations.episode_ends[last - 1]) - self._first
         lengths = demonstrations.episode_ends - demonstrations.episode_starts
-        self._ends = np.repeat(demonstrations.episode_ends, lengths)  # of each frame's episode
+        if horizon > lengths.max():
+            raise ValueError(f"horizon={horizon} is longer than the longest episode, which has {lengths.max()} frames")
+        self._starts = np.repeat(demonstrations.episode_starts, lengths)  # of each frame's episode
+        self._ends = np.repeat(demonstrations.episode_ends, lengths)
         tokens, mask = tokenize(list(demonstrations.tasks))
         self._tokens, self._token_mask = tokens.numpy(), mask.numpy()
         self._keyframes, self._has_keyframe = _keyframes(demonstrations, keyframe, self._ends)
@@ -66,15 +74,16 @@ class ActionWindows:
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         data, frames = self._demonstrations, self._first + np.asarray(indices)
-        ends = self._ends[frames, None]
+        starts, ends = self._starts[frames, None], self._ends[frames, None]
+        seen = np.maximum(frames[:, None] - self._ages, starts)
         steps = frames[:, None] + self._horizon
         tasks = data.task_index[frames]
         return Batch(
             observation=Observation(
-                images=torch.from_numpy(data.frames.take(frames, axis=0)),
+                images=torch.from_numpy(rearrange(data.frames.take(seen, axis=0), "b age k c h w -> b (age k) c h w")),
                 tokens=torch.from_numpy(self._tokens[tasks]),
                 token_mask=torch.from_numpy(self._token_mask[tasks]),
-                state=torch.from_numpy(data.states[frames]),
+                state=torch.from_numpy(rearrange(data.states[seen], "b age s -> b (age s)")),
             ),
             actions=torch.from_numpy(data.actions[np.minimum(steps, ends - 1)]),
             is_pad=torch.from_numpy(steps >= ends),
@@ -105,8 +114,9 @@ class WindowBatches:
     """The batches of an epoch, for Lightning and bare loops alike (which say `batches.sampler.set_epoch(epoch)`).
 
     With a `seed` the order is random and a last, smaller batch is dropped; without one it is in order and complete. Of
-    `world_size` processes each takes its own part of every global batch. `state_dict` says how far it came; after
-    `load_state_dict` the next iteration goes on there, with the very batches that would have followed.
+    `world_size` processes each takes its own part, of `batch_size` samples, of every global batch (a rest of fewer frames than
+    processes is dropped). `state_dict` says how far it came; after `load_state_dict` the next iteration goes on there, with the
+    very batches that would have followed.
     """
 
     def __init__(
@@ -121,7 +131,8 @@ class WindowBatches:
         self._position = (0, 0)  # epoch, and how many of its batches were handed out
         self._resuming = False
         if batch_size < 1 or len(self) == 0:
-            raise ValueError(f"batch_size={batch_size}: the split has {len(windows)} frames")
+            each = f" for each of {world_size} processes" if world_size > 1 else ""
+            raise ValueError(f"batch_size={batch_size}{each}: the split has {len(windows)} frames")
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._windows), self._stride)
@@ -147,6 +158,13 @@ class WindowBatches:
                 raise ValueError(f"cannot resume within an epoch: {name} was {state[name]} and is {value} now")
         self.sampler.set_epoch(state["epoch"])
         self._position, self._resuming = (state["epoch"], state["batches"]), True
+
+
+def check_history(data: Demonstrations, history: int) -> None:
+    """ValueError for a history of no frames, or of more than any episode has."""
+    longest = int((data.episode_ends - data.episode_starts).max())
+    if not 1 <= history <= longest:
+        raise ValueError(f"history={history}: the longest episode has {longest} frames, so 1 to {longest} can be seen")
 
 
 def _keyframes(data: Demonstrations, keyframe: Keyframe | None, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla_mini import files
 from vla_mini.data import layout
 from vla_mini.data.statistics import EpisodeStatistics, count_pixels
 from vla_mini.features import Features
@@ -146,9 +147,11 @@ class DatasetWriter:
             pq.write_table(table, path)
         _write_json(self._partial / layout.STATISTICS, self._statistics.whole())
         _write_json(self._partial / layout.INFO, self._info(splits))
+        digests = files.digests(self._partial, layout.files_of(self._partial))
+        (self._partial / layout.MANIFEST).write_text(files.manifest_text(digests), encoding="utf-8")
         _synchronise(self._partial)
         os.rename(self._partial, self._root)
-        _synchronise_one(self._root.parent)
+        files.sync(self._root.parent)
 
     def _open_file(self) -> None:
         self._close_file()
@@ -254,12 +257,4 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _synchronise(folder: Path) -> None:
     """Bring every file and folder below to the disk, so that a power cut cannot leave a dataset with holes."""
     for path in [*folder.rglob("*"), folder]:
-        _synchronise_one(path)
-
-
-def _synchronise_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        files.sync(path)

@@ -2,12 +2,14 @@
 
 In rounds: free environments begin the next episodes, the policy is asked once for all of them, and each executes the
 first `policy.execute` actions of its chunk with nothing looked at in between (open loop), or, with `policy.ensemble`, the
-average of what all its chunks so far say of those steps. An environment that is done
-waits for the round to end, so the policy only ever sees those still running, and always as many as there are.
+average of what all its chunks so far say of those steps. An environment that is done waits for the round to end, so the
+policy only ever sees those still running, and always as many as there are. A policy with a history is also shown what came
+before, every frame of it, back to the episode's first.
 
     observations (list of dicts) ──observe──▶ Observation "b ..." ──policy.act──▶ "b t a" ──step──▶ observations
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -28,6 +30,7 @@ class Acting(Protocol):
     """All that a rollout asks of a policy; `vla_mini.Policy` in eval mode is one."""
 
     features: Features
+    history: int  # how many frames it sees and feels, the newest first
     execute: int  # how many actions of a chunk are executed before the policy is asked again
     ensemble: float | None  # None: of the newest chunk; else of all, each weighing exp(-ensemble) of the one before it
     device: torch.device
@@ -52,33 +55,46 @@ class EpisodeResult(NamedTuple):
     frames: np.ndarray | None = None
 
 
-def observe(policy: Acting, observations: Sequence[Mapping[str, Any]]) -> Observation:
+def observe(
+    policy: Acting, observations: Sequence[Mapping[str, Any]], *, past: Sequence[Sequence[Mapping[str, Any]]] | None = None
+) -> Observation:
     """Makes b environment observations {"images", "state", "instruction"} one `Observation` on the policy's device.
 
-    The one place where what an environment shows becomes tensors. Raises ValueError for a missing camera, another
-    image size, bytes that are none or a state of another length.
+    - past: what came before each of them, the newest first, for a policy with a history. Where there is less than it looks
+      back on, as at an episode's start, the earliest is repeated.
+
+    The one place where what an environment shows becomes tensors. Raises ValueError for no observation at all, a missing
+    camera, another image size, bytes that are none or a state of another length.
     """
+    if isinstance(observations, Mapping) or not observations:
+        raise ValueError("observe takes a list of at least one observation, as an environment's reset and step give them")
     features = policy.features
     missing = [camera for camera in features.cameras if camera not in observations[0]["images"]]
     if missing:
         raise ValueError(f"camera {missing[0]!r} is missing: the images are from {sorted(observations[0]['images'])}")
-    images = [observation["images"][camera] for observation in observations for camera in features.cameras]
+    pairs = zip(observations, past or [[]] * len(observations), strict=True)
+    frames = [frame for now, before in pairs for frame in _repeat_earliest([now, *before], policy.history)]
+    images = [frame["images"][camera] for frame in frames for camera in features.cameras]
     wanted = (*features.image_size, 3)
     for image in images:
         if image.shape != wanted or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}, but the policy sees uint8 {wanted}")
-    for observation in observations:
-        if np.shape(observation["state"]) != (features.state_size,):
-            raise ValueError(f"state has shape {np.shape(observation['state'])}, but the policy feels {list(features.state)}")
+    for frame in frames:
+        if np.shape(frame["state"]) != (features.state_size,):
+            raise ValueError(f"state has shape {np.shape(frame['state'])}, but the policy feels {list(features.state)}")
     tokens, token_mask = policy.tokenize([observation["instruction"] for observation in observations])
     pixels = torch.from_numpy(np.stack(images))
-    states = torch.from_numpy(np.stack([observation["state"] for observation in observations]).astype(np.float32))
+    states = torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32))
     return Observation(
-        images=rearrange(pixels, "(b k) h w c -> b k c h w", k=len(features.cameras)).contiguous().to(policy.device),
+        images=rearrange(pixels, "(b k) h w c -> b k c h w", b=len(observations)).contiguous().to(policy.device),
         tokens=tokens.to(policy.device),
         token_mask=token_mask.to(policy.device),
-        state=states.to(policy.device),
+        state=rearrange(states, "(b age) s -> b (age s)", b=len(observations)).to(policy.device),
     )
+
+
+def _repeat_earliest(frames: list[Mapping[str, Any]], history: int) -> list[Mapping[str, Any]]:
+    return (frames + frames[-1:] * history)[:history]
 
 
 def rollout(
@@ -109,7 +125,8 @@ def rollout(
     order = {episode: index for index, episode in enumerate(waiting)}
     options = dict(options or {})
     generator = torch.Generator(policy.device).manual_seed(int(options.get("seed", 0)))
-    slots = [_Slot(vla_mini.envs.make(env_id), record=num_recordings > 0) for _ in range(min(num_envs, len(waiting)))]
+    num_slots, record = min(num_envs, len(waiting)), num_recordings > 0
+    slots = [_Slot(vla_mini.envs.make(env_id), history=policy.history, record=record) for _ in range(num_slots)]
     results: list[EpisodeResult] = []
     waiting.reverse()
     try:
@@ -118,7 +135,8 @@ def rollout(
                 if not slot.running and waiting:
                     slot.begin(waiting.pop(), options)
             running = [slot for slot in slots if slot.running]
-            chunks = policy.act(observe(policy, [slot.observation for slot in running]), generator=generator)
+            now, past = [slot.observation for slot in running], [slot.past for slot in running]
+            chunks = policy.act(observe(policy, now, past=past), generator=generator)
             for slot, chunk in zip(running, _to_numpy(chunks), strict=True):
                 finished = slot.play(slot.plan(chunk, execute=policy.execute, ensemble=policy.ensemble))
                 if finished is not None:
@@ -137,8 +155,9 @@ class _Slot:
 
     observation: dict[str, Any]  # the latest
 
-    def __init__(self, env: gymnasium.Env, *, record: bool) -> None:
+    def __init__(self, env: gymnasium.Env, *, history: int = 1, record: bool = False) -> None:
         self.env = env
+        self.past: deque[dict[str, Any]] = deque(maxlen=history - 1)  # what came before it, the newest first
         self.running = False
         self._record = record
         space = env.action_space
@@ -147,6 +166,7 @@ class _Slot:
 
     def begin(self, episode: int, options: Mapping[str, Any]) -> None:
         self.observation, _ = self.env.reset(seed=episode, options=dict(options))
+        self.past.clear()
         self.running = True
         self._episode = episode
         self._steps = 0
@@ -169,6 +189,7 @@ class _Slot:
     def play(self, chunk: np.ndarray) -> EpisodeResult | None:
         """Executes the actions (t, a) until the episode ends; its result where it does."""
         for action in np.clip(chunk, self._low, self._high):
+            self.past.appendleft(self.observation)
             self.observation, _, terminated, truncated, info = self.env.step(action)
             self._steps += 1
             self._keep_frame()

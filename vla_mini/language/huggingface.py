@@ -145,6 +145,8 @@ def _pretrained_tokenizer(folder: Path, max_words: int) -> Tokenizer:
         tokenizer = found.backend_tokenizer
     except Exception as error:  # whatever the library raises
         raise ValueError(f"path={folder} holds no fast tokenizer: {' '.join(str(error).split())[:200]}") from error
+    if not tokenizer.get_vocab().keys() - set(found.all_special_tokens):  # transformers makes one up
+        raise ValueError(f"path={folder} holds no tokenizer: no tokenizer.json, and no vocabulary to make one from")
     special = [token for token in (found.bos_token, found.cls_token, found.eos_token, found.pad_token) if token]
     if not tokenizer.encode("").ids:
         if not special:

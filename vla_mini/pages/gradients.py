@@ -1,4 +1,4 @@
-"""The page gradients.html: what gradients.json holds, and pictures of it, in; one self-contained HTML page out."""
+"""The page gradients.html: what gradients.json holds in, pictures of it and one self-contained HTML page around them out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,11 +8,13 @@ import numpy as np
 from vla_mini.pages import page
 from vla_mini.pages.drawings import Box, Depth, flow_plot, graph_drawing, histogram, matrix
 from vla_mini.pages.pictures import heat_map, photograph
+from vla_mini.pages.sheets import Bars, Cell, sheet
 from vla_mini.pages.versions import versions
 
 INPUTS = {"vision": "pixels", "language": "words", "state": "state values"}  # what enters which component first
 MOST_LINES = 6  # about the modules within a component, in the drawing of the graph
 MOST_KINDS = 8
+SAMPLES_IN_A_ROW = 6
 
 
 class Look(NamedTuple):
@@ -37,27 +39,41 @@ class Sample(NamedTuple):
     norm: float
 
 
-def gradients_page(
+def figures(
     results: Mapping[str, Any], *, looks: Sequence[Look], samples: Sequence[Sample], jacobian: np.ndarray
-) -> str:
-    """The page.
+) -> dict[str, str]:
+    """The pictures, by name, as inline SVGs: scene_0, scene_1 ..., flow, norms, samples, graph, jacobian.
 
     - results: what gradients.json holds
     - looks: the scenes to show; those of one scene stand side by side
     - samples: those with the largest gradients
     - jacobian: (rows, columns) as `results["jacobian"]` names them
     """
+    scenes = dict.fromkeys(look.scene for look in looks)
+    return {
+        **{f"scene_{scene}": _scene([look for look in looks if look.scene == scene]) for scene in scenes},
+        "flow": _flow_plot(results),
+        "norms": _norms(results["per_sample"]),
+        "samples": _largest(samples),
+        "graph": _graph_drawing(results["graph"]),
+        "jacobian": _matrix(results["jacobian"], jacobian),
+    }
+
+
+def gradients_page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The page; `pictures` are the figures above."""
+    wide = {name: f"<div class=wide>{svg}</div>" for name, svg in pictures.items()}
     parts = [
         _headline(results),
-        _looks(looks),
-        _flow(results),
-        _per_sample(results["per_sample"], samples),
-        _graph(results["graph"]),
-        _jacobian(results["jacobian"], jacobian),
+        _looks([svg for name, svg in wide.items() if name.startswith("scene_")]),
+        _flow(results, wide["flow"]),
+        _per_sample(results["per_sample"], wide["norms"], wide["samples"]),
+        _graph(results["graph"], wide["graph"]),
+        _jacobian(results["jacobian"], wide["jacobian"]),
         _modes(results["inference"]),
         page.section("Where it comes from", "", page.folded("Versions", versions())),
     ]
-    return page.page(f"vla-mini · gradients · {results['policy']}", [part for part in parts if part])
+    return page.page(f"vla-mini · gradients · {results['policy']}", parts)
 
 
 def _headline(results: Mapping[str, Any]) -> str:
@@ -80,52 +96,54 @@ def _headline(results: Mapping[str, Any]) -> str:
     return page.header(f"gradients · {results['policy']}", number=number, unit=unit, text=text, figures=figures, hero=None)
 
 
-def _looks(looks: Sequence[Look]) -> str:
-    rows = []
-    for scene in dict.fromkeys(look.scene for look in looks):
-        both = [look for look in looks if look.scene == scene]
-        cells = [f"<div>{page.picture(photograph(both[0].image), 'the scene')}{page.quiet('What the camera sees.')}</div>"]
-        for look in both:
-            picture = page.picture(heat_map(look.image, look.heat, outline=look.target), f"where it looks: {look.instruction}")
-            most = max((value for _, value in look.words), default=0.0)
-            most_state = max((value for _, value in look.state), default=0.0)
-            cells.append(
-                f"<div>{picture}{page.said(look.instruction)}{_contrast(look)}"
-                f"{page.bars(look.words, most=most)}{page.bars(look.state, most=most_state, colour='amber')}</div>"
-            )
-        rows.append(f"<div class=pair>{''.join(cells)}</div>")
+def _looks(scenes: Sequence[str]) -> str:
     text = (
         "Vector-Jacobian products of the action chunk, one for each dimension of an action, added up over the chunk; their "
         "magnitudes are added. Bright pixels, and long bars, are what the action hangs on; the line is drawn around the named "
         "object. Blue: words, by the length of the product. Amber: the state, for one standard deviation of each."
     )
-    return page.section("One scene, two instructions", text, *rows)
+    return page.section("One scene, two instructions", text, *scenes)
+
+
+def _scene(looks: Sequence[Look]) -> str:
+    """The scene as the camera sees it, then where each instruction makes the policy look."""
+    cells = [Cell(photograph(looks[0].image), "the scene", note="What the camera sees.")]
+    for look in looks:
+        png = heat_map(look.image, look.heat, outline=look.target)
+        bars = (Bars(look.words, "blue"), Bars(look.state, "amber"))
+        description = f"where it looks: {look.instruction}"
+        cells.append(Cell(png, description, look.instruction or "(no instruction)", _contrast(look), bars))
+    return sheet(cells, columns=3)
 
 
 def _contrast(look: Look) -> str:
     if look.on_target is None or look.on_others is None:
         return ""
     if not look.on_others:
-        return page.quiet("nothing on the others")
+        return "nothing on the others"
     ratio = look.on_target / look.on_others
     times = "over 10,000" if ratio > 1e4 else f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
-    return page.quiet(f"a pixel of the named object weighs {times} × one of the others")
+    return f"a pixel of the named object weighs {times} × one of the others"
 
 
-def _flow(results: Mapping[str, Any]) -> str:
-    thresholds, layers = results["thresholds"], results["depth"]
-    depths = [Depth(layer["name"], _number(layer["ratio"]), layer["vanishing"] or layer["exploding"]) for layer in layers]
+def _flow(results: Mapping[str, Any], picture: str) -> str:
     rows = [
         (name, _figure(flow["grad_norm"]), _figure(flow["weight_norm"]), _figure(flow["ratio"]), _verdict(flow))
         for name, flow in results["components"].items()
     ]
     text = (
         f"The gradient of the mean loss over {results['samples']} samples, beside the weights that it is to move, in the order "
-        f"of the forward pass. {thresholds['why']}"
+        f"of the forward pass. {results['thresholds']['why']}"
     )
-    svg = flow_plot("flow", depths, vanishing=thresholds["vanishing"], exploding=thresholds["exploding"])
-    names = ("component", "gradient norm", "weight norm", "ratio", "")
-    return page.section("Gradient flow", text, f"<div class=wide>{svg}</div>", page.table(names, rows))
+    return page.section(
+        "Gradient flow", text, picture, page.table(("component", "gradient norm", "weight norm", "ratio", ""), rows)
+    )
+
+
+def _flow_plot(results: Mapping[str, Any]) -> str:
+    thresholds, layers = results["thresholds"], results["depth"]
+    depths = [Depth(layer["name"], _number(layer["ratio"]), layer["vanishing"] or layer["exploding"]) for layer in layers]
+    return flow_plot("flow", depths, vanishing=thresholds["vanishing"], exploding=thresholds["exploding"])
 
 
 def _flagged(layers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -136,38 +154,39 @@ def _verdict(flow: Mapping[str, Any]) -> str:
     return "vanishing" if flow["vanishing"] else "exploding" if flow["exploding"] else "fine"
 
 
-def _per_sample(result: Mapping[str, Any], samples: Sequence[Sample]) -> str:
-    norms, mean = result["norms"], result["mean_norm"]
-    svg = histogram("norms", norms, label="norm of a sample's gradient", mark=mean, marked="norm of their mean")
+def _per_sample(result: Mapping[str, Any], histogram_of_norms: str, largest: str) -> str:
+    norms = result["norms"]
     how = "by vmap(grad)" if result["method"] == "vmap" else f"one by one, since vmap refuses: {result['reason']}"
     figures = {
         "median norm": _figure(float(np.median(norms))),
         "largest": _figure(max(norms)),
-        "norm of their mean": _figure(mean),
+        "norm of their mean": _figure(result["mean_norm"]),
         "noise scale": _figure(result["gradient_noise_scale"]),
         "mean minus batch": f"{result['mean_minus_batch_max_abs']:.0e}",
     }
-    cards = [
-        f"<div>{page.picture(photograph(sample.image), sample.instruction)}{page.said(sample.instruction)}"
-        f"{page.quiet(f'norm {_figure(sample.norm)}')}</div>"
-        for sample in samples
-    ]
     text = (
         f"The gradients of {len(norms)} samples, {how}, in {1000 * result['seconds']:,.0f} ms. Their mean is the batch's "
         "gradient. The noise scale, trace(Σ) / |g|² (McCandlish et al. 2018), is the batch size beyond which larger batches "
         "help little."
     )
-    plots = f"<div class=wide>{svg}</div>"
     loudest = page.quiet("The samples with the largest gradients: what the policy finds hardest, or has right least.")
-    shown = f"<div class=samples>{''.join(cards)}</div>"
-    return page.section("Sample by sample", text, page.facts(figures), plots, loudest, shown)
+    return page.section("Sample by sample", text, page.facts(figures), histogram_of_norms, loudest, largest)
 
 
-def _graph(graph: Mapping[str, Any]) -> str:
-    inputs = {part: source for part, source in INPUTS.items() if part in graph["components"]}
-    parts = [*inputs, *(name for name in graph["components"] if name not in inputs)]
-    boxes = [*map(Box, inputs.values()), *(Box(name, _inside(graph, name)) for name in parts)]
-    edges = [*((source, part) for part, source in inputs.items()), *map(tuple, graph["edges"])]
+def _norms(result: Mapping[str, Any]) -> str:
+    mean = result["mean_norm"]
+    return histogram("norms", result["norms"], label="norm of a sample's gradient", mark=mean, marked="norm of their mean")
+
+
+def _largest(samples: Sequence[Sample]) -> str:
+    cells = [
+        Cell(photograph(sample.image), sample.instruction, sample.instruction, f"norm {_figure(sample.norm)}")
+        for sample in samples
+    ]
+    return sheet(cells, columns=SAMPLES_IN_A_ROW)
+
+
+def _graph(graph: Mapping[str, Any], picture: str) -> str:
     kinds = [(f"{name} {count}", float(count)) for name, count in graph["by_kind"].items()][:MOST_KINDS]
     text = (
         f"What autograd recorded on the way to the loss: {graph['num_nodes']:,} nodes, grouped by the module whose forward "
@@ -175,7 +194,15 @@ def _graph(graph: Mapping[str, Any]) -> str:
         "what lies before is frozen or detached."
     )
     commonest = page.quiet("The commonest kinds of node:") + page.bars(kinds, most=kinds[0][1])
-    return page.section("The graph", text, f"<div class=wide>{graph_drawing('graph', boxes, edges)}</div>", commonest)
+    return page.section("The graph", text, picture, commonest)
+
+
+def _graph_drawing(graph: Mapping[str, Any]) -> str:
+    inputs = {part: source for part, source in INPUTS.items() if part in graph["components"]}
+    parts = [*inputs, *(name for name in graph["components"] if name not in inputs)]
+    boxes = [*map(Box, inputs.values()), *(Box(name, _inside(graph, name)) for name in parts)]
+    edges = [*((source, part) for part, source in inputs.items()), *map(tuple, graph["edges"])]
+    return graph_drawing("graph", boxes, edges)
 
 
 def _inside(graph: Mapping[str, Any], component: str) -> list[str]:
@@ -192,7 +219,7 @@ def _inside(graph: Mapping[str, Any], component: str) -> list[str]:
     return [f"{graph['components'][component]} nodes", *lines]
 
 
-def _jacobian(result: Mapping[str, Any], values: np.ndarray) -> str:
+def _jacobian(result: Mapping[str, Any], picture: str) -> str:
     rows = [
         (name, f"{1000 * result[f'{key}_seconds']:.1f} ms", _bytes(result[f"{key}_peak_bytes"]), note)
         for name, key, note in (
@@ -207,9 +234,11 @@ def _jacobian(result: Mapping[str, Any], values: np.ndarray) -> str:
         "the maps above multiply this matrix by a vector, and never build it. By the full image it would have "
         f"{result['full_columns']:,} columns. The picture: magnitudes, on a logarithmic scale."
     )
-    svg = matrix("jacobian", values, rows=result["row_blocks"], columns=result["column_blocks"])
-    names = ("", "time", "peak memory", "")
-    return page.section("The Jacobian, for once", text, f"<div class=wide>{svg}</div>", page.table(names, rows))
+    return page.section("The Jacobian, for once", text, picture, page.table(("", "time", "peak memory", ""), rows))
+
+
+def _matrix(result: Mapping[str, Any], values: np.ndarray) -> str:
+    return matrix("jacobian", values, rows=result["row_blocks"], columns=result["column_blocks"])
 
 
 def _modes(modes: Mapping[str, Any]) -> str:

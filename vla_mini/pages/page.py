@@ -4,6 +4,7 @@ Every function returns HTML and escapes the text it is given.
 """
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -68,26 +69,19 @@ figure { margin: 0; } figcaption { font-size: .875rem; }
 .episode .quiet { margin: 0 0 .7rem; }
 .strip { overflow-x: auto; } .strip img { display: block; width: 100%; min-width: 34rem; border-radius: 4px; }
 .green { color: var(--green); } .red { color: var(--red); } .blue { color: var(--blue); } .amber { color: var(--amber); }
+.violet { color: var(--violet); } .teal { color: var(--teal); }
 details { margin: 1rem 0 0; border-top: 1px solid var(--rule); padding-top: .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; margin: 1rem 0 0; font-variant-numeric: tabular-nums; width: 100%; }
 th { font-size: .8125rem; font-weight: 400; color: var(--quiet); }
 th, td { padding: .45rem 0 .45rem 1.4rem; text-align: right; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; } td { border-top: 1px solid var(--rule); }
-.wide { overflow-x: auto; } .wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
-.pair { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0 1.5rem; padding: 1.4rem 0;
-  border-top: 1px solid var(--rule); }
-.pair .quiet { margin: .3rem 0 0; }
-.pair > * { min-width: 0; } .pair img, .samples img { display: block; width: 100%; border-radius: 6px;
-  image-rendering: pixelated; }
-.pair .said, .samples .said { font-size: 1.05rem; line-height: 1.35; margin: .6rem 0 .1rem; }
-.pair .said::before, .samples .said::before { content: "“"; } .pair .said::after, .samples .said::after { content: "”"; }
+.wide { overflow-x: auto; margin: 1.4rem 0; } .wide td { white-space: nowrap; }
+.wide svg { display: block; width: 100%; min-width: 46rem; height: auto; }
 .bars { display: grid; grid-template-columns: minmax(3.6rem, max-content) 1fr; gap: .1rem .7rem;
   margin: .5rem 0 0; align-items: center;  font-size: .8125rem; line-height: 1.35; }
 .bars b { font-weight: 400; color: var(--quiet); text-align: right; } .bars i { display: block; height: 7px; border-radius: 2px;
   background: currentColor; min-width: 1px; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.4rem, 1fr)); gap: 1.25rem; margin: 1rem 0 0; }
-.samples .quiet { margin: 0; }
 pre { font: .8125rem/1.5 var(--mono); overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
   border-radius: 10px; padding: 1rem; }
 @media (max-width: 44rem) {
@@ -95,7 +89,6 @@ pre { font: .8125rem/1.5 var(--mono); overflow-x: auto; background: var(--card);
   h2 { margin-top: 2.75rem; }
   .row { grid-template-columns: 1fr auto; } .row .track, .row .note { grid-column: 1 / 3; } .row .track { order: 3; }
   .row .note { order: 4; } .axis { display: none; }
-  .pair { grid-template-columns: 1fr 1fr; } .pair > :first-child { display: none; }
   .episode { grid-template-columns: 1fr; } .episode .gif { width: 14rem; } }
 """
 
@@ -119,7 +112,7 @@ def section(heading: str, text: str, *parts: str) -> str:
 
 def header(heading: str, *, number: str, unit: str, text: str, figures: Mapping[str, str], hero: bytes | None) -> str:
     """The one figure that matters, large, with the others in a row below and a GIF beside it."""
-    picture = f'<img class=hero alt="an episode" src="{_data_uri(hero, "gif")}">' if hero else ""
+    picture = f'<img class=hero alt="an episode" src="{data_uri(hero, "gif")}">' if hero else ""
     return (
         f"<header><h1>vla-mini <span>· {escape(heading)}</span></h1><p class=headline>{escape(number)}"
         f"<small> {escape(unit)}</small></p><p>{escape(text)}</p>{picture}{facts(figures)}</header>"
@@ -173,16 +166,8 @@ def bars(values: Iterable[tuple[str, float]], *, most: float, colour: str = "blu
     return f"<div class=bars>{''.join(rows)}</div>"
 
 
-def said(instruction: str) -> str:
-    return f"<p class=said>{escape(instruction or '(no instruction)')}</p>"
-
-
 def quiet(text: str) -> str:
     return f"<p class=quiet>{escape(text)}</p>"
-
-
-def picture(png: bytes, description: str) -> str:
-    return f'<img alt="{escape(description)}" src="{_data_uri(png, "png")}">'
 
 
 def plot(svg: str, heading: str, caption: str) -> str:
@@ -194,10 +179,25 @@ def episode(gif: bytes, strip: bytes, *, instruction: str, outcome: str, details
     colour = "green" if outcome == "success" else "red"
     said = escape(instruction or "(no instruction)")
     return (
-        f'<article class=episode><img class=gif alt="{said}: {escape(outcome)}" src="{_data_uri(gif, "gif")}">'
+        f'<article class=episode><img class=gif alt="{said}: {escape(outcome)}" src="{data_uri(gif, "gif")}">'
         f"<div><p class=words>{said}</p><p class=quiet><b class={colour}>{escape(outcome)}</b> · {escape(details)}</p>"
-        f'<div class=strip><img alt="frames, first to last" src="{_data_uri(strip, "png")}"></div></div></article>'
+        f'<div class=strip><img alt="frames, first to last" src="{data_uri(strip, "png")}"></div></div></article>'
     )
+
+
+def picture_file(svg: str) -> str:
+    """An <svg> of a page as a file of its own: on paper, in the light colours, whatever shows it."""
+    light = dict(re.findall(r"--(\w+): ([^;]+);", STYLE.partition("@media")[0]))
+    for name, value in light.items():
+        svg = svg.replace(f"var(--{name})", value.replace('"', "'"))
+    width, height = map(float, re.match(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+    margin = 0.025 * width
+    box = {"x": -margin, "y": -margin, "width": width + 2 * margin, "height": height + 2 * margin}
+    view = " ".join(f"{value:g}" for value in box.values())
+    ground = " ".join(f'{name}="{value:g}"' for name, value in box.items())
+    size = f'width="960" height="{960 * box["height"] / box["width"]:.0f}"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="{view}"><rect {ground} fill="{light["paper"]}"/>'
+    return opening + svg.partition(">")[2] + "\n"
 
 
 def folded(summary: str, text: str) -> str:
@@ -209,5 +209,6 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """A picture within the page itself; `kind` is png or gif."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -30,6 +30,7 @@ COLOURS = {
 }
 MANY = 60  # points of one curve: too many to mark each
 CYCLE = ("blue", "amber", "green", "violet", "red", "teal")
+DASHES = ("-", "--", ":")  # for curves beyond the colours
 STYLE = {
     "svg.fonttype": "none",  # real text: it takes the page's font, and can be searched
     "font.size": 9.5,
@@ -61,6 +62,15 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
+class Panel(NamedTuple):
+    """Several runs of several variants over one another: the curves of one name share its colour."""
+
+    heading: str
+    label: str  # of the horizontal axis
+    curves: Mapping[str, Sequence[Curve]]  # over whatever the label says
+    percent: bool = False  # else logarithmic, where all is above 0
+
+
 def line_plot(
     name: str,
     curves: Mapping[str, Curve],
@@ -80,14 +90,7 @@ def line_plot(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.subplots()
-        if log:
-            _logarithmic(axes)
-        if percent:
-            axes.set_ylim(-0.02, 1.04)
-            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-        axes.set_xlabel("optimizer step")
+        _set_up(axes, "optimizer step", log=log, percent=percent)
         for colour, curve in zip(CYCLE, curves.values(), strict=False):
             _draw(axes, curve, COLOURS[colour], smooth=smooth)
         axes.margins(x=0.02)
@@ -98,6 +101,47 @@ def line_plot(
         if len(curves) > 1:  # else the heading says what it is
             _label_ends(axes, curves)
         return inline_svg(figure, name=name)
+
+
+def panel_plot(name: str, panels: Sequence[Panel], *, columns: int = 1) -> str:
+    """An <svg> of the panels, `columns` in a row, each with its variants named at its right. More than there are colours
+    are told apart by dashes."""
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
+        figure.get_layout_engine().set(hspace=0.06, wspace=0.06)
+        for place, panel in enumerate(panels, start=1):
+            _draw_panel(figure.add_subplot(rows, columns, place), panel, headed=len(panels) > 1)
+        figure.draw_without_rendering()  # settles the limits that the labels are placed by
+        for axes, panel in zip(figure.axes, panels, strict=True):
+            _label_ends(axes, {variant: curves[0] for variant, curves in panel.curves.items() if curves})
+        return inline_svg(figure, name=name)
+
+
+def _draw_panel(axes: Axes, panel: Panel, *, headed: bool) -> None:
+    log = not panel.percent and all(value > 0 for curves in panel.curves.values() for curve in curves for value in curve.values)
+    _set_up(axes, panel.label, log=log, percent=panel.percent)
+    if headed:
+        axes.set_title(panel.heading, loc="left", fontsize=9.5, color=COLOURS["ink"])
+    for number, curves in enumerate(panel.curves.values()):
+        style = {"color": COLOURS[CYCLE[number % len(CYCLE)]], "linestyle": DASHES[number // len(CYCLE) % len(DASHES)]}
+        for x, y in curves:
+            many = len(x) > MANY
+            values = _running_mean(np.asarray(y), window=len(y) // 40 * 2 + 1) if many and not panel.percent else y
+            axes.plot(x, values, linewidth=1.4, marker=None if many else "o", markersize=2, **style)
+    axes.margins(x=0.02)
+    axes.set_xlim(left=0)
+
+
+def _set_up(axes: Axes, label: str, *, log: bool, percent: bool) -> None:
+    if log:
+        _logarithmic(axes)
+    if percent:
+        axes.set_ylim(-0.02, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=" %"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.set_xlabel(label)
 
 
 def _draw(axes: Axes, curve: Curve, colour: str, *, smooth: bool) -> None:
@@ -141,13 +185,18 @@ def _mark_best(axes: Axes, curve: Curve) -> None:
 
 
 def _label_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Writes each curve's name beside its last point, pushed apart where two would overlap."""
+    """Writes each curve's name beside its last point: pushed apart where two would overlap, but not above the axes."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = {label: to_axes.transform((curve.steps[-1], curve.values[-1]))[1] for label, curve in curves.items()}
     height = 0.075  # of a line of text, as a share of the axes
-    lowest = -1.0
-    for label, end in sorted(ends.items(), key=lambda item: item[1]):
-        place = lowest = max(end, lowest + height)
+    places: list[float] = []
+    labels = sorted(ends, key=ends.__getitem__)
+    for label in labels:
+        places.append(max(ends[label], places[-1] + height) if places else ends[label])
+    highest = 1.0 + height
+    for index in reversed(range(len(places))):
+        places[index] = highest = min(places[index], highest - height)
+    for label, place in zip(labels, places, strict=True):
         colour = COLOURS[CYCLE[list(curves).index(label) % len(CYCLE)]]
         axes.text(1.02, place, label, color=colour, transform=axes.transAxes, verticalalignment="center")
 

@@ -173,24 +173,35 @@ def assert_round_trip(policy: Policy, *, classes: Sequence[type] = ()) -> None:
 
 
 def assert_compiled_equal(
-    policy: Policy, batch: Batch, *, tolerance: float = 1e-5, backend: str = "inductor", **options: Any
+    policy: Policy,
+    batch: Batch,
+    *,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+    backend: str = "inductor",
+    **options: Any,
 ) -> None:
-    """The loss and the gradient of the compiled policy are the eager ones up to `tolerance`, relative.
+    """The loss and the gradient of the compiled policy, as training calls it, are the eager ones up to `tolerance`, relative.
 
+    - dtype: of autocast; None: none
+    - tolerance: None: 1e-5, or 1e-2 under autocast, since fused kernels round less often
     - backend, options: what `torch.compile` takes; backend="aot_eager" checks the capture, in seconds, without a C++ compiler
     """
     policy = copy.deepcopy(policy)
+    tolerance = tolerance or (1e-2 if dtype else 1e-5)
 
-    def compute(function: Callable[[Policy, Batch], Tensor]) -> tuple[Tensor, Tensor]:
+    def compute(function: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.autocast(policy.device.type, dtype, enabled=dtype is not None):
             torch.manual_seed(0)  # for heads that draw noise
-            loss = function(policy, batch)
+            loss = function(batch)[0].sum() / (~batch.is_pad).sum()
         loss.backward()
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
 
-    eager = compute(mean_loss)
-    compiled = compute(torch.compile(mean_loss, backend=backend, **options))
+    eager = compute(policy.loss)
+    policy.compile(backend=backend, **options)
+    with torch._inductor.config.patch(fallback_random=True):  # the noise that eager mode draws
+        compiled = compute(policy)
     _assert_near("the compiled loss", compiled[0], eager[0], tolerance)
     _assert_near("the compiled gradient", compiled[1], eager[1], tolerance)
 

@@ -25,7 +25,15 @@ DEFAULTS = {
 }
 
 
-def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.float32, seed: int = 0, **parts: Any) -> Policy:
+def make_policy(
+    *,
+    features: Features = FEATURES,
+    history: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    blind: Sequence[str] = (),
+    **parts: Any,
+) -> Policy:
     """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action, auxiliary or
     backbone_action as a class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
     if unknown := [name for name in parts if name not in (*DEFAULTS, "backbone_action")]:
@@ -42,8 +50,10 @@ def make_policy(*, features: Features = FEATURES, dtype: torch.dtype = torch.flo
         statistics=Statistics(_moments(features.state_size), _moments(features.action_size)),
         tasks=TASKS,
         horizon=HORIZON,
+        history=history,
         keyframe=("x", "y"),
         execute=2,
+        blind=blind,
         source={"env": "vla_mini/ToyPick-v0"},
         classes=classes,
     )
@@ -55,9 +65,9 @@ def make_observation(policy: Policy, size: int = 4, *, seed: int = 0) -> Observa
     generator = torch.Generator().manual_seed(seed)
     features = policy.features
     tokens, mask = policy.tokenize([TASKS[i % len(TASKS)] for i in range(size)])
-    shape = (size, len(features.cameras), 3, *features.image_size)
+    shape = (size, policy.history * len(features.cameras), 3, *features.image_size)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    state = torch.randn(size, features.state_size, generator=generator)
+    state = torch.randn(size, policy.history * features.state_size, generator=generator)
     return Observation(images, tokens, mask, state.to(policy.normalization.state_mean.dtype))
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase as Running
 
 from vla_mini.autograd.nonfinite import first_nonfinite
 from vla_mini.autograd.norms import gradients_of, total_norm
+from vla_mini.training.loggers import log
 from vla_mini.training.window import loss_scaler
 from vla_mini.types import Batch
 
@@ -72,8 +73,8 @@ class NonFiniteGuard(Callback):
         for buffer, before in self._running if module.skip_step else ():
             buffer.copy_(before)
         self.skipped += module.skip_step
-        if module.skip_step or (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # each log costs 1 % of a step
-            module.log("guard/skipped_steps", float(self.skipped))
+        if module.skip_step or (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            log(trainer, {"guard/skipped_steps": float(self.skipped)}, step=trainer.global_step)
         self._loss, self._window, self._running = 0.0, [], []
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,28 +1,113 @@
-"""Where metrics go: a CSV file always; Weights & Biases where the config asks for it, offline unless it asks for more."""
+"""Where metrics go: a CSV file always; Weights & Biases and TensorBoard where the config asks for them.
 
+W&B stays offline unless it is asked for more, and goes offline where it does not answer: a run never waits for a service.
+"""
+
+import csv
 import logging
 import netrc
+import secrets
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vla_mini import files
+
+PATIENCE = 4  # seconds to wait for a service
 
 
 def hush_lightning() -> None:
     """Lightning's notes on what is as it should be here: the run says what matters itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")  # config.yaml is there
+    for part in ("pytorch", "fabric.utilities"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
 
 
-def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """The loggers of a run; `config` is what the services keep beside the curves."""
-    loggers: list[Logger] = [CSVLogger(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=100)]
+def log(trainer: Trainer, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
+    """To every logger, at once: what is logged by way of the module arrives after a checkpoint of its step was taken.
+
+    `step` counts from 0, as Lightning's; None is the step that has just ended.
+    """
+    step = max(0, trainer.global_step - 1) if step is None else step  # a validation may fall into the first window
+    for logger in trainer.loggers:
+        logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+
+
+class Table(Logger):
+    """metrics.csv: a row for each step of which something is known, a column for each figure; empty where it was not measured.
+
+    With `steps`, the file goes on after that many steps of the run that is resumed: later rows will be written again.
+    """
+
+    def __init__(self, path: Path, *, steps: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self._columns = ["step"]
+        self._row: dict[str, Any] = {}
+        self._start = 0  # of the last row within the file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if steps:
+            text = path.read_text(encoding="utf-8")  # a line without an end was being written
+            lines = text[: text.rfind("\n") + 1].splitlines()
+            rows = [row for row in csv.DictReader(lines) if int(row["step"]) < steps]
+            self._columns = list(rows[0]) if rows else self._columns
+            self._rewrite(rows[:-1])
+            for last in rows[-1:]:  # still open: a validation within the next window adds to it
+                known = {name: float(cell) for name, cell in last.items() if name != "step" and cell}
+                self.log_metrics(known, step=int(last["step"]))
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step != self._row.get("step"):
+            self._row, self._start = {"step": step}, self.path.stat().st_size if self.path.exists() else 0
+        self._row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        if new := [name for name in self._row if name not in self._columns]:
+            self._columns += new
+            with self.path.open("r+" if self.path.exists() else "w+", newline="", encoding="utf-8") as file:
+                file.truncate(self._start)
+                rows = list(csv.DictReader(file))
+            self._rewrite(rows)
+        with self.path.open("r+", newline="", encoding="utf-8") as file:
+            file.truncate(self._start)
+            file.seek(self._start)
+            csv.DictWriter(file, self._columns).writerow(self._row)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with files.replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._start = self.path.stat().st_size
+
+
+def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
+    """The loggers of a run; `config` is what the services keep beside the curves, `steps` how many a resumed run has done."""
+    loggers: list[Logger] = [Table(run_dir / "metrics.csv", steps=steps)]
+    if settings.get("tensorboard"):
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=steps or None))
+        loggers[-1].log_hyperparams(dict(config))
     if settings.get("wandb"):
         loggers.append(_wandb_logger(settings, run_dir=run_dir, config=config))
     return loggers
@@ -41,22 +126,33 @@ def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     import wandb
 
     mode = settings["mode"]
-    if mode == "online" and not _has_wandb_key():
-        warnings.warn("logger.mode=online, but there is no W&B key (wandb login): going on offline", stacklevel=2)
+    if mode == "online" and (reason := _why_not_online()):
+        warnings.warn(f"logger.mode=online, but {reason}: going on offline", stacklevel=2)
         mode = "offline"
     # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
     arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
-    limits = wandb.Settings(init_timeout=10, silent=True)
+    arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
+    limits = wandb.Settings(init_timeout=PATIENCE, silent=True)
     try:
-        run = wandb.init(**arguments, mode=mode, config=dict(config), settings=limits)
+        run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:
         warnings.warn(f"W&B did not answer ({error}): going on offline", stacklevel=2)
-        run = wandb.init(**arguments, mode="offline", config=dict(config), settings=limits)
+        wandb.teardown()  # it would go on trying, under the same id
+        run = wandb.init(**arguments, mode="offline", settings=limits)
     return WandbLogger(experiment=run)
 
 
-def _has_wandb_key() -> bool:
-    """Whether `wandb login` was ever run here or a key is in the environment; without one W&B would ask and wait."""
+def _wandb_id(run_dir: Path) -> str:
+    """One id for a run, however often it is resumed; offline runs of one id are joined by `wandb sync --append`."""
+    path = run_dir / "wandb" / "id.txt"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        files.write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")
+
+
+def _why_not_online() -> str | None:
+    """What stands against it: without a key W&B would ask and wait; without an answer, try for half a minute."""
     import wandb
 
     settings = wandb.setup().settings
@@ -64,4 +160,12 @@ def _has_wandb_key() -> bool:
         saved = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
     except (FileNotFoundError, netrc.NetrcParseError):
         saved = None
-    return bool(settings.api_key or saved)
+    if not (settings.api_key or saved):
+        return "there is no W&B key (wandb login)"
+    try:
+        urllib.request.urlopen(settings.base_url, timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # an answer
+    except OSError as error:
+        return f"{settings.base_url} does not answer ({error})"
+    return None

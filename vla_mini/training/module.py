@@ -5,6 +5,7 @@ ranks, by `WindowMean` just before the optimizer step. So the gradient of N micr
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Literal
@@ -13,7 +14,10 @@ import torch
 from lightning import LightningModule
 from torch import nn
 
+from vla_mini.autograd.norms import components
 from vla_mini.policy import Policy
+from vla_mini.training.average import judged
+from vla_mini.training.loggers import log
 from vla_mini.types import Batch
 
 
@@ -23,6 +27,7 @@ class PolicyModule(LightningModule):
     - optimizer: {"_target_": "torch.optim.AdamW", "lr": ..., ...}
     - warmup_steps: optimizer steps in which the learning rate rises linearly
     - decay: how it falls afterwards, over `max_steps` of the trainer
+    - multipliers: of the learning rate, for some of the policy's components
 
     `skip_step` is the guard's mark on the step in progress: it is to leave everything as it was.
     """
@@ -36,24 +41,36 @@ class PolicyModule(LightningModule):
         optimizer: Mapping[str, Any],
         warmup_steps: int = 0,
         decay: Literal["cosine", "constant"] = "cosine",
+        multipliers: Mapping[str, float] | None = None,
     ):
         super().__init__()
-        self.policy = policy
+        self.policy, self.multipliers = policy, dict(multipliers or {})
         self.optimizer, self.warmup_steps, self.decay = dict(optimizer), warmup_steps, decay
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        loss, terms = self.policy.loss(batch)
+        loss, terms = self.policy(batch)  # the one place where the policy is called, and so compiled where it is to be
         # Lightning divides each micro-batch by their number; undone here, since WindowMean divides by what was counted.
         return {
             "loss": loss.sum() * self.trainer.accumulate_grad_batches,
             "sums": {"loss": loss.detach().sum()} | {name: term.sum() for name, term in terms.items()},
         }
 
+    def on_validation_epoch_start(self) -> None:
+        self._validation = defaultdict(float)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, terms = self.policy.loss(batch)
-        count = int((~batch.is_pad).sum())
-        means = {f"validation/{name}": term.sum() / count for name, term in ({"loss": loss} | terms).items()}
-        self.log_dict(means, batch_size=count, sync_dist=True)  # Lightning weights each batch by its size
+        loss, terms = judged(self.trainer, self).loss(batch)
+        for name, term in ({"loss": loss} | terms).items():
+            self._validation[name] += term.sum()
+        self._validation["count"] += (~batch.is_pad).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over all valid actions of the split, of all ranks: one denominator, as in training."""
+        sums = self.trainer.strategy.reduce(torch.stack(list(self._validation.values())), reduce_op="sum")
+        *means, _ = (sums / sums[-1]).tolist()
+        figures = {f"validation/{name}": mean for name, mean in zip(self._validation, means, strict=False)}
+        log(self.trainer, figures)
+        self.log_dict(figures, logger=False)  # for Lightning's callbacks that wait for a figure
 
     def configure_optimizers(self) -> dict[str, Any]:
         # YAML knows lists where constructors take tuples (betas).
@@ -62,6 +79,8 @@ class PolicyModule(LightningModule):
         optimizer = getattr(import_module(module), name)(
             self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments
         )
+        for group in optimizer.param_groups:  # before the schedule, which takes this as the rate to begin with
+            group["lr"] *= self.multipliers.get(group["component"], 1.0)
         # A plain function, which checkpoints leave out: they hold tensors and numbers alone.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -82,15 +101,24 @@ class PolicyModule(LightningModule):
             scheduler.step()
 
     def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """The weights of layers decay; biases, norms, embeddings and single vectors do not."""
-        kinds = (nn.Linear, nn.Conv2d)
-        layers = [module.weight for module in self.modules() if isinstance(module, kinds) and module.weight.requires_grad]
-        known = set(layers)
-        rest = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
-        groups = [
-            {"params": layers, "weight_decay": weight_decay, "layers": True},
-            {"params": rest, "weight_decay": 0.0, "layers": False},
-        ]
+        """The weights of layers decay; biases, norms, embeddings and single vectors do not. Components with a learning rate of
+        their own come after all others.
+
+        Frozen parameters are in, too: some learn later, and the optimizer's state has one shape throughout.
+        """
+        layers = {module.weight for module in self.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+        parts = components(self.policy)
+        apart = {name: list(parts[name].parameters()) for name in self.multipliers}
+        elsewhere = {parameter for parameters in apart.values() for parameter in parameters}
+        common = [parameter for parameter in self.parameters() if parameter not in elsewhere]
+        groups = []
+        for component, parameters in [(None, common), *apart.items()]:
+            ours = [parameter for parameter in parameters if parameter in layers]
+            rest = [parameter for parameter in parameters if parameter not in layers]
+            groups += [
+                {"params": ours, "weight_decay": weight_decay, "layers": True, "component": component},
+                {"params": rest, "weight_decay": 0.0, "layers": False, "component": component},
+            ]
         return [group for group in groups if group["params"]]
 
     def _learning_rate_factor(self, step: int) -> float:

@@ -27,7 +27,7 @@ class GradientMonitor(Callback):
     """
 
     def __init__(
-        self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = False, watch: bool = False
+        self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = True, watch: bool = False
     ) -> None:
         self.every_n_steps, self.histograms, self.per_parameter, self.watch = every_n_steps, histograms, per_parameter, watch
         self._hooks: norms.MicroBatchNorms | None = None
@@ -67,7 +67,7 @@ class GradientMonitor(Callback):
             self._scalars |= scalars(measures, norm="/norm")  # a parameter's plain name is that of its histogram
         if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
             self._scalars["gradients/clip_factor"] = min(1.0, trainer.gradient_clip_val / (total + 1e-6))  # as torch does
-        micro_batches = self._gather(trainer, module)
+        micro_batches = self._gather(trainer)
         if len(micro_batches) > 1:
             noise = norms.noise_scale(*zip(*micro_batches, strict=True), square=total**2)
             self._scalars |= {f"gradient_noise/{name}": value for name, value in noise._asdict().items()}
@@ -84,12 +84,13 @@ class GradientMonitor(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._forget()
 
-    def _gather(self, trainer: Trainer, module: LightningModule) -> list[tuple[float, float]]:
+    def _gather(self, trainer: Trainer) -> list[tuple[float, float]]:
         """The (squared norm, samples) of the window's micro-batches, of all ranks."""
         if trainer.world_size == 1:
             return self._micro_batches
-        rows = torch.tensor(self._micro_batches, dtype=torch.float64, device=module.device)
-        return [tuple(row) for row in trainer.strategy.all_gather(rows).flatten(0, 1).tolist()]
+        ranks: list[list[tuple[float, float]]] = [[]] * trainer.world_size
+        torch.distributed.all_gather_object(ranks, self._micro_batches)
+        return [micro_batch for rank in ranks for micro_batch in rank]
 
     def _forget(self) -> None:
         """Nothing is kept from one look to the next."""

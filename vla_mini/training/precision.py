@@ -15,10 +15,13 @@ def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def check_accelerator(accelerator: str) -> None:
-    """ValueError for a GPU that is not there, before any work."""
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={accelerator}: torch sees no such device here; auto takes what there is")
+def check_precision(precision: str, *, accelerator: str) -> None:
+    """ValueError for a precision that the hardware lacks, before any work."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if precision.startswith("16") and not on_gpu:  # Lightning would silently take bf16
+        raise ValueError(f"trainer.precision={precision} is for GPUs; on CPUs there are bf16-mixed, 32-true and 64-true")
+    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"trainer.precision={precision}: this GPU does no bf16; auto takes what it does")
 
 
 def _cpu_multiplies_bf16() -> bool:

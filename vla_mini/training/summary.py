@@ -11,14 +11,16 @@ from vla_mini.types import Batch
 
 
 class Summary(Callback):
-    """Prints, once, each tensor of the first batch with shape, dtype and device, and the parameters per component."""
+    """Prints, once, the precision, each tensor of the first batch and how many parameters each component has."""
 
     def __init__(self) -> None:
         self._done = False
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self._done and trainer.is_global_zero:
-            module.print(f"{describe_batch(batch)}\n\n{describe_parameters(module.policy)}\n")  # above the progress bar
+            several = f", processes: {trainer.world_size}" if trainer.world_size > 1 else ""
+            module.print(f"precision: {trainer.precision}{several}\n")  # above the progress bar
+            module.print(f"{describe_batch(batch)}\n\n{describe_parameters(module.policy)}\n")
         self._done = True
 
 

@@ -18,6 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from vla_mini.training.loggers import log
 from vla_mini.types import Batch
 
 
@@ -33,7 +34,11 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self._started is None else time.perf_counter() - self._started - self._paused
+        return -self._paused if self._started is None else time.perf_counter() - self._started - self._paused
+
+    def add(self, seconds: float) -> None:
+        """Count these, too: those of a run that is resumed."""
+        self._paused -= seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -73,17 +78,34 @@ class WindowMean(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:
             sums = trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
             means = dict(zip(self._sums, sums / self._count, strict=True))
-            module.log("train/loss", means.pop("loss"), prog_bar=True)
-            module.log_dict({f"train/{name}": mean for name, mean in means.items()})
+            module.log("train/loss", means["loss"], prog_bar=True, logger=False)
             seconds = self.stopwatch.seconds
             rate = {"seconds": seconds, "samples_per_second": self._samples / seconds}
-            module.log_dict(rate | {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]})
+            rate |= learning_rates(trainer.optimizers[0])
+            log(trainer, {f"train/{name}": mean for name, mean in means.items()} | rate)
         self._begin(trainer.global_step)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._begin(trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self._samples, "seconds": self.stopwatch.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._samples = state["samples"]
+        self.stopwatch.add(state["seconds"])
 
     def _begin(self, step: int = 0) -> None:
         self._step = step
         self._count: Tensor | int = 0
         self._sums: dict[str, Tensor] = {}
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Of the first group, and of the first of each component that has its own."""
+    first = {group.get("component"): group["lr"] for group in reversed(optimizer.param_groups)}
+    own = {f"learning_rate/{component}": rate for component, rate in first.items() if component}
+    return {"learning_rate": optimizer.param_groups[0]["lr"]} | own
 
 
 def unscale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:

@@ -6,29 +6,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_mini.layers import resize, size_to_see
+
 
 class ConvVision(nn.Module):
     """A strided stem, then `depth` residual 3x3 convolutions at a quarter of the resolution.
 
-    - image_size: (height, width) in pixels; the height and the width are multiples of 4
+    - image_size: (height, width) in pixels
     - width: channels, and the size of each token
     - depth: residual convolutions; each lets a token see 4 pixels further in every direction
+    - input_size: [height, width] that images are resized to, multiples of 4. None: as they come
     """
 
     STRIDE = 4
 
-    def __init__(self, *, image_size: tuple[int, int], width: int = 64, depth: int = 2):
+    def __init__(self, *, image_size: tuple[int, int], width: int = 64, depth: int = 2, input_size: list[int] | None = None):
         super().__init__()
-        if any(side % self.STRIDE for side in image_size):
-            raise ValueError(f"image_size={tuple(image_size)}: conv vision needs multiples of {self.STRIDE} pixels")
-        self.width, self.depth = width, depth
-        self.grid = (image_size[0] // self.STRIDE, image_size[1] // self.STRIDE)
+        self.width, self.depth, self.input_size = width, depth, size_to_see(input_size, image_size)
+        if any(side % self.STRIDE for side in self.input_size):
+            raise ValueError(f"conv needs multiples of {self.STRIDE}, not {self.input_size} pixels; input_size=[h,w] resizes")
+        self.grid = (self.input_size[0] // self.STRIDE, self.input_size[1] // self.STRIDE)
         self.stem = nn.Conv2d(3, width, kernel_size=self.STRIDE, stride=self.STRIDE)
         self.blocks = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(depth))
         self.to(memory_format=torch.channels_last)  # half again as fast on CPUs
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         # Channels last in memory, said by a copy of another order: `contiguous(memory_format=...)` is not for vmap.
+        images = resize(images, self.input_size)
         x = rearrange(rearrange(images - 0.5, "b c h w -> b h w c").contiguous(), "b h w c -> b c h w")
         x = torch.relu(self.stem(x))
         for block in self.blocks:

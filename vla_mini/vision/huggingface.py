@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vla_mini import hub
+from vla_mini.layers import resize, size_to_see
 
 
 class HuggingFaceVision(nn.Module):
@@ -48,7 +48,10 @@ class HuggingFaceVision(nn.Module):
         self.config, self.trust_remote_code = config, trust_remote_code
         self.path = path if trust_remote_code else None
         self.made_for = _pair(config.get("image_size"))
-        self.input_size = input_size or processor.get("size") or self.made_for
+        own_size = processor.get("size") or self.made_for
+        if not own_size and not input_size:
+            raise ValueError(f"model_type={config.get('model_type')} is no encoder of patches: it says no size of images")
+        self.input_size = size_to_see(input_size, own_size)
         self.image_mean, self.image_std = image_mean or processor.get("image_mean"), image_std or processor.get("image_std")
         self.grid = self._grid(_pair(config.get("patch_size")))
         if not self.image_mean or not self.image_std:
@@ -62,15 +65,14 @@ class HuggingFaceVision(nn.Module):
         hub.freeze_unused(self.model, tokens)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if list(images.shape[-2:]) != self.input_size:
-            images = F.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
+        images = resize(images, self.input_size)
         # Position vectors are stretched where the images are not of the size that they were learnt at.
         stretch = {} if self.input_size == self.made_for else {"interpolate_pos_encoding": True}
         tokens = self.model(pixel_values=(images - self.mean) / self.std, **stretch).last_hidden_state
         return tokens[:, -self.grid[0] * self.grid[1] :]
 
     def _grid(self, patch: list[int] | None) -> tuple[int, int]:
-        if not self.input_size or not patch:
+        if not patch:
             raise ValueError(f"model_type={self.config.get('model_type')} is no encoder of patches: it says no size of them")
         return self.input_size[0] // patch[0], self.input_size[1] // patch[1]
 

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import FrozenBatchNorm2d
+
+from vla_mini.layers import resize, size_to_see
 
 # Of ImageNet, with which torchvision's weights were trained.
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,7 +54,7 @@ class TorchvisionVision(nn.Module):
         self.name, self.layer, self.stride = name, layer, stride
         self.path = None  # what was read there is saved with the policy
         self.norm = norm or ("frozen" if path else "group")
-        self.input_size = input_size or list(image_size)
+        self.input_size = size_to_see(input_size, image_size)
         with warnings.catch_warnings(action="ignore"):  # of initial values, of nodes that exist in training only
             network = _make(name)
             if path is not None:
@@ -65,8 +66,7 @@ class TorchvisionVision(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        if list(images.shape[-2:]) != self.input_size:
-            images = F.interpolate(images, size=self.input_size, mode="bilinear", antialias=True, align_corners=False)
+        images = resize(images, self.input_size)
         return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (h w) c")
 
 
@@ -122,5 +122,7 @@ def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | Non
     for node in reversed(maps):
         if layer or maps[node][2:] == wanted:
             return node, maps[node][1], tuple(maps[node][2:])
+    if layer:
+        raise ValueError(f"layer={layer!r} gives no map (b c h w)")
     square = {size[0] // shape[2] for shape in maps.values() if size[0] // shape[2] == size[1] // shape[3]}
     raise ValueError(f"stride={stride}: the network has no maps (b c h w) of that stride, but of {sorted(square)}")

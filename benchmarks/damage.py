@@ -1,0 +1,111 @@
+"""Damage files at random, and count what is loaded as if nothing had happened: it has to be nothing.
+
+    python benchmarks/damage.py [trials=1000] [seed=0] [output=benchmarks/results/damage.json]
+
+A run of toy_pick_smoke is made in a folder of its own, and thrown away. In each trial one of its files (a checkpoint, a
+policy's, a dataset's) gets one bit flipped, is cut short, or changes places with another one beside it; then it is loaded.
+"""
+
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks._machine import print_table, read_arguments, save
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("flipped bit", "cut short", "swapped")
+
+
+def main() -> None:
+    arguments = read_arguments(trials=1000, seed=0, output="benchmarks/results/damage.json")
+    with TemporaryDirectory() as temporary:
+        make_run(Path(temporary))
+        outcomes = damage(Path(temporary), trials=arguments["trials"], seed=arguments["seed"])
+    silent = sum(count for (_, _, outcome), count in outcomes.items() if outcome == "silent")
+    rows = [(what, kind, outcome, count) for (what, kind, outcome), count in sorted(outcomes.items())]
+    print_table(rows, header=("what", "damage", "outcome", "trials"))
+    print(f"{silent} of {arguments['trials']} damaged files were loaded silently")
+    figures = [dict(zip(("what", "damage", "outcome", "trials"), row, strict=True)) for row in rows]
+    save({"trials": arguments["trials"], "silent": silent, "outcomes": figures}, arguments["output"])
+
+
+def make_run(folder: Path) -> None:
+    """data/ and run/ in `folder`: what the smoke experiment collects and leaves."""
+    settings = ["experiment=toy_pick_smoke", f"data.root={folder}/data", f"hydra.run.dir={folder}/run"]
+    subprocess.run([sys.executable, "scripts/train.py", *settings], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, str]]:
+    """(what, kind of damage, outcome) -> how often; the outcome is "refused", "the one before" or "silent"."""
+    draw = random.Random(seed)
+    outcomes: Counter[tuple[str, str, str]] = Counter()
+    for trial in range(trials):
+        what, load = list(LOADERS.items())[trial % len(LOADERS)]
+        kind = KINDS[trial // len(LOADERS) % len(KINDS)]
+        root = folder / what
+        paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "last.ckpt"]
+        newest = [path for path in paths if what == "run/checkpoints" and path.name.startswith("step_000004")]
+        path = draw.choice(newest or paths)  # older ones are not loaded as long as the newest is good
+        others = [other for other in paths if other.suffix == path.suffix and other.read_bytes() != path.read_bytes()]
+        other = draw.choice(others) if kind == "swapped" and others else None
+        before = {file: file.read_bytes() for file in (path, other) if file is not None}
+        _spoil(path, other, kind, draw)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                load(root)
+                outcome = "the one before" if any("going back" in str(warning.message) for warning in caught) else "silent"
+            except ValueError:
+                outcome = "refused"
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        for file, content in before.items():
+            file.write_bytes(content)
+        outcomes[what, kind if other or kind != "swapped" else "flipped bit", outcome] += 1
+    return outcomes
+
+
+def _spoil(path: Path, other: Path | None, kind: str, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "cut short":
+        path.write_bytes(content[: draw.randrange(len(content))])
+    elif other is not None:
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    else:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+
+
+def load_checkpoint(folder: Path) -> None:
+    from vla_mini.training.checkpoints import newest_good
+
+    newest_good(folder)
+
+
+def load_policy(folder: Path) -> None:
+    from vla_mini import Policy
+
+    Policy.from_pretrained(folder)
+
+
+def load_dataset(folder: Path) -> None:
+    from vla_mini.data.reader import read_dataset
+
+    read_dataset(folder)
+
+
+LOADERS: dict[str, Callable[[Path], None]] = {
+    "run/checkpoints": load_checkpoint,
+    "run/policy": load_policy,
+    "data": load_dataset,
+}
+
+
+if __name__ == "__main__":
+    main()

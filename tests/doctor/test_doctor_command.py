@@ -1,0 +1,74 @@
+"""scripts/doctor.py end to end, in this process: what it prints, doctor.json, exit codes, and that it leaves nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.factory import command
+from vla_mini.data.reader import read_dataset
+from vla_mini.data.writer import DatasetWriter, encode_episode
+
+SMALL = ["experiment=toy_pick_smoke", "vision.width=16", "trunk.width=32", "language.width=16"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_healthy_run(root, capsys, tmp_path):
+    assert command("doctor", *SMALL, f"data.root={root}", "output=checked") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "checked" / "doctor.json").read_text())
+    assert found["passed"] and found["experiment"] == "toy_pick_smoke" and found["machine"]["cores"] >= 1
+    checks = {check["check"]: check for check in found["checks"]}
+    assert len(checks) == len(found["checks"]) == 24 and {"packages", "replay", "one batch", "speed"} <= checks.keys()
+    assert not [check for check in found["checks"] if check["status"] == "fail"]
+    assert [line for line in lines if not line.startswith(" ")] == [
+        f"{check['status']:<6}{name:<16}{check['measured']}" for name, check in checks.items()
+    ]
+    assert " pass" in last and "fail" not in last
+    assert [path.name for path in tmp_path.iterdir()] == ["checked"]
+
+
+def test_a_fault_ends_with_exit_code_1(demonstrations, capsys, tmp_path):
+    write_blue(tmp_path / "blue", demonstrations)
+    assert command("doctor", *SMALL, f"data.root={tmp_path / 'blue'}") == 1
+    out, err = capsys.readouterr()
+    assert "fail  images" in out and "red and blue are swapped" in out and "do: undo that" in out
+    assert out.splitlines()[-1].partition(";")[0].endswith("1 fail: images") and err == ""
+    assert not (tmp_path / "doctor.json").exists()
+
+
+def test_missing_demonstrations_are_collected_for_the_time_being(capsys, tmp_path):
+    assert command("doctor", *SMALL, "data.episodes=12", "data.batch_size=4096") == 0
+    assert capsys.readouterr().out.startswith("collecting 12 demonstrations, since data/toy_pick_12_seed0")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.root=nowhere", "data.episodes=null"], "nowhere"),
+        (["freeze=[visoin]"], "'visoin'; did you mean 'vision'?"),
+        (["output=/proc/nowhere"], "/proc/nowhere"),
+        (["vision=patch", "vision.patch_size=7"], "patch_size=7"),
+    ],
+)
+def test_refused_before_work_starts(root, capsys, tmp_path, arguments, says):
+    assert command("doctor", *SMALL, f"data.root={root}", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_blue(folder, data):
+    """The demonstrations as a camera gives them whose colours come in the order blue, green, red."""
+    with DatasetWriter(folder, features=data.features, robot_type="toy_pick") as writer:
+        for start, end in zip(data.episode_starts, data.episode_ends, strict=True):
+            images = np.ascontiguousarray(np.moveaxis(data.frames[start:end, 0, ::-1], 1, -1))
+            vectors = {"states": data.states[start:end], "actions": data.actions[start:end]}
+            writer.add_episode(encode_episode({"top": images}, **vectors, task=data.tasks[data.task_index[start]]))
+        writer.finish(splits=data.splits)
+    assert read_dataset(folder).features == data.features

@@ -1,0 +1,67 @@
+"""What people get wrong about variants on train.py's command line: one clear line, exit code 2, and nothing is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.factory import command
+from vla_mini import hub
+from vla_mini.collection import collect
+from vla_mini.data.reader import read_dataset
+
+BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION, LANGUAGE = "vision=huggingface vision.", "language=huggingface language."
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A working directory with a few demonstrations, and folders that are no models, or not what is asked for."""
+    place = tmp_path_factory.mktemp("place")
+    collect("vla_mini/ToyPick-v0", place / "data", episodes=4, validation_episodes=2, seed=0, num_workers=1)
+    read_dataset(place / "data")  # once, which decodes its images
+    for name in ("empty", "unknown", "foreign"):
+        (place / name).mkdir()
+    (place / "unknown/config.json").write_text('{"model_type": "bart_simpson"}')
+    foreign = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (place / "foreign/config.json").write_text(json.dumps(foreign))
+    hub.make(BERT)[0].save_pretrained(place / "bert")  # without a tokenizer
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (VISION + "path=nobody/nothing", "path=nobody/nothing: there is no such folder, the hub cannot be reached"),
+        (LANGUAGE + "path=nobody/nothing", "path=nobody/nothing: there is no such folder, the hub cannot be reached"),
+        (LANGUAGE + "path=nowhere", "path=nowhere: there is no such folder, and it is no hub id (owner/name)"),
+        (VISION + "path=./empty", "path=./empty: the folder is no model: it holds no config.json"),
+        (LANGUAGE + "path=unknown", "path=unknown: transformers knows no model of that type"),
+        (VISION + "path=bert", "model_type=bert is no encoder of patches"),
+        (LANGUAGE + "path=bert", "path=bert holds no tokenizer"),
+        (VISION + "path=foreign", "it needs code that comes with it, which is run only with trust_remote_code=true"),
+        (LANGUAGE + "path=foreign", "it needs code that comes with it, which is run only with trust_remote_code=true"),
+        (VISION + "config.hidden_size=65", "`embed_dim`: 65 and `num_heads`: 4"),
+        (LANGUAGE + "config.hidden_size=65", "The hidden size (65) is not a multiple of the number of attention heads (4)"),
+        (VISION + "config.hidden_size=0", "model_type=siglip_vision_model: "),
+        (VISION + "config.hiden_size=64", "there is no setting 'hiden_size'; did you mean 'hidden_size'?"),
+        (LANGUAGE + "config.model_type=brt", "model_type=brt: transformers knows no model of that type"),
+        ("vision=torchvision vision.name=resnet81", "name='resnet81' is no classification network of torchvision; did you"),
+        ("vision=torchvision vision.stride=0", "vision.stride=0: at least 1 is needed"),
+        ("vision=torchvision vision.layer=fc", "layer='fc' gives no map (b c h w)"),
+        ("vision.width=0", "vision.width=0: at least 1 is needed"),
+        ("vision=patch vision.num_heads=3", "num_heads=3 does not divide the width 64"),
+        ("vision.input_size=[64]", "input_size=[64] is no height and width"),
+        ("trunk.num_queries=-1", "trunk.num_queries=-1: at least 1 is needed"),
+        ("history=100", "history=100: the longest episode has"),
+        ("augmentation=default augmentation.transforms.colour.hue=2", "augmentation.transforms.colour: hue values"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(place, monkeypatch, capfd, arguments, says):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    small = ["experiment=toy_pick_smoke", "data.root=data", "data.batch_size=8", "hydra.run.dir=run"]
+    assert command("train", *small, *arguments.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err, err
+    assert sorted(place.rglob("*")) == before

@@ -1,0 +1,62 @@
+"""Attention by hand, as the trunks really use it, against PyTorch's own and against NumPy in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from vla_mini.layers import Block
+from vla_mini.trunk.query import QueryTrunk
+
+MASK = torch.tensor([[True, True, True, True, True], [True, False, True, False, False]])
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def numpy_attention(q, k, v, mask=None):
+    """softmax(q k' / sqrt(d)) v, in NumPy; `mask` is True where a key may be looked at."""
+    q, k, v = (tensor.numpy(force=True) for tensor in (q, k, v))
+    scores = np.einsum("...qd,...kd->...qk", q, k) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = np.where(mask.numpy(), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return torch.from_numpy(np.einsum("...qk,...kd->...qd", weights / weights.sum(-1, keepdims=True), v))
+
+
+ATTENTIONS = [numpy_attention, lambda q, k, v, mask=None: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+def test_a_block_is_the_textbooks(attention, mask):
+    torch.manual_seed(0)
+    block, x = Block(width=12, num_heads=3).double(), random(2, 5, 12)
+    q, k, v = rearrange(block.qkv(block.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=3)
+    seen = attention(q, k, v, None if mask is None else mask[:, None, None])
+    expected = x + block.merge(rearrange(seen, "b h n d -> b n (h d)"))
+    expected = expected + block.perceptron(block.norm2(expected))
+    torch.testing.assert_close(block(x, mask), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
+def test_the_query_trunk_is_two_attentions(attention):
+    """Slots read the words, what they read looks at the image; and an attention map's mean position is where it looks."""
+    torch.manual_seed(0)
+    trunk = QueryTrunk(grid=(3, 4), num_cameras=1, width=8, num_queries=2).double()
+    image, words, state = random(2, 12, 8), random(2, 5, 8), random(2, 8)
+    slots = trunk.slots.expand(2, -1, -1)
+    read = attention(slots, trunk.word_keys(words), trunk.word_values(words), MASK[:, None].expand(-1, 2, -1))
+    queries = F.layer_norm(trunk.queries(read + slots), (8,)) * trunk.log_sharpness.exp()
+    placed = F.layer_norm(image + trunk.place(trunk.token_positions), (8,))
+    seen = trunk.values(attention(queries, placed, placed))
+    positions = attention(queries, placed, trunk.token_positions.expand(2, -1, -1))
+    context = trunk(image, words, MASK, state)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(context.positions, positions, **close)
+    torch.testing.assert_close(context.tokens, torch.cat([seen + trunk.place(positions), state[:, None]], dim=1), **close)
+    torch.testing.assert_close(context.attention.exp().sum(-1), torch.ones(2, 2, dtype=torch.float64), **close)

@@ -1,0 +1,149 @@
+"""Low-rank adapters: on which layers, what learns, and that a policy saved merged or apart acts as it did."""
+
+import sys
+
+import pytest
+import torch
+
+from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
+from vla_mini import lora, testing
+from vla_mini.policy import Policy
+from vla_mini.training.adapters import add_adapters, find_layers
+
+PARTS = ["vision", "language", "trunk", "action"]
+OPTIONS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "save": "apart"}
+
+
+def adapted(targets=PARTS, **options) -> Policy:
+    """A policy with adapters that already add something."""
+    arguments = {key: options.pop(key) for key in [*OPTIONS, "also_train"] if key in options}
+    policy = make_policy(**options)
+    add_adapters(policy, targets=targets, **OPTIONS | arguments)
+    fill(policy)
+    return policy.eval()
+
+
+@torch.no_grad()
+def fill(policy: Policy) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for tensor in lora.adapters(policy).values():
+        tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+
+
+def act(policy: Policy) -> torch.Tensor:
+    return policy.act(make_observation(policy), torch.Generator().manual_seed(0))
+
+
+def test_merged_and_apart_act_alike(variant, tmp_path):
+    policy = adapted(**variant)
+    loaded = {}
+    for save in ("merged", "apart"):
+        policy.lora["save"] = save
+        policy.save_pretrained(tmp_path / save)
+        loaded[save] = Policy.from_pretrained(tmp_path / save)
+    assert (tmp_path / "apart" / "adapters.safetensors").is_file()
+    assert not (tmp_path / "merged" / "adapters.safetensors").exists() and loaded["merged"].lora is None
+    for each in loaded.values():
+        torch.testing.assert_close(act(each), act(policy), rtol=1e-4, atol=1e-5)
+    assert (act(policy) - act(make_policy(**variant))).abs().max() > 1e-3  # and the adapters do something
+    assert all(parameter.requires_grad for parameter in loaded["apart"].action.parameters())  # as in any loaded policy
+
+
+def test_at_first_nothing_changes():
+    policy = make_policy()
+    before = act(policy)
+    add_adapters(policy, targets=PARTS, **OPTIONS)
+    torch.testing.assert_close(act(policy), before)
+
+
+def test_adapters_learn_and_nothing_else_but_what_is_named():
+    policy = make_policy().train()
+    add_adapters(policy, targets=["vision", "trunk"], also_train=["state"], **OPTIONS | {"dropout": 0.5})
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):  # A moves from the second step on, since B is zero at first
+        optimizer.zero_grad()
+        mean_loss(policy, make_batch(policy)).backward()
+        optimizer.step()
+    moved = {name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {*lora.adapters(policy), "state.weight", "state.bias"}
+    assert policy.trunk.queries.lora_dropout.training and policy.state.training and not policy.action.training
+    testing.assert_no_graph(policy.eval().act, make_observation(policy))
+
+
+def test_adapters_of_a_frozen_language_learn_and_are_remembered_once_saved(tmp_path):
+    """With adapters its word vectors are computed anew; a loaded policy, whose encoder is frozen, remembers them."""
+    policy = adapted(["language"], language="huggingface")
+    assert not any("pooler" in name for name in policy.lora["layers"])  # it is called, but for nothing
+    mean_loss(policy, make_batch(policy)).backward()
+    assert all(p.grad.abs().max() > 0 for name, p in policy.named_parameters() if lora.is_adapter(policy, name))
+    for save in ("merged", "apart"):
+        policy.lora["save"] = save
+        policy.save_pretrained(tmp_path / save)
+        loaded = Policy.from_pretrained(tmp_path / save)
+        torch.testing.assert_close(act(loaded), act(policy), rtol=1e-4, atol=1e-5)
+        assert loaded.language._remembered
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (["trunk.queries"], ["trunk.queries"]),
+        (["queries", "stem"], ["trunk.queries", "vision.stem"]),  # by its end, where no module has that full name
+        (["vision"], ["vision.stem", "vision.blocks.0", "vision.blocks.1"]),  # not projection.vision
+        (["state", "state"], ["state"]),
+    ],
+)
+def test_what_targets_stand_for(targets, layers):
+    assert find_layers(make_policy(), targets) == layers
+    assert adapted(targets).lora["layers"] == layers
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["trunk.querys"], r"no module 'trunk.querys'; the nearest are trunk.queries"),
+        (["zzzzz"], r"no module 'zzzzz'; the nearest are vision, language, trunk"),
+        ([""], r"no module ''"),
+        (["normalization"], r"normalization \(Normalization\) is and holds no Linear, Conv2d or Embedding that feeds the loss"),
+        (["camera"], r"camera \(Embedding\) is and holds no Linear"),  # the policy reads its weight
+    ],
+)
+def test_targets_without_layers_are_refused(targets, says):
+    policy = make_policy(features=FEATURES._replace(cameras=("top", "wrist")))
+    with pytest.raises(ValueError, match=f"lora.targets: .*{says}") as refused:
+        add_adapters(policy, targets=targets, **OPTIONS)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_peft_merged_policies_load_and_others_say_what_is_missing(monkeypatch, tmp_path):
+    policy = adapted()
+    for save in ("merged", "apart"):
+        policy.lora["save"] = save
+        policy.save_pretrained(tmp_path / save)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    torch.testing.assert_close(act(Policy.from_pretrained(tmp_path / "merged")), act(policy), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"pip install -e '.\[lora\]'"):
+        Policy.from_pretrained(tmp_path / "apart")
+
+
+def test_the_manifest_covers_the_adapters(tmp_path):
+    adapted().save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "adapters.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"adapters\.safetensors is damaged"):
+        Policy.from_pretrained(tmp_path / "policy")
+
+
+def test_gradients_reach_every_adapter():
+    policy = adapted(action=spec("action", "flow"))
+    testing.assert_gradients_reach(policy, make_batch(policy, 8))
+
+
+def test_accumulation_and_per_sample_gradients_know_adapters():
+    from vla_mini.autograd.per_sample import per_sample
+
+    policy = adapted()
+    testing.assert_accumulation_equivalent(policy.double(), make_batch(policy, 8))
+    assert per_sample(policy.float(), make_batch(policy, 3)).mean_minus_batch_max_abs < 1e-4

@@ -1,0 +1,80 @@
+"""Trains a tiny policy twice, eager and compiled, in a process without the type checker, which is nothing to compile;
+tests/training/test_compilation.py starts it and reads what it wrote.
+
+python -m tests.training.compiled_worker FOLDER MODE ACCELERATOR PRECISION
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from tests.factory import FEATURES, make_batch, make_policy
+from tests.harness import SGD, fit
+from vla_mini import Policy
+from vla_mini.training.compilation import WarmUp, check_compile, compile_policy
+from vla_mini.training.guard import NonFiniteGuard
+from vla_mini.training.loggers import build_loggers
+from vla_mini.training.monitor import GradientMonitor
+
+# Few kernels, since each takes a C++ compiler a second: the heads' and encoders' own graphs are looked at elsewhere.
+TINY = {
+    "vision": {"_target_": "vla_mini.vision.conv.ConvVision", "depth": 0},
+    "action": {"_target_": "vla_mini.action.flow.FlowHead", "depth": 1, "draws": 1},  # draws noise
+    "auxiliary": "none",
+}
+OVERFLOW = 3  # the batch whose states are finite, but not what is made of them
+
+
+def tiny_policy() -> Policy:
+    return make_policy(features=FEATURES._replace(image_size=(8, 8)), **TINY).train()
+
+
+def batches(policy: Policy) -> list[Any]:
+    found = [make_batch(policy, 6, seed=seed) for seed in range(8)]
+    far = found[OVERFLOW].observation
+    far = far._replace(state=torch.full_like(far.state, torch.finfo(far.state.dtype).max))
+    found[OVERFLOW] = found[OVERFLOW]._replace(observation=far)
+    return found
+
+
+def train(policy: Policy, folder: Path, *, callbacks: list[Any], **trainer: Any) -> dict[str, Any]:
+    """Two micro-batches make a window where the mode allows it; one window is not finite."""
+    torch.manual_seed(0)  # of the noise
+    guard, before = NonFiniteGuard(), {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    callbacks = [guard, GradientMonitor(every_n_steps=1), *callbacks]
+    logger = build_loggers({"csv": True}, run_dir=folder, config={})
+    arguments = {"optimizer": SGD | {"lr": 0.1}, "logger": logger, "log_every_n_steps": 1, "record": False}
+    fit(policy, batches(policy), callbacks=callbacks, **arguments, **trainer)
+    change = {name: tensor.cpu() - before[name] for name, tensor in policy.state_dict().items()}
+    return {"change": change, "skipped": guard.skipped, "origin": guard.origin}
+
+
+def main(folder: Path, mode: str, accelerator: str, precision: str) -> None:
+    warnings.simplefilter("ignore")
+    check_compile(mode, accelerator=accelerator)
+    trainer = {"accelerator": accelerator, "devices": 1, "precision": precision}
+    trainer["accumulate_grad_batches"] = 2 if mode == "default" else 1
+    eager, policy = tiny_policy(), tiny_policy()
+    result = {"eager": train(eager, folder / "eager", callbacks=[], **trainer)}
+    counters.clear()
+    compile_policy(policy, mode)
+    result["compiled"] = train(policy, folder / "compiled", callbacks=[WarmUp(num_batches=6)], **trainer)
+    result["graphs"], result["breaks"] = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+
+    policy.to("cpu").eval()
+    batch = batches(policy)[0]
+    policy.loss(batch)
+    result["actions"] = policy.act(batch.observation, torch.Generator().manual_seed(0))
+    result["graphs afterwards"] = counters["stats"]["unique_graphs"]
+    policy.save_pretrained(folder / "policy")
+    loaded = Policy.from_pretrained(folder / "policy")
+    result["loaded actions"] = loaded.act(batch.observation, torch.Generator().manual_seed(0))
+    torch.save(result, folder / "result.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

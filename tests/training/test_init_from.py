@@ -1,0 +1,140 @@
+"""Beginning from a saved policy: it acts as that one did until its first step, and what does not fit is refused before work."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.factory import command, make_observation, make_policy
+from tests.test_lora import adapted
+from vla_mini import config
+from vla_mini.build import describe
+from vla_mini.collection import collect
+from vla_mini.data.reader import read_dataset
+from vla_mini.policy import Policy
+from vla_mini.training import init_from
+from vla_mini.training.setup import check_start, untrained_policy
+
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "toy_pick"
+    collect("vla_mini/ToyPick-v0", root, episodes=6, seed=0, num_workers=1)
+    return read_dataset(root)
+
+
+def settings(*arguments, **others):
+    cfg = config.load("train", ["experiment=toy_pick_smoke", *arguments])
+    return OmegaConf.to_container(cfg, resolve=True) | others
+
+
+def begin(folder, demonstrations, *arguments):
+    return untrained_policy(settings(f"init_from={folder}", *arguments), demonstrations).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "policy"
+    make_policy(seed=3).save_pretrained(folder)
+    return folder
+
+
+def test_it_acts_as_the_saved_policy(folder, demonstrations):
+    """With the saved statistics and words, whatever those of the new data are."""
+    saved, policy = Policy.from_pretrained(folder), begin(folder, demonstrations)
+    observation = make_observation(saved)
+    assert torch.equal(policy.act(observation), saved.act(observation))
+    assert policy.language.tokenizer.get_vocab() == saved.language.tokenizer.get_vocab()
+    manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    assert policy.source == {"env": "vla_mini/ToyPick-v0", "dataset": demonstrations.fingerprint, "init_from": manifest}
+    assert policy.train().training and all(parameter.requires_grad for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("save", ["merged", "apart"])
+def test_adapters_are_merged_and_new_ones_begin_at_nothing(tmp_path, demonstrations, save):
+    saved = adapted(save=save)
+    saved.save_pretrained(tmp_path / "policy")
+    observation = make_observation(saved)
+    for arguments in ([], ["lora.targets=[trunk]"]):
+        policy = begin(tmp_path / "policy", demonstrations, *arguments)
+        torch.testing.assert_close(policy.act(observation), saved.act(observation), rtol=1e-4, atol=1e-5)
+        assert (policy.lora is None) == (not arguments)
+
+
+def test_how_a_part_learns_may_change(tmp_path, demonstrations):
+    frozen = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage", "config": BERT, "frozen": True}
+    make_policy(language=frozen).save_pretrained(tmp_path / "policy")
+    language = json.loads((tmp_path / "policy" / "config.json").read_text())["parts"]["language"]
+    chosen = settings(f"init_from={tmp_path / 'policy'}", language=language | {"frozen": False})
+    policy = untrained_policy(chosen, demonstrations)
+    assert describe(policy.language)["frozen"] is False and policy.language.model.encoder.layer[0].training
+    chosen["language"]["config"]["num_attention_heads"] = 4  # weights of the same shapes, yet another function
+    with pytest.raises(
+        ValueError, match=r"its language.config.num_attention_heads is 2, here it is 4: say language.config.num"
+    ):
+        untrained_policy(chosen, demonstrations)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("vision.width=32", "its vision.width is 64, here it is 32: say vision.width=64"),
+        ("action=flow", "its action is RegressionHead, here it is FlowHead: say action=regression"),
+        ("auxiliary=none", "its auxiliary is KeyframeLoss, here it is none: say auxiliary=keyframe"),
+        ("insulate=true", "its backbone_action is none, here it is BinsHead: say insulate=false"),
+        ("data.horizon=4", "its data.horizon is 8, here it is 4"),
+        ("data.keyframe.state=[x]", "its data.keyframe.state is [x,y], here it is [x]"),
+        ("freeze=[visoin]", "no part 'visoin'; did you mean 'vision'?"),
+        ("lora.targets=[quieries]", "no module 'quieries'; the nearest are queries"),
+        ("unfreeze_at.vison=2", "no part 'vison'; did you mean 'vision'?"),
+        ("schedule.multipliers.camera=2", "no component 'camera'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_path, monkeypatch, capsys, argument, says):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", argument]
+    assert command("train", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_and_a_damaged_one_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="init_from=/nowhere: there is no such folder"):
+        check_start(settings("init_from=/nowhere"))
+    make_policy().save_pretrained(tmp_path / "policy")
+    (tmp_path / "policy" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        check_start(settings(f"init_from={tmp_path / 'policy'}"))
+
+
+def test_data_of_other_features_are_refused(folder, demonstrations):
+    other = demonstrations._replace(features=demonstrations.features._replace(state=("x", "y", "z", "closed")))
+    with pytest.raises(ValueError, match=r"its state is \[x,y,height,closed\], here it is \[x,y,z,closed\]"):
+        begin(folder, other)
+
+
+def test_weights_of_other_shapes_are_named():
+    policy, saved = make_policy(), make_policy()
+    saved.language.table = torch.nn.Embedding(99, 64)
+    with pytest.raises(ValueError, match=r"init_from=DIR: its language.table.weight is \(99, 64\), here it is \(15, 64\)"):
+        init_from.take_over(policy, saved, source="DIR")
+
+
+def test_what_the_data_have_beyond_it_is_said(folder, demonstrations, capsys):
+    """make_policy's vocabulary is smaller than toy_pick's, and its range of actions, -0.9 to 1.1, nearly the same."""
+    begin(folder, demonstrations)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("init_from: the saved policy does not know the words ")
+    words = line.removeprefix("init_from: the saved policy does not know the words ").partition(":")[0].split(", ")
+    assert "yellow" in words and "red" not in words
+    action = demonstrations.statistics.action
+    wide = action._replace(max=action.max * np.array([1, 3, 1, 1], np.float32))
+    far = demonstrations._replace(statistics=demonstrations.statistics._replace(action=wide))
+    _, second = init_from.warnings(Policy.from_pretrained(folder), far)
+    assert second == "the data's dy reaches 2.9 times as far as the saved range, which is kept"

@@ -1,0 +1,98 @@
+"""Where metrics go: one row a step, whatever comes when; and services that do not answer hold nobody up."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.factory import ROOT
+from vla_mini import config
+from vla_mini.training.loggers import Table, build_loggers
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_known_of_a_step_stands_in_one_row(tmp_path):
+    table = Table(tmp_path / "metrics.csv")
+    table.log_metrics({"loss": 2.0}, step=0)
+    table.log_metrics({"norm": 0.5}, step=0)  # a column that was not there
+    table.log_metrics({"loss": 1.0}, step=3)
+    table.log_metrics({"success, or not": 0.25, "loss": 0.1 + 0.2}, step=3)
+    assert rows(table.path) == [
+        {"step": "0", "loss": "2.0", "norm": "0.5", "success, or not": ""},
+        {"step": "3", "loss": "0.30000000000000004", "norm": "", "success, or not": "0.25"},
+    ]
+
+
+def test_a_resumed_table_holds_the_steps_before_and_no_other(tmp_path):
+    table = Table(tmp_path / "metrics.csv")
+    for step in range(5):
+        table.log_metrics({"loss": float(step)}, step=step)
+    with table.path.open("a") as file:
+        file.write("1")  # of a row 12, say, when the process was killed
+    resumed = Table(table.path, steps=3)
+    resumed.log_metrics({"late": 5.0}, step=2)
+    resumed.log_metrics({"loss": 30.0, "new": 1.0}, step=3)
+    assert [(row["step"], row["loss"], row["late"], row["new"]) for row in rows(table.path)] == [
+        ("0", "0.0", "", ""),
+        ("1", "1.0", "", ""),
+        ("2", "2.0", "5.0", ""),
+        ("3", "30.0", "", "1.0"),
+    ]
+
+
+def test_several_loggers_together(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = config.load("train", ["experiment=toy_pick_smoke", "logger=[csv,tensorboard]"])
+    loggers = build_loggers(cfg.logger, run_dir=tmp_path, config={"data": {"batch_size": 16}})
+    for logger in loggers:
+        logger.log_metrics({"train/loss": 1.5}, step=7)
+        logger.finalize("success")
+    assert rows(tmp_path / "metrics.csv") == [{"step": "7", "train/loss": "1.5"}]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(7, 1.5)]
+    assert config.load("train", ["experiment=toy_pick_smoke", "logger=[csv,wandb]"]).logger.wandb
+
+
+ONLINE = """
+import json, sys, time, warnings
+from pathlib import Path
+import wandb
+from vla_mini.training.loggers import build_loggers
+start = time.monotonic()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    settings = {"wandb": True, "mode": "online", "project": "test"}
+    run = build_loggers(settings, run_dir=Path(sys.argv[1]), config={})[-1].experiment
+said = [str(warning.message) for warning in caught if "going on offline" in str(warning.message)]
+print(json.dumps({"seconds": time.monotonic() - start, "said": said, "offline": run.offline, "id": run.id}))
+run.finish()
+"""
+
+
+@pytest.mark.parametrize("service", ["no key", "closed", "silent"])
+def test_online_without_a_service_goes_on_offline(tmp_path, service):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and says nothing
+        port = silent.getsockname()[1] if service == "silent" else 9
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
+        environment |= {} if service == "no key" else {"WANDB_API_KEY": "0" * 40}
+        script = [sys.executable, "-c", ONLINE, str(tmp_path)]
+        ids = []
+        for _ in range(1 + (service == "closed")):  # the second time it is resumed
+            done = subprocess.run(script, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            found = json.loads(done.stdout.splitlines()[-1])
+            (line,) = found["said"]
+            assert found["offline"] and ("no W&B key" if service == "no key" else "does not answer") in line
+            assert found["seconds"] < 10
+            ids.append(found["id"])
+        assert len(set(ids)) == 1

@@ -1,0 +1,97 @@
+"""Training in stages: what is frozen until a step stays put until then, and learns as it would have from there on."""
+
+import lightning
+import pytest
+import torch
+
+from tests.factory import make_batch, make_policy
+from tests.harness import fit
+from vla_mini.training.freezing import check_stages
+from vla_mini.training.guard import NonFiniteGuard
+from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.unfreezing import Unfreezing
+
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.1}
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+class Look(lightning.Callback):
+    """Keeps what `look(trainer, policy)` says after each micro-batch."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.seen.append(self.look(trainer, module.policy))
+
+
+def in_groups(policy, parameters):
+    """As training does it: the weights of layers decay, nothing else does."""
+    layers = {module.weight for module in policy.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    decaying, rest = ([p for p in parameters if (p in layers) == decays] for decays in (True, False))
+    return [{"params": decaying, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+
+
+def test_stages_are_those_that_one_would_run_by_hand():
+    """AdamW, whose momentum and decay would betray a parameter that was touched too early. Windows of two micro-batches."""
+    policy, by_hand = make_policy(dtype=torch.float64), make_policy(dtype=torch.float64)
+    batches = [make_batch(policy, seed=seed) for seed in range(8)]
+    callbacks = [Unfreezing({"vision": 1, "trunk.queries": 3}), NonFiniteGuard(), GradientMonitor(every_n_steps=1)]
+    fit(policy, batches, callbacks=callbacks, optimizer=ADAMW, accumulate_grad_batches=2, precision="64-true")
+
+    later = {1: list(by_hand.vision.parameters()), 3: list(by_hand.trunk.queries.parameters())}
+    frozen = {parameter for parameters in later.values() for parameter in parameters}
+    at_once = [parameter for parameter in by_hand.parameters() if parameter not in frozen]
+    optimizer = torch.optim.AdamW(in_groups(by_hand, at_once), lr=1e-2)
+    for step in range(4):
+        for group in in_groups(by_hand, later.get(step, [])):
+            optimizer.add_param_group(group)
+        by_hand.zero_grad()
+        window = batches[2 * step : 2 * step + 2]
+        count = sum((~batch.is_pad).sum() for batch in window)
+        (sum(by_hand.loss(batch)[0].sum() for batch in window) / count).backward()
+        optimizer.step()
+    for (name, ours), theirs in zip(policy.named_parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_modes_come_back_and_the_optimizer_holds_all_from_the_start():
+    policy = make_policy().train()
+    policy.trunk.place.eval()  # as a pretrained part may be
+    modes = Look(lambda _, policy: (policy.trunk.training, policy.trunk.place.training, policy.action.training))
+    held = Look(lambda trainer, _: sum(len(group["params"]) for group in trainer.optimizers[0].param_groups))
+    fit(policy, [make_batch(policy)] * 3, callbacks=[Unfreezing({"trunk": 2}), modes, held])
+    assert modes.seen == [(False, False, True), (False, False, True), (True, False, True)]
+    assert held.seen == [len(list(policy.parameters()))] * 3
+
+
+def test_a_part_within_a_part_stays_frozen_until_its_own_step():
+    policy, untouched = make_policy().train(), make_policy()
+    fit(policy, [make_batch(policy)] * 2, callbacks=[Unfreezing({"trunk": 1, "trunk.queries": 5})])
+    assert torch.equal(policy.trunk.queries.weight, untouched.trunk.queries.weight) and not policy.trunk.queries.training
+    assert not torch.equal(policy.trunk.values.weight, untouched.trunk.values.weight) and policy.trunk.training
+
+
+def test_remembered_words_are_forgotten_when_their_encoder_learns():
+    language = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage", "frozen": False, "config": BERT}
+    policy = make_policy(language=language).train()
+    before = policy.language.model.embeddings.word_embeddings.weight.detach().clone()
+    remembered = Look(lambda _, policy: len(policy.language._remembered))
+    modes = Look(lambda _, policy: policy.language.model.training)
+    fit(policy, [make_batch(policy)] * 3, callbacks=[Unfreezing({"language": 2}), remembered, modes], optimizer=ADAMW)
+    assert remembered.seen == [3, 3, 0]  # word vectors, of the three instructions
+    assert modes.seen == [False, False, True]
+    assert not torch.equal(policy.language.model.embeddings.word_embeddings.weight, before)
+    assert not policy.language.model.pooler.dense.weight.requires_grad  # what never learns does not begin to
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ({"visoin": 3}, "unfreeze_at: the policy has no part 'visoin'; did you mean 'vision'"),
+        (dict.fromkeys(["vision", "language", "trunk", "action", "auxiliary", "projection", "state"], 3), "nothing is left"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(steps, says):
+    with pytest.raises(ValueError, match=says):
+        check_stages(make_policy(), steps)

@@ -1,0 +1,52 @@
+"""resume=RUN_DIR: the settings of an earlier run, as it kept them, instead of those that the configs would compose now."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_mini import files
+from vla_mini.config.compose import Composed, compose, escape
+
+CONFIG = "config.yaml"
+
+
+def resumed_folder(arguments: Sequence[str]) -> str | None:
+    """The value of `resume=`, if there is one."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("resume=")]
+    return values[-1] if values and values[-1] != "null" else None
+
+
+def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
+    """What config.yaml in `folder` says. Of it, only how long to train and where to log can be said anew; else ValueError."""
+    import yaml
+
+    others = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
+    for argument in others:
+        key = argument.partition("=")[0].lstrip("+")
+        if key != "trainer.max_steps" and key.partition(".")[0] != "logger":
+            raise ValueError(f"{argument} with resume=: a run goes on as it began, but for trainer.max_steps and logger")
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings")
+    settings.pop("run_dir", None)
+    if others:
+        said = compose("train", list(others)).settings
+        if any(argument.lstrip("+").startswith("logger") for argument in others):
+            settings["logger"] = said["logger"]
+        if any(argument.lstrip("+").startswith("trainer") for argument in others):
+            settings["trainer"]["max_steps"] = said["trainer"]["max_steps"]
+    return Composed(settings | {"resume": folder}, run_dir=folder)
+
+
+def save(cfg: Any, folder: Path) -> None:
+    """Keep the resolved settings of a run, for whoever resumes it."""
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
+    files.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(escape(settings))))

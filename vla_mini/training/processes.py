@@ -1,0 +1,65 @@
+"""Several processes that train one policy together, on one machine: trainer.devices=N.
+
+The first is the one that the user started. When training begins, Lightning starts the same command again for each further
+device; each process takes its part of every global batch, and their gradients are averaged (DistributedDataParallel), of
+which `WindowMean` makes the mean of the global batch.
+"""
+
+import signal
+import sys
+import threading
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """ValueError for devices that are not there, before any work."""
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(f"trainer.accelerator={accelerator}: torch sees no such device here; auto takes what there is")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpus and not torch.backends.mps.is_available())
+    if devices > max(gpus, 1) and not on_cpu:
+        raise ValueError(
+            f"trainer.devices={devices}: torch sees {gpus} CUDA devices here; trainer.accelerator=cpu takes as many as you say"
+        )
+
+
+def choose_strategy(requested: str, *, devices: int) -> Strategy | str:
+    """One process needs none; several share their gradients."""
+    if devices == 1:
+        return "auto"
+    return DDPStrategy(
+        cluster_environment=LightningEnvironment(),  # whatever else started this process: one machine, its devices
+        find_unused_parameters=requested == "ddp_find_unused_parameters_true",
+        timeout=timedelta(days=1),  # the others wait while the first one plays the selection scenes
+    )
+
+
+class EndTogether(Callback):
+    """However training ends in the first process, by an error or a signal, the others end with it, without a word.
+
+    Lightning would talk to them from within its handler of SIGTERM, and wait for ever where they are busy with something else.
+    It also kills this process, some seconds after another one has ended other than well.
+    """
+
+    def __init__(self) -> None:
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        launcher: Any = trainer.strategy.launcher  # None where there is one process
+        if launcher is None:
+            return
+        others, launcher.procs[:] = list(launcher.procs), []  # the list by which Lightning watches them
+        for number, process in enumerate(others, start=1):
+            if isinstance(exception, Exception) and process.poll() is not None:
+                print(f"process {number} ended first, with exit code {process.returncode}", file=sys.stderr)
+            process.kill()

@@ -15,7 +15,7 @@ def main(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from vla_mini.data.reader import read_dataset
-    from vla_mini.evaluation.evaluate import evaluate
+    from vla_mini.evaluation.evaluate import evaluate, examinations
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.compilation import check_compile
@@ -32,6 +32,7 @@ def main(cfg: Any) -> None:
     check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
     check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
+    examinations(cfg.env.id, further_splits=settings["evaluation"]["further_splits"])  # refuses a split that there is not
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
@@ -61,6 +62,7 @@ def main(cfg: Any) -> None:
         cfg.env.id,
         episodes=cfg.evaluation.episodes,
         seed=cfg.evaluation.seed,
+        further_splits=settings["evaluation"]["further_splits"],
         output=run_dir / "evaluation",
         progress=True,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factory import ROOT, VARIANTS, without_positions
+from tests.factory import ROOT, VARIANTS
 from vla_mini.training.compilation import check_compile, device_of
 
 
@@ -113,7 +113,6 @@ for variant in {variants}:
 
 def compile_every_variant(options: str) -> None:
     variants = [{group: name} for group, names in VARIANTS.items() for name in names]
-    variants = [variant | without_positions(variant) for variant in variants]
     run("-c", EVERY_VARIANT.format(variants=variants, options=options))
 
 

@@ -22,11 +22,19 @@ from vla_mini.features import Features, Statistics
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
 from vla_mini.training.adapters import add_adapters
+from vla_mini.training.compilation import check_compile
 from vla_mini.training.freezing import check_stages, freeze
+from vla_mini.training.precision import check_precision
 
 
 def check_start(settings: Mapping[str, Any]) -> None:
     """ValueError for what can be refused without demonstrations, so before they are collected."""
+    from vla_mini.training.processes import check_devices  # Lightning takes seconds, and not all callers train
+
+    trainer = settings["trainer"]
+    check_devices(trainer["accelerator"], trainer["devices"])
+    check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+    check_compile(settings["compile"], accelerator=trainer["accelerator"])
     if settings["lora"]["targets"]:
         lora.require_peft()
     if settings["init_from"] is not None:  # a policy of the same sizes meets all the other checks

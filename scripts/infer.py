@@ -5,6 +5,7 @@ actions are the same; the time, and the bytes kept for a backward pass, are not.
 """
 
 import json
+import sys
 import time
 from typing import Any
 
@@ -24,6 +25,9 @@ def main(cfg: Any) -> None:
     policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
     now, *past = read_frames(cfg, policy)
     observation = observe(policy, [now], past=[past])
+    if unknown := policy.language.unknown_words(cfg.instruction):
+        words = ", ".join(map(repr, unknown))
+        print(f"infer: warning: the policy does not know the words {words}: to it they are all the same", file=sys.stderr)
     generator = torch.Generator().manual_seed(cfg.seed)
     mode = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[cfg.mode]
 

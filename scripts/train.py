@@ -56,6 +56,7 @@ def main(cfg: Any) -> None:
         cfg.env.id,
         episodes=cfg.evaluation.episodes,
         seed=cfg.evaluation.seed,
+        further_splits=settings["evaluation"]["further_splits"],
         output=run_dir / "evaluation",
         progress=True,
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from vla_mini import config, testing
-from vla_mini.build import build
 from vla_mini.policy import Policy
 from vla_mini.testing import FEATURES, make_batch, make_observation, mean_loss
 
@@ -27,18 +26,10 @@ def spec(group: str, name: str) -> dict:
 
 def make_policy(**parts) -> Policy:
     """The default policy of configs/ with other `parts`, by name (vision="patch") or as a spec, in eval mode."""
-    named = {group: parts.pop(group, name) for group, name in (DEFAULTS | without_positions(parts)).items()}
+    named = {group: parts.pop(group, name) for group, name in DEFAULTS.items()}
     return testing.make_policy(
         **{group: spec(group, part) if isinstance(part, str) else part for group, part in named.items()}, **parts
     )
-
-
-def without_positions(parts: dict) -> dict[str, str]:
-    """The keyframe loss is not for a trunk that looks nowhere in particular."""
-    if not isinstance(parts.get("trunk"), str):
-        return {}
-    trunk = build(spec("trunk", parts["trunk"]), "trunk", grid=(1, 1), num_cameras=1)
-    return {} if trunk.num_positions else {"auxiliary": "none"}
 
 
 def command(name: str, *arguments: str) -> int:

@@ -36,8 +36,8 @@ CONCEPTS = {
         "trunk/test_joint_trunk.py::test_masked_words_are_not_looked_at",
     ],
     "Devices": [
-        "test_policy.py::test_observations_that_do_not_fit_are_refused",
-        "test_gpu.py::test_a_tensor_left_behind_is_named",
+        "test_door.py::test_misfits_are_named_with_what_they_should_be",
+        "test_gpu.py::test_a_tensor_on_another_device_is_named_with_both",
     ],
     "requires_grad, the graph, grad_fn": [
         "autograd/test_graph.py::test_every_node_is_counted_once",
@@ -107,12 +107,17 @@ CONCEPTS = {
         "autograd/test_per_sample.py::test_each_is_the_gradient_of_its_sample_alone",
         "autograd/test_per_sample.py::test_norms_mean_and_noise_scale_by_explicit_loops",
     ],
-    "torch.compile": ["test_testing.py::test_compiled_is_eager"],
+    "torch.compile": [
+        "training/test_compilation.py::test_compiled_training_is_eager_training",
+        "training/test_compilation.py::test_the_policy_that_was_trained_compiled_is_saved_whole",
+        "training/test_compilation.py::test_cuda_graphs_are_for_cuda",
+        "training/test_compilation.py::test_the_modes_on_a_gpu",
+    ],
     "Mixed precision": [
         "test_variants.py::test_bf16_is_close_and_losses_stay_fp32",
         "training/test_training.py::test_precision_is_what_the_hardware_does",
     ],
-    "GPU": ["test_gpu.py::test_loss_and_gradients_are_those_of_the_cpu", "test_gpu.py::test_the_same_command_trains_there"],
+    "GPU": ["test_gpu.py::test_the_main_path", "test_gpu.py::test_the_numbers_are_those_of_the_host"],
     "The graph is dynamic, and freed after backward": [
         "autograd/test_rules.py::test_a_graph_is_freed_after_backward_unless_kept",
         "autograd/test_graph.py::test_a_detached_context_cuts_the_head_off",
@@ -136,7 +141,8 @@ CONCEPTS = {
     "float16 and its GradScaler": [
         "training/test_window.py::test_fp16_gradients_are_unscaled_before_anyone_looks",
         "training/test_guard.py::test_an_fp16_overflow_lowers_the_scale_and_is_no_failure",
-        "test_gpu.py::test_the_same_command_trains_there",
+        "test_gpu.py::test_each_precision_learns",
+        "test_gpu.py::test_the_scale_is_taken_out_before_anyone_looks",
     ],
     "From 0-D to 4-D": ["test_variants.py::test_shapes_and_dtypes"],
 }

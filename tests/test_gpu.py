@@ -60,15 +60,20 @@ def compute(policy, batch):
     return loss.detach().cpu(), gradient.cpu(), actions.cpu()
 
 
-def test_the_main_path(tmp_path, capsys):
+@pytest.mark.parametrize("precision", ["auto", "32-true", "16-mixed"])
+def test_the_main_path(tmp_path, capsys, precision):
     """Collects, trains on the GPU, plays, evaluates, reports; and what it saved acts on the host."""
-    folders = [f"data.root={tmp_path / 'data'}", f"hydra.run.dir={tmp_path / 'run'}"]
-    assert command("train", "experiment=toy_pick_smoke", "trainer.accelerator=gpu", *folders) == 0
+    settings = [f"data.root={tmp_path / 'data'}", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.precision={precision}"]
+    assert command("train", "experiment=toy_pick_smoke", "trainer.accelerator=gpu", "trainer.max_steps=20", *settings) == 0
     out = "".join(capsys.readouterr())
-    assert "cuda:0" in out and ("precision: bf16-mixed" in out) == torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    assert "cuda:0" in out and f"precision: {precision}" in out
     assert json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())["episodes"] == 2
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert all(math.isfinite(float(row["train/loss"])) for row in rows if row["train/loss"])
+    totals = [float(row["gradients/total"]) for row in rows if row["gradients/total"]]
+    assert 0 < totals[-1] < 100  # unscaled, and no overflow any more
     assert command("evaluate", f"policy={tmp_path / 'run' / 'policy'}", "episodes=2") == 0
 
 

@@ -57,11 +57,11 @@ def test_the_past_is_normalised_as_the_present():
 
 def test_observations_of_too_few_frames_are_refused():
     policy, one = make_policy(history=2), make_observation(make_policy())
-    with pytest.raises(ValueError, match=r"observation.images is \(1, 1, 3, 64, 64\), the policy takes \(b, k=2, "):
+    with pytest.raises(ValueError, match=r"observation.images is \(4, 1, 3, 64, 64\), the policy takes \(b=4, k=2, "):
         policy.act(one)
     images = make_observation(policy).images
     with pytest.raises(
-        ValueError, match=r"state is \(1, 4\), the policy takes \(b=1, s=8\); s: x, y, height, closed, x 1 before"
+        ValueError, match=r"state is \(4, 4\), the policy takes \(b=4, s=8\); s: x, y, height, closed, x 1 before"
     ):
         policy.act(one._replace(images=images))
 

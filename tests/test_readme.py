@@ -35,12 +35,14 @@ def test_commands_run(place, monkeypatch, line):
     # The default experiment is toy_pick: said or not, the smoke experiment stands in for it.
     line = line.replace("experiment=toy_pick", "").replace("runs/toy_pick/", "runs/toy_pick_smoke/")
     line = line.replace("episodes=200", "episodes=4").replace("unfreeze_at.vision=200", "unfreeze_at.vision=2")
+    line = line.replace("trainer.max_steps=800", "trainer.max_steps=6")
     _, script, *arguments = shlex.split(line.partition("#")[0])
     name = script.removeprefix("scripts/").removesuffix(".py")
     if name == "compare":  # many runs, of which tests/comparison makes some: here, what they are told is checked
         assert len(config.load(name, arguments).variants) > 1
         return
-    assert command(name, *(["experiment=toy_pick_smoke"] if name in ("train", "doctor") else []), *arguments) == 0
+    new = name in ("train", "doctor") and not any(argument.startswith("resume=") for argument in arguments)
+    assert command(name, *(["experiment=toy_pick_smoke"] if new else []), *arguments) == 0
 
 
 def test_python_runs(place, monkeypatch):

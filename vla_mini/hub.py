@@ -31,7 +31,7 @@ def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
     arguments = dict(config)
     kind = arguments.pop("model_type", None)
-    with _quietly(), _explained(f"model_type={kind}"):
+    with _quietly(), explained(f"model_type={kind}"):
         known = AutoConfig.for_model(kind).to_dict()
         for name in arguments.keys() - known.keys():
             if arguments.pop(name) is None:
@@ -52,7 +52,7 @@ def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[
     """
     from transformers import AutoConfig, AutoModel
 
-    with _quietly(), _explained(f"path={folder}"):
+    with _quietly(), explained(f"path={folder}"):
         whole, report = AutoModel.from_pretrained(
             folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
         )
@@ -132,7 +132,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Whatever the library raises, as a ValueError of one line."""
     try:
         yield

@@ -181,8 +181,8 @@ class Policy(nn.Module):
     def _admit(self, value: Any, kind: type) -> None:
         """Errors name the tensor that does not fit: see door.py."""
         height, width = self.features.image_size
-        names = {"k": self._aged(self.features.cameras), "s": self._aged(self.features.state)}
-        names |= {"a": self.features.action, "g": self.keyframe}
+        ages = {"k": self._aged(self.features.cameras), "s": self._aged(self.features.state)}
+        names = ages | {"a": self.features.action, "g": self.keyframe}
         admit(value, kind, device=self.device, letters=names | {"c": 3, "h": height, "w": width, "t": self.action.horizon})
 
     def _aged(self, names: Sequence[str]) -> list[str]:

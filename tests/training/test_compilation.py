@@ -18,7 +18,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own: the type checker that tests run under is nothing to compile."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     result = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3600, check=False
     )
     assert result.returncode == 0, result.stderr
     return result

@@ -91,27 +91,33 @@ def test_everything_is_said_and_written_once(runs):
 
 
 PLANTED = """
-import math, os, torch
+import math, os, time, torch
 from vla_mini.language.table import TableLanguage
 
 forward, rank = TableLanguage.forward, os.environ.get("LOCAL_RANK", "0")
 
 def planted(self, tokens, mask):
     words = forward(self, tokens, mask)
-    if not self.training:
-        return words
-    open(f"seed_of_{rank}", "w").write(str(torch.initial_seed()))
-    return words * math.nan if rank == "1" else words
+    if self.training:
+        {here}
+    return words
 
 TableLanguage.forward = planted
-exec(open("SCRIPT").read())
+exec(open("{script}").read())
 """
+
+
+def planted(folder: Path, here: str) -> Path:
+    """train.py with `here` where its language part has found the `words` of a batch to learn from."""
+    script = folder / "train.py"
+    script.write_text(PLANTED.format(script=ROOT / "scripts" / "train.py", here=here))
+    return script
 
 
 def test_a_nan_in_one_process_stops_both(runs, tmp_path):
     """After the same steps and with one voice; no weight is touched."""
-    script = tmp_path / "train.py"
-    script.write_text(PLANTED.replace("SCRIPT", str(ROOT / "scripts" / "train.py")))
+    seed = 'open("seed_of_" + rank, "w").write(str(torch.initial_seed()))'
+    script = planted(tmp_path, f'{seed}; words = words * (math.nan if rank == "1" else 1)')
     data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
     arguments = (data, *TOGETHER, "guard.patience=2", "evaluation.every_n_steps=0", "hydra.run.dir=run")
     with started(tmp_path, *arguments, script=script) as process:
@@ -125,12 +131,13 @@ def test_a_nan_in_one_process_stops_both(runs, tmp_path):
     assert [(tmp_path / f"seed_of_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]  # each draws its own noise
 
 
-def test_a_signal_to_the_first_process_ends_both(runs):
-    """While they wait for one another, which Lightning's own handler would do for ever."""
-    forever = ("trainer.max_steps=1000000", "trainer.val_check_interval=1000000", "evaluation.every_n_steps=0")
-    with started(runs[0], *TOGETHER, *forever, "hydra.run.dir=stopped") as process:
-        assert any("component" in line for line in process.stdout)
-        time.sleep(1)  # until they are at work
+def test_a_signal_to_the_first_process_ends_both(runs, tmp_path):
+    """While the second waits for its gradients; Lightning's own handler would then have both wait for ever."""
+    script = planted(tmp_path, 'print("at work", flush=True); time.sleep(1000 if rank == "0" else 0)')
+    with started(runs[0], *TOGETHER, "hydra.run.dir=stopped", script=script) as process:
+        for _ in range(2):
+            assert any("at work" in line for line in process.stdout)
+        time.sleep(1)  # the second gets on to where it has to wait
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, said) == (143, "train: stopped by SIGTERM\n")

@@ -16,7 +16,7 @@ from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
-from vla_mini.training.setup import check_start, untrained_policy
+from vla_mini.training.setup import rehearse, untrained_policy
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -106,11 +106,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_p
 
 def test_no_folder_and_a_damaged_one_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="init_from=/nowhere: there is no such folder"):
-        check_start(settings("init_from=/nowhere"))
+        rehearse(settings("init_from=/nowhere"))
     make_policy().save_pretrained(tmp_path / "policy")
     (tmp_path / "policy" / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
-        check_start(settings(f"init_from={tmp_path / 'policy'}"))
+        rehearse(settings(f"init_from={tmp_path / 'policy'}"))
 
 
 def test_data_of_other_features_are_refused(folder, demonstrations):

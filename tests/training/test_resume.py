@@ -22,7 +22,7 @@ from vla_mini.training.window import Stopwatch
 # 12 episodes make about 12 batches of 16 an epoch: two epochs and a bit, with a short last window where 5 make one.
 COMMON = ["data.batch_size=16", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "evaluation.every_n_steps=5"]
 COMMON += ["evaluation.selection_episodes=1"]
-OF_TIME = {"seconds", "samples_per_second"}
+OF_TIME = {"seconds", "samples_per_second", "selection/seconds"}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
-"""The joint trunk's masks, and what it cannot do."""
+"""The joint trunk's masks, and where it looks."""
 
 import pytest
 import torch
 
-from tests.factory import make_policy
+from vla_mini.auxiliary.keyframe import KeyframeLoss
 from vla_mini.trunk.joint import JointTrunk
 
 
@@ -27,6 +27,17 @@ def test_order_matters_to_words_and_to_pixels():
     assert (trunk(image, words.flip(1), mask, state).tokens - tokens).abs().max() > 1e-3
 
 
-def test_the_keyframe_loss_is_refused():
+def test_positions_are_where_the_readouts_look():
+    trunk = JointTrunk(grid=(2, 3), num_cameras=2, width=16, num_heads=2).eval()
+    image, words, state = torch.randn(2, 12, 16), torch.randn(2, 4, 16), torch.randn(2, 16)
+    context = trunk(image, words, torch.ones(2, 4, dtype=torch.bool), state)
+    weights = context.attention.exp()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4))
+    columns, rows = torch.tensor([-2 / 3, 0, 2 / 3]).repeat(4), torch.tensor([0.5, -0.5]).repeat_interleave(3).repeat(2)
+    expected = torch.stack([weights @ columns, weights @ rows], dim=-1)
+    torch.testing.assert_close(context.positions, expected)
+
+
+def test_the_keyframe_loss_is_refused_where_a_trunk_looks_nowhere():
     with pytest.raises(ValueError, match="auxiliary=none"):
-        make_policy(trunk="joint", auxiliary="keyframe")
+        KeyframeLoss(grid=(2, 3), num_cameras=1, keyframe_size=2, num_positions=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.factory import make_observation, make_policy, spec
-from vla_mini import hub
+from vla_mini import files, hub
 from vla_mini.policy import Policy
 from vla_mini.vision.huggingface import HuggingFaceVision
 
@@ -76,7 +76,9 @@ def test_a_saved_policy_with_foreign_code_is_refused(tmp_path):
     config = json.loads(path.read_text())
     config["parts"]["vision"] |= {"path": "someone/something", "trust_remote_code": True}
     path.write_text(json.dumps(config))
-    (tmp_path / "policy" / "manifest.json").write_text("{}")
+    manifest = path.with_name("manifest.json")
+    others = [other for other in path.parent.iterdir() if other != manifest]
+    manifest.write_text(files.manifest_text(files.digests(path.parent, others)))  # by a stranger who knows how
     with pytest.raises(ValueError, match="vision needs code of 'someone/something'"):
         Policy.from_pretrained(tmp_path / "policy")
 

@@ -109,6 +109,7 @@ class Evaluation:
     seed: Natural
     selection_episodes: Count
     every_n_steps: Natural
+    further_splits: list[str]
 
 
 @dataclass
@@ -200,6 +201,7 @@ class Evaluate:
     episodes: Count
     seed: Natural
     num_envs: Count
+    further_splits: list[str]
     trust_remote_code: bool
     output: str | None
 

@@ -82,9 +82,9 @@ def windows(
     indices = np.unique(np.concatenate([np.linspace(0, len(cut) - 1, samples).astype(int), ends[:2] - 1]))
     batch = cut.__getitems__(indices)
     starts = data.episode_starts[np.searchsorted(data.episode_ends, first + indices, side="right")]
-    now = [_shown(data, frame) for frame in first + indices]
+    now = [_shown(data, int(frame)) for frame in first + indices]
     past = [
-        [_shown(data, frame - age) for age in range(1, policy.history) if frame - age >= start]
+        [_shown(data, int(frame) - age) for age in range(1, policy.history) if frame - age >= start]
         for frame, start in zip(first + indices, starts, strict=True)
     ]
     acting = observe(policy, now, past=past)

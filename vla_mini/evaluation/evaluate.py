@@ -7,7 +7,7 @@ replay the seen scenes with another object named, or none, to tell what the word
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 import vla_mini.envs
+from vla_mini.build import nearest
 from vla_mini.evaluation.metrics import steps_mean, summarise_grounding, summarise_split
 from vla_mini.evaluation.rollout import Acting, EpisodeResult, rollout
 
@@ -27,20 +28,22 @@ def evaluate(
     *,
     episodes: int = 200,
     seed: int = 0,
+    further_splits: Sequence[str] = (),
     output: Path | None = None,
     num_envs: int = 32,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Plays `episodes` of every split and every grounding check; returns what metrics.json holds.
 
+    - further_splits: of those that the environment plays on request only.
     - output: a folder for metrics.json and videos/, made where it is missing; nothing is written without one.
     - progress: shows a bar on stderr.
 
-    Raises ValueError for fewer than one episode.
+    Raises ValueError for fewer than one episode, or for a split that there is not.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: an evaluation needs at least one episode")
-    splits, checks = _examinations(env_id)
+    splits, checks = examinations(env_id, further_splits=further_splits)
     start = time.perf_counter()
     with tqdm(
         total=episodes * (len(splits) + len(checks)), unit="episode", disable=None if progress else True, leave=False
@@ -63,13 +66,17 @@ def evaluate(
     return metrics
 
 
-def _examinations(env_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The splits and the grounding checks of an environment; one from elsewhere that names none has only `seen`."""
+def examinations(env_id: str, *, further_splits: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The splits, `further_splits` among them, and the grounding checks of an environment; one from elsewhere that names none
+    has only `seen`. ValueError for a further split that it does not know."""
     env = vla_mini.envs.make(env_id)
     splits = tuple(getattr(env.unwrapped, "splits", ("seen",)))
+    known = tuple(getattr(env.unwrapped, "further_splits", ()))
     checks = tuple(getattr(env.unwrapped, "grounding_checks", ()))
     env.close()
-    return splits, checks
+    if unknown := [split for split in further_splits if split not in known]:
+        raise ValueError(f"further_splits: {env_id} has no split {unknown[0]!r}{nearest(unknown[0], known)}")
+    return splits + tuple(further_splits), checks
 
 
 def _play(

@@ -21,6 +21,10 @@ SPLITS = {
     "seen": "new scenes, told in the words of training",
     "held_out_pairs": "colour and shape never asked for together in training",
     "held_out_wordings": "sentences never heard in training",
+    "synonyms": "colour, shape and verb in words never heard in training",
+    "synonyms_colours": "the colour in a word never heard in training",
+    "synonyms_shapes": "the shape in a word never heard in training",
+    "synonyms_verbs": "the verb in a word never heard in training",
 }
 COMPONENTS = ("vision", "language", "state", "trunk", "action")
 

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
+UNKNOWNS = {UNKNOWN, "<unk>"}  # as BERT and as T5 and RoBERTa write it
 FILE = "tokenizer.json"  # in a saved policy
 
 
@@ -37,3 +38,9 @@ def tokenize(tokenizer: Tokenizer, instructions: list[str]) -> tuple[Int64[Tenso
     encodings = tokenizer.encode_batch(instructions)
     tokens = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
     return tokens, torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
+
+
+def unknown_words(tokenizer: Tokenizer, instruction: str) -> list[str]:
+    """What the tokenizer has no token for, as it was written; to the encoder all of it is one and the same word."""
+    encoding = tokenizer.encode(instruction)
+    return [instruction[a:b] for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True) if token in UNKNOWNS]

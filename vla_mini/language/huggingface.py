@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vla_mini import hub
-from vla_mini.language._tokenizer import FILE, PAD, begin_with, pad_and_cut, tokenize, train_tokenizer
+from vla_mini.language._tokenizer import FILE, PAD, begin_with, pad_and_cut, tokenize, train_tokenizer, unknown_words
 
 MOST_REMEMBERED = 16384  # instructions; then all are forgotten
 
@@ -24,6 +24,9 @@ class HuggingFaceLanguage(nn.Module):
       None: untrained, as `config` says, with a tokenizer of the words in `tasks`
     - config: what transformers calls a config, {"model_type": "bert", "hidden_size": 64, ...}; a pretrained model has its own
     - frozen: whether it stays as it is; then it also knows no dropout
+    - noise: Gaussian, added to its vectors in training, in units of their root mean square. What follows then learns from a
+      few words what holds in their neighbourhood, too, where words never heard lie: to train with noise is to ask for the
+      smoothest map that fits (Tikhonov regularisation; Bishop 1995)
     - max_words: longer instructions are cut there
     - trust_remote_code: whether code that comes with the model may be run
     - tasks: the instructions to learn a vocabulary from, in training; or
@@ -36,13 +39,14 @@ class HuggingFaceLanguage(nn.Module):
         path: str | None = None,
         config: dict[str, Any] | None = None,
         frozen: bool = True,
+        noise: float = 0.0,
         max_words: int = 32,
         trust_remote_code: bool = False,
         tasks: tuple[str, ...] = (),
         folder: str | Path | None = None,
     ):
         super().__init__()
-        self.frozen, self.max_words, self.trust_remote_code = frozen, max_words, trust_remote_code
+        self.frozen, self.noise, self.max_words, self.trust_remote_code = frozen, noise, max_words, trust_remote_code
         if path is None and config is None:
             raise ValueError("language=huggingface needs a path (a hub id or a folder) or a config")
         if path is not None:
@@ -59,7 +63,8 @@ class HuggingFaceLanguage(nn.Module):
         self.config, self.path = config, path if trust_remote_code else None
         self._remembered: dict[tuple[int, ...], Tensor] = {}
         self._remembered_of: object = None
-        vectors = self._encode(*self.tokenize(["", "a longer one"]))
+        with hub.explained(f"model_type={config['model_type']} cannot read"):
+            vectors = self._encode(*self.tokenize(["", "a longer one"]))
         self.width = vectors.shape[-1]
         hub.freeze_unused(self.model, vectors)
         if frozen:
@@ -73,14 +78,23 @@ class HuggingFaceLanguage(nn.Module):
         """The tokens of one instruction as text, special ones included."""
         return self.tokenizer.encode(instruction).tokens
 
+    def unknown_words(self, instruction: str) -> list[str]:
+        """The words of one instruction that the vocabulary lacks: they share one vector."""
+        return unknown_words(self.tokenizer, instruction)
+
     def save_tokenizer(self, folder: str | Path) -> None:
         self.tokenizer.save(f"{folder}/{FILE}")
 
     def forward(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             self._remembered.clear()
-            return self._encode(tokens, mask)
-        return self._recall(tokens, mask)
+            vectors = self._encode(tokens, mask)
+        else:
+            vectors = self._recall(tokens, mask)
+        if self.training and self.noise:
+            scale = self.noise * vectors.detach().square().mean(dim=-1, keepdim=True).sqrt()  # 0 where there is no word
+            vectors = vectors + scale * torch.randn_like(vectors)
+        return vectors
 
     def _encode(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state * mask[..., None]

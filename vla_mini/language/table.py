@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int64
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vla_mini.language._tokenizer import FILE, PAD, pad_and_cut, tokenize, train_tokenizer
+from vla_mini.language._tokenizer import FILE, PAD, pad_and_cut, tokenize, train_tokenizer, unknown_words
 
 
 class TableLanguage(nn.Module):
@@ -33,6 +33,10 @@ class TableLanguage(nn.Module):
     def words(self, instruction: str) -> list[str]:
         """The tokens of one instruction as text, the start token included."""
         return self.tokenizer.encode(instruction).tokens
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        """The words of one instruction that the vocabulary lacks: they share one vector."""
+        return unknown_words(self.tokenizer, instruction)
 
     def save_tokenizer(self, folder: str | Path) -> None:
         self.tokenizer.save(f"{folder}/{FILE}")

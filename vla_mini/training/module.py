@@ -70,7 +70,7 @@ class PolicyModule(LightningModule):
         *means, _ = (sums / sums[-1]).tolist()
         figures = {f"validation/{name}": mean for name, mean in zip(self._validation, means, strict=False)}
         log(self.trainer, figures)
-        self.log_dict(figures, logger=False)  # for Lightning's callbacks that wait for a figure
+        self.log_dict(figures, logger=False, sync_dist=True)  # for Lightning's callbacks that wait for a figure
 
     def configure_optimizers(self) -> dict[str, Any]:
         # YAML knows lists where constructors take tuples (betas).

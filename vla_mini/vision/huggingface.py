@@ -58,7 +58,8 @@ class HuggingFaceVision(nn.Module):
             raise ValueError(f"path={path} does not say how its images are normalised: give image_mean and image_std")
         self.register_buffer("mean", torch.tensor(self.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self.image_std)[:, None, None], persistent=False)
-        tokens = self(torch.zeros(1, 3, *self.input_size))
+        with hub.explained(f"model_type={config['model_type']} cannot see"):
+            tokens = self(torch.zeros(1, 3, *self.input_size))
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"model_type={config['model_type']} gives {tokens.shape[1]} tokens for {self.grid} patches")
         self.width = tokens.shape[-1]

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.envs.toy_pick.drawing import SIZE, draw_gripper, draw_shadow, draw_table, draw_thing, thing_mask
-from vla_mini.envs.toy_pick.scene import SPLITS, Scene, sample_scene, swap_target
+from vla_mini.envs.toy_pick.scene import SPLITS, SYNONYM_SPLITS, Scene, sample_scene, swap_target
 from vla_mini.features import Features
 
 # How far one step goes, in table units (x, y), height and closedness.
@@ -27,13 +27,14 @@ class ToyPick(gymnasium.Env):
     """The task of the module's docstring, fully determined by `reset(seed=EPISODE, options=OPTIONS)`.
 
     Options: `purpose` (whose scenes: demonstration, validation, selection, evaluation), `seed` (of the whole run), `split`
-    (seen, held_out_pairs, held_out_wordings) and `instruction` (named; swapped: another object of the scene is named;
-    blank: nothing is said). Without a seed each reset draws the next episode from the generator of the last seed.
+    (one of `splits` or `further_splits`) and `instruction` (named; swapped: another object of the scene is named; blank:
+    nothing is said). Without a seed each reset draws the next episode from the generator of the last seed.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
     robot_type = "toy_pick"
     splits = SPLITS
+    further_splits = SYNONYM_SPLITS  # played where an evaluation asks for them
     grounding_checks = ("swapped", "blank")
     features = Features(
         cameras=("top",),

@@ -1,16 +1,18 @@
 """Random generator -> a scene: two to four objects, never two alike, one of them named by an instruction.
 
 Every split draws its scenes from this one distribution; a split only decides which pairs may be the target and which
-wordings name it.
+words name it.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from vla_mini.envs.toy_pick.wordings import COLOURS, HELD_OUT, HELD_OUT_PAIRS, SHAPES, TRAINING
+from vla_mini.envs.toy_pick.wordings import COLOURS, HELD_OUT, HELD_OUT_PAIRS, SHAPES, SYNONYM_VERBS, SYNONYMS, TRAINING
 
 SPLITS = ("seen", "held_out_pairs", "held_out_wordings")
+# Words never heard in training: colour, shape and verb together, or one of them alone.
+SYNONYM_SPLITS = ("synonyms", "synonyms_colours", "synonyms_shapes", "synonyms_verbs")
 PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 
@@ -52,8 +54,8 @@ class Scene(NamedTuple):
 
 def sample_scene(generator: np.random.Generator, *, split: str = "seen") -> Scene:
     """A scene of `split`, fully determined by the generator."""
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+    if split not in (*SPLITS, *SYNONYM_SPLITS):
+        raise ValueError(f"split={split!r} is not one of {', '.join((*SPLITS, *SYNONYM_SPLITS))}")
     targets = HELD_OUT_PAIRS if split == "held_out_pairs" else SEEN_PAIRS
     target = targets[generator.integers(len(targets))]
     bystanders = _sample_bystanders(generator, target)
@@ -68,9 +70,7 @@ def sample_scene(generator: np.random.Generator, *, split: str = "seen") -> Scen
         for i, place in zip(order, places, strict=True)
     )
     gripper = (*map(float, generator.uniform(-TABLE, TABLE, 2)), float(generator.uniform(0.6, 1.0)))
-    wordings = HELD_OUT if split == "held_out_wordings" else TRAINING
-    instruction = wordings[generator.integers(len(wordings))].format(colour=target[0], shape=target[1])
-    return Scene(things, int(np.flatnonzero(order == 0)[0]), instruction, gripper)
+    return Scene(things, int(np.flatnonzero(order == 0)[0]), _name(generator, target, split), gripper)
 
 
 def swap_target(scene: Scene, generator: np.random.Generator) -> Scene:
@@ -80,6 +80,18 @@ def swap_target(scene: Scene, generator: np.random.Generator) -> Scene:
     colour, shape = scene.things[target].pair
     wording = TRAINING[generator.integers(len(TRAINING))]
     return scene._replace(target=target, instruction=wording.format(colour=colour, shape=shape))
+
+
+def _name(generator: np.random.Generator, target: tuple[str, str], split: str) -> str:
+    """An instruction that names `target` in the words of `split`."""
+    wordings = {"held_out_wordings": HELD_OUT, "synonyms": SYNONYM_VERBS, "synonyms_verbs": SYNONYM_VERBS}.get(split, TRAINING)
+    wording = wordings[generator.integers(len(wordings))]
+    colour, shape = target
+    if split in ("synonyms", "synonyms_colours"):
+        colour = SYNONYMS[colour][generator.integers(len(SYNONYMS[colour]))]
+    if split in ("synonyms", "synonyms_shapes"):
+        shape = SYNONYMS[shape][generator.integers(len(SYNONYMS[shape]))]
+    return wording.format(colour=colour, shape=shape)
 
 
 def _sample_bystanders(generator: np.random.Generator, target: tuple[str, str]) -> list[tuple[str, str]]:

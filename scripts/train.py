@@ -15,24 +15,18 @@ def main(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from vla_mini.data.reader import read_dataset
-    from vla_mini.evaluation.evaluate import evaluate, examinations
+    from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
-    from vla_mini.training.compilation import check_compile
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.precision import check_precision
-    from vla_mini.training.processes import check_devices
     from vla_mini.training.provenance import provenance, write_provenance
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import check_start, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    check_devices(cfg.trainer.accelerator, cfg.trainer.devices)
-    check_precision(cfg.trainer.precision, accelerator=cfg.trainer.accelerator)
-    check_compile(cfg.compile, accelerator=cfg.trainer.accelerator)
-    examinations(cfg.env.id, further_splits=settings["evaluation"]["further_splits"])  # refuses a split that there is not
+    check_start(settings)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)

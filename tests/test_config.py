@@ -382,6 +382,11 @@ def test_every_study_is_whole(study):
     assert cfg.name == study and cfg.question.endswith("?") and len(cfg.variants) >= 2
 
 
+def test_a_study_that_would_change_nothing_is_refused(refusal, configs):
+    (configs / "study/mine.yaml").write_text("variants: {one: action=flow}\n")
+    assert "# @package _global_" in refusal("compare", "study=mine", "budget.steps=4")
+
+
 def test_a_study_asks_for_a_parameter():
     arguments = config.load("compare", ["study=words", "parameters.encoder=a, (b) c"]).variants["encoder"]
     assert config.load("train", arguments).language.path == "a, (b) c"

@@ -144,7 +144,7 @@ def test_a_blind_policy_depends_on_all_but_what_it_is_blind_to(name, language):
 
 
 def test_blind_means_no_picture_no_words_and_the_mean_state():
-    policy = make_policy(blind=["images", "words", "state"])
+    policy = make_policy(blind=["images", "words", "state"], history=2)
     images, words, mask, state = policy.prepare(make_observation(policy))
     silence = policy.language(*policy.tokenize([""] * 4))
     assert (images == 0).all() and (policy.normalization.state(state) == 0).all()

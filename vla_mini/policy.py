@@ -77,6 +77,9 @@ class Policy(nn.Module):
         self.camera = nn.Embedding(cameras, trunk.width) if cameras > 1 else None
         self.state = nn.Linear(history * features.state_size, trunk.width)
         self.normalization = normalization
+        if "words" in blind:  # tokenized here, since a compiled policy cannot
+            for name, tensor in zip(("silent_tokens", "silent_mask"), self.tokenize([""]), strict=True):
+                self.register_buffer(name, tensor, persistent=False)
 
     # ---- training
 
@@ -142,7 +145,7 @@ class Policy(nn.Module):
         if "images" in self.blind:
             images = torch.zeros_like(images)
         if "words" in self.blind:
-            tokens, mask = (tensor.to(self.device).expand(len(tokens), -1) for tensor in self.tokenize([""]))
+            tokens, mask = (tensor.expand(len(tokens), -1) for tensor in (self.silent_tokens, self.silent_mask))
         if "state" in self.blind:
             state = self.normalization.state_mean.expand_as(state)
         return images, self.language(tokens, mask), mask, state

@@ -12,7 +12,7 @@ import pytest
 from tests.factory import command
 from vla_mini import Policy
 from vla_mini.comparison.figures import pooled
-from vla_mini.pages.comparison import cells, comparison_page, comparison_table
+from vla_mini.pages.comparison import cells, comparison_markdown, comparison_page, comparison_picture, comparison_table
 
 VARIANTS = {
     "plain": "action=regression",
@@ -38,8 +38,9 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
+def here(request, monkeypatch):
+    if "place" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("place"))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,16 @@ def test_the_table_says_what_was_found():
     assert (
         len(lines) == 3 and len({len(line) for line in lines}) == 1 and all(line.count("|") == len(row) + 1 for line in lines)
     )
-    assert "disk | full" in comparison_page(results) and "synonyms" in comparison_page(results)
+    assert (
+        "disk | full" in (page := comparison_page(results, explanations={"synonyms": "other words"})) and "Other words" in page
+    )
+
+
+def test_a_comparison_of_failures_says_so():
+    results = table_of(failed=[{"seed": 0, "reason": "disk full"}])
+    assert cells(results, intervals=True)[1][:2] == ("one", "failed")
+    assert comparison_picture(results) is None and "comparison.svg" not in comparison_markdown(results)
+    assert "disk full" in comparison_markdown(results) and "No run finished" in comparison_page(results, explanations={})
 
 
 def test_runs_too_short_for_a_figure_have_none():
@@ -171,4 +181,9 @@ def test_runs_too_short_for_a_figure_have_none():
     }
     row = dict(zip(*cells(table_of(bare), intervals=True), strict=True))
     assert (row["samples/s"], row["to 90 %"], row["training"]) == ("–", "–", "–")
-    assert "Loss" not in comparison_page(table_of(bare)).partition("Where it comes from")[0].partition("Training</h2>")[2]
+    assert (
+        "Loss"
+        not in comparison_page(table_of(bare), explanations={})
+        .partition("Where it comes from")[0]
+        .partition("Training</h2>")[2]
+    )

@@ -10,7 +10,7 @@ from vla_mini import config, files
 from vla_mini.comparison.runs import Run, Trained, code_digest
 from vla_mini.evaluation.latency import act_milliseconds
 from vla_mini.evaluation.metrics import wilson
-from vla_mini.evaluation.report import read_curves
+from vla_mini.evaluation.report import SPLITS, read_curves
 from vla_mini.machine import describe_machine
 from vla_mini.pages.comparison import comparison_markdown, comparison_page, comparison_picture
 from vla_mini.pages.plots import Curve
@@ -46,8 +46,9 @@ def write_comparison(settings: Mapping[str, Any], folder: Path) -> dict[str, Any
     results = about | {name: settings[name] for name in names}
     files.write_text(folder / "comparison.json", json.dumps(results, indent=2) + "\n")
     files.write_text(folder / "comparison.md", comparison_markdown(results))
-    files.write_text(folder / "comparison.svg", comparison_picture(results))
-    files.write_text(folder / "comparison.html", comparison_page(results))
+    if picture := comparison_picture(results):
+        files.write_text(folder / "comparison.svg", picture)
+    files.write_text(folder / "comparison.html", comparison_page(results, explanations=SPLITS))
     return results
 
 

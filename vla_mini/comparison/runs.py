@@ -40,8 +40,6 @@ from vla_mini import config, files
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.report import read_curves
 from vla_mini.training import setup
-from vla_mini.training.precision import check_precision
-from vla_mini.training.processes import check_devices
 
 PACKAGE = Path(__file__).parents[1]
 TRAIN = PACKAGE.parent / "scripts" / "train.py"
@@ -71,12 +69,11 @@ def rehearse(variants: Mapping[str, Sequence[str]]) -> None:
     """What train.py checks before its work, for every variant: what does not fit is refused before the first run."""
     for variant, arguments in variants.items():
         settings = OmegaConf.to_container(config.load("train", arguments))
-        trainer, data = settings["trainer"], settings["data"]
+        root = settings["data"]["root"]
         try:
-            check_devices(trainer["accelerator"], trainer["devices"])
-            check_precision(trainer["precision"], accelerator=trainer["accelerator"])
-            if Path(data["root"]).exists() or not data["episodes"]:
-                demonstrations = read_dataset(data["root"])
+            setup.check_start(settings)
+            if Path(root).exists() or not settings["data"]["episodes"]:
+                demonstrations = read_dataset(root)
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
             else:
                 setup.rehearse(settings)
@@ -97,8 +94,8 @@ def plan(variant: str, arguments: Sequence[str], *, seed: int, within: Path, pur
 @functools.cache
 def code_digest() -> str:
     """SHA-256 over the syntax trees of the package, so that neither comments nor layout count."""
-    files = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ASIDE)
-    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in (*files, TRAIN)]
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ASIDE)
+    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in (*paths, TRAIN)]
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()
 
 
@@ -120,12 +117,12 @@ def budgeted(arguments: Sequence[str], budget: Mapping[str, Any], *, speed: floa
     return [*arguments, f"trainer.max_steps={steps}", *every]
 
 
-def calibration(variant: str, arguments: Sequence[str], budget: Mapping[str, Any], *, seed: int, within: Path) -> Run:
+def calibration(variant: str, arguments: Sequence[str], budget: Mapping[str, Any], *, within: Path) -> Run:
     """The short run that tells a variant's speed: no evaluation but the smallest, and its clock written down often."""
     steps = budget["calibration_steps"]
     short = [f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={max(1, steps // 6)}"]
     short += ["evaluation.episodes=1", "evaluation.selection_episodes=1", "evaluation.every_n_steps=0"]
-    return plan(variant, [*arguments, *short], seed=seed, within=within, purpose="calibration")
+    return plan(variant, [*arguments, *short], seed=0, within=within, purpose="calibration")
 
 
 def steps_per_second(run: Run) -> float:
@@ -155,7 +152,7 @@ def train_all(
             return reason is None
 
         for variant, arguments in variants.items() if budget["seconds"] else ():
-            run = calibration(variant, arguments, budget, seed=seeds[0], within=within)
+            run = calibration(variant, arguments, budget, within=within)
             if carry_out(run, "calibration"):
                 trained.steps_per_second[variant] = steps_per_second(run)
             else:

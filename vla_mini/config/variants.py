@@ -46,7 +46,8 @@ def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, li
     """Each variant by name, with all that train.py is told for it: the base, what is its own, the command line."""
     if not isinstance(settings["variants"], dict):
         raise ValueError(f"variants={settings['variants']} is not a group of settings: say variants.NAME='action=flow'")
-    named = {name: _words(name, value) for name, value in settings["variants"].items() if value is not None}
+    named = {name: _words(f"variants.{name}", value) for name, value in settings["variants"].items() if value is not None}
+    base = _words("base", settings["base"])
     choices = [_values(argument) for argument in training]
     keys = [values[0].partition("=")[0] for values in choices if len(values) > 1]
     if not named and not keys:
@@ -55,7 +56,7 @@ def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, li
     for (name, own), chosen in itertools.product((named or {"": []}).items(), itertools.product(*choices)):
         swept = [value for value, values in zip(chosen, choices, strict=True) if len(values) > 1]
         label = " ".join(filter(None, [name, *(_short(argument, keys) for argument in swept)]))
-        variants[label] = [*settings["base"], *own, *chosen]
+        variants[label] = [*base, *own, *chosen]
     return variants
 
 
@@ -79,16 +80,14 @@ def refuse_unfair(variants: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"variants {first} and {second} come to the same settings")
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _words(key: str, value: Any) -> list[str]:
     """`action=flow optimizer.lr=1e-3`, split as the shell does; a list is taken as it stands."""
     try:
         words = shlex.split(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(f"variants.{name}={value}: {error}") from error
+        raise ValueError(f"{key}={value}: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(
-            f"variants.{name}={value} is not what train.py can be told: text such as 'action=flow', or a list of it"
-        )
+        raise ValueError(f"{key}={value} is not what train.py can be told: text such as 'action=flow', or a list of it")
     return words
 
 

@@ -9,11 +9,6 @@ from vla_mini.pages.plots import CYCLE, Curve, Panel, panel_plot
 
 NOTHING = "–"  # in a cell
 COSTS = ("parameters", "samples/s", "act", "to 90 %", "training")
-SPLITS = {
-    "seen": "New scenes, told in the words of training.",
-    "held_out_pairs": "Colour and shape never asked for together in training.",
-    "held_out_wordings": "Sentences never heard in training.",
-}
 LEGEND = (
     "Success on each split, all seeds pooled, with Wilson's 95 % interval. Wrong object: on seen scenes. Swapped: success with "
     "another object named. Blank: nothing said, and the object picked that would have been named: what needs no words. Act: "
@@ -22,17 +17,19 @@ LEGEND = (
 LOSSES = "Losses of different heads measure different things: only those of one head can be compared."
 
 
-def comparison_page(results: Mapping[str, Any]) -> str:
-    """The page. `results` is what comparison.json holds."""
-    parts = [_headline(results), *_splits(results), _curves(results), _table(results), _provenance(results)]
+def comparison_page(results: Mapping[str, Any], *, explanations: Mapping[str, str]) -> str:
+    """The page. `results` is what comparison.json holds; `explanations` say what the splits are, as far as that is known."""
+    parts = [_headline(results), *_splits(results, explanations), _curves(results), _table(results), _provenance(results)]
     return page.page(f"vla-mini · {results['name']}", [part for part in parts if part])
 
 
 def comparison_markdown(results: Mapping[str, Any]) -> str:
     """The table, with what it says and the picture beside it, to be put into a document."""
     failed = "\n".join(f"- {line}" for line in _failures(results))
-    picture = f"![Success and loss of {', '.join(results['variants'])}, by step and by second](comparison.svg)"
-    parts = (comparison_table(results), failed, f"{LEGEND} {_conditions(results)}", picture, f"*{LOSSES}*")
+    parts = [comparison_table(results), failed, f"{LEGEND} {_conditions(results)}"]
+    if _panels(results):
+        names = ", ".join(results["variants"])
+        parts += [f"![Success and loss of {names}, by step and by second](comparison.svg)", f"*{LOSSES}*"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -45,9 +42,10 @@ def comparison_table(results: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in aligned)
 
 
-def comparison_picture(results: Mapping[str, Any]) -> str:
-    """The curves of all variants as one SVG file that stands alone."""
-    return page.picture_file(panel_plot("comparison", _panels(results), columns=2))
+def comparison_picture(results: Mapping[str, Any]) -> str | None:
+    """The curves of all variants as one SVG file that stands alone; None where there are none."""
+    panels = _panels(results)
+    return page.picture_file(panel_plot("comparison", panels, columns=2)) if panels else None
 
 
 def cells(results: Mapping[str, Any], *, intervals: bool) -> list[tuple[str, ...]]:
@@ -134,7 +132,7 @@ def _headline(results: Mapping[str, Any]) -> str:
     return page.header(heading, number=number, unit="% success", text=text, figures=facts, hero=None)
 
 
-def _splits(results: Mapping[str, Any]) -> list[str]:
+def _splits(results: Mapping[str, Any], explanations: Mapping[str, str]) -> list[str]:
     """A section for each split: each variant's rate, in the colour that it has in the curves."""
     sections = []
     for split in {name: None for figures in _found(results) for name in figures["splits"]}:
@@ -145,7 +143,8 @@ def _splits(results: Mapping[str, Any]) -> list[str]:
                 note = f"{low} to {high} of {rates['episodes']:,} · wrong object {percent(rates['wrong_object_rate'])}"
                 colour = CYCLE[number % len(CYCLE)]
                 rows.append(page.rate_row(variant, "", rates["success_rate"], rates["success_ci95"], note=note, colour=colour))
-        sections.append(page.section(split.replace("_", " "), SPLITS.get(split, ""), "<div class=rows>", *rows, "</div>"))
+        text = explanations.get(split, "").capitalize()
+        sections.append(page.section(split.replace("_", " "), text, "<div class=rows>", *rows, "</div>"))
     return sections
 
 

@@ -7,6 +7,7 @@ both and one picture serves a light and a dark screen.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib
@@ -99,7 +100,7 @@ def line_plot(
             _mark_best(axes, next(iter(curves.values())))
         figure.draw_without_rendering()  # settles the limits that the labels are placed by
         if len(curves) > 1:  # else the heading says what it is
-            _label_ends(axes, curves)
+            _label_ends(axes, curves, colours=dict(zip(curves, CYCLE, strict=False)))
         return inline_svg(figure, name=name)
 
 
@@ -114,7 +115,8 @@ def panel_plot(name: str, panels: Sequence[Panel], *, columns: int = 1) -> str:
             _draw_panel(figure.add_subplot(rows, columns, place), panel, headed=len(panels) > 1)
         figure.draw_without_rendering()  # settles the limits that the labels are placed by
         for axes, panel in zip(figure.axes, panels, strict=True):
-            _label_ends(axes, {variant: curves[0] for variant, curves in panel.curves.items() if curves})
+            ends = {variant: curves[0] for variant, curves in panel.curves.items() if curves}
+            _label_ends(axes, ends, colours=dict(zip(panel.curves, cycle(CYCLE), strict=False)))
         return inline_svg(figure, name=name)
 
 
@@ -184,7 +186,7 @@ def _mark_best(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _label_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
+def _label_ends(axes: Axes, curves: Mapping[str, Curve], *, colours: Mapping[str, str]) -> None:
     """Writes each curve's name beside its last point: pushed apart where two would overlap, but not above the axes."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = {label: to_axes.transform((curve.steps[-1], curve.values[-1]))[1] for label, curve in curves.items()}
@@ -197,8 +199,7 @@ def _label_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
     for index in reversed(range(len(places))):
         places[index] = highest = min(places[index], highest - height)
     for label, place in zip(labels, places, strict=True):
-        colour = COLOURS[CYCLE[list(curves).index(label) % len(CYCLE)]]
-        axes.text(1.02, place, label, color=colour, transform=axes.transAxes, verticalalignment="center")
+        axes.text(1.02, place, label, color=COLOURS[colours[label]], transform=axes.transAxes, verticalalignment="center")
 
 
 def inline_svg(figure: Figure, *, name: str) -> str:

@@ -18,10 +18,24 @@ from vla_mini.build import build_policy, nearest
 from vla_mini.collection import collect
 from vla_mini.data.reader import Demonstrations, read_dataset
 from vla_mini.data.windows import Keyframe, check_history
+from vla_mini.evaluation.evaluate import examinations
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
 from vla_mini.training.adapters import add_adapters
 from vla_mini.training.freezing import check_stages, freeze
+from vla_mini.training.precision import check_precision
+
+
+def check_start(settings: Mapping[str, Any]) -> None:
+    """ValueError for what can be refused before there are any demonstrations: what the machine and the environment lack."""
+    from vla_mini.training.compilation import check_compile  # Lightning takes seconds, and not all callers train
+    from vla_mini.training.processes import check_devices
+
+    trainer = settings["trainer"]
+    check_devices(trainer["accelerator"], trainer["devices"])
+    check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+    check_compile(settings["compile"], accelerator=trainer["accelerator"])
+    examinations(settings["env"]["id"], further_splits=settings["evaluation"]["further_splits"])
 
 
 def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Policy:

@@ -252,7 +252,6 @@ def test_refused_before_work_starts(place, capsys, name, arguments, says):
     [
         ("freeze=[vision.stme]", "'vision.stme'; did you mean 'vision.stem'?"),
         ("data.keyframe.closes=clos", "did you mean 'close'?"),
-        ("trunk=joint", "auxiliary=keyframe needs a trunk with attended positions"),
     ],
 )
 def test_what_only_the_built_policy_knows_is_refused_before_collecting(tmp_path, monkeypatch, capsys, mistake, says):

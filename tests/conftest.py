@@ -1,6 +1,7 @@
 """Fixtures for all tests. Shapes and types are checked by jaxtyping and beartype in every call of every test."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -13,6 +14,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.factory import VARIANTS  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what is to run in the background so, deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

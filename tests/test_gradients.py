@@ -121,15 +121,18 @@ def test_a_policy_without_an_environment_looks_at_its_data(data, tmp_path):
 
 
 @pytest.fixture
-def refusal(capsys, tmp_path, monkeypatch):
+def refusal(policy, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
+    def files():
+        return sorted([*tmp_path.rglob("*"), *policy.parent.rglob("*")])
+
     def run(*arguments):
-        before = sorted(tmp_path.rglob("*"))
+        before = files()
         assert command("gradients", *map(str, arguments)) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and err.startswith("gradients: "), (out, err)
-        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        assert files() == before, "something was written"
         return err
 
     return run

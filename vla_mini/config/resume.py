@@ -43,7 +43,8 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
             settings["logger"] = said["logger"]
         if any(argument.lstrip("+").startswith("trainer") for argument in others):
             settings["trainer"]["max_steps"] = said["trainer"]["max_steps"]
-        settings |= {key: said[key] for key in COMPILE if any(argument.startswith(f"{key}=") for argument in others)}
+        keys = {argument.partition("=")[0].lstrip("+") for argument in others}
+        settings |= {key: said[key] for key in COMPILE if key in keys}
     return Composed(settings | {"resume": folder}, run_dir=folder)
 
 

@@ -38,6 +38,7 @@ def test_the_code_of_the_docs_runs(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(compile("\n" * line + code, str(page), "exec"), vars(module))  # with the page's own line numbers
         printed = output.getvalue()
+    assert not printed, f"the page ends without showing what is printed, {printed!r}"
 
 
 def assert_prints(printed: str, shown: str) -> None:
@@ -66,6 +67,14 @@ def test_the_pictures_of_the_tour_are_those_that_gradients_py_writes():
 def test_the_comparisons_can_be_made():
     lines = re.findall(r"^python scripts/compare.py (.*)", (ROOT / "docs" / "comparisons.md").read_text(encoding="utf-8"), re.M)
     assert len(lines) > 5 and all(len(compose("compare", shlex.split(line)).settings["variants"]) > 1 for line in lines)
+
+
+def test_the_optimizers_are_compared_under_one_number_of_steps():
+    found = compose("compare", ["study=optimizers"]).settings
+    said = [["experiment=toy_pick", *variant] for variant in found["variants"].values()]
+    classes = {compose("train", arguments).settings["optimizer"]["_target_"] for arguments in said}
+    assert {f"torch.optim.{name}" for name in ("SGD", "Adam", "RMSprop", "AdamW")} <= classes
+    assert found["budget"]["steps"] > 0 and found["budget"]["seconds"] is None
 
 
 def test_a_page_that_lies_is_found():

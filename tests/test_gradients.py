@@ -50,6 +50,9 @@ def test_json_holds_the_names_that_stay(results, data):
     for entry in found["sensitivity"]:
         assert {"scene", "instruction", "on_target", "on_others"} <= entry.keys()
         assert entry["on_target"] > 0 and entry["on_others"] > 0
+        (own,) = [thing["sensitivity"] for thing in entry["objects"] if thing["named"]]
+        others = [thing["sensitivity"] for thing in entry["objects"] if not thing["named"]]
+        assert own == entry["on_target"] and min(others) <= entry["on_others"] <= max(others)
         words = zip(entry["words"][1:], entry["instruction"].split(), strict=True)
         assert all(shown in (word, "[UNK]") for (shown, _), word in words)
     jacobian = found["jacobian"]
@@ -73,8 +76,10 @@ def test_page_is_whole_and_fetches_nothing(results):
     assert all(source.startswith(("data:image/", "#")) for source in re.findall(r'(?:src|href)="([^"]*)"', html))
     found = json.loads((results / "gradients.json").read_text())
     assert html.count("where it looks:") == len(found["sensitivity"]) == len(re.findall("a pixel of the named", html))
-    for words in ("projection.language", "trunk.word_keys", "vanishing", "inference_mode", "by torch.func.jacrev"):
-        assert words in html
+    words = " ".join(re.sub("<[^>]*>", " ", html).split())
+    assert words.count("(one by one: ") == sum(len(entry["objects"]) > 2 for entry in found["sensitivity"])
+    for name in ("projection.language", "trunk.word_keys", "vanishing", "inference_mode", "by torch.func.jacrev"):
+        assert name in html
     drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
     ids = [element.get("id") for drawing in drawings for element in drawing.iter() if element.get("id")]
     assert len(drawings) == 4 + 2 + 1 and len(ids) == len(set(ids))  # plots, scenes, the loudest samples
@@ -116,15 +121,18 @@ def test_a_policy_without_an_environment_looks_at_its_data(data, tmp_path):
 
 
 @pytest.fixture
-def refusal(capsys, tmp_path, monkeypatch):
+def refusal(policy, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
+    def files():
+        return sorted([*tmp_path.rglob("*"), *policy.parent.rglob("*")])
+
     def run(*arguments):
-        before = sorted(tmp_path.rglob("*"))
+        before = files()
         assert command("gradients", *map(str, arguments)) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and err.startswith("gradients: "), (out, err)
-        assert sorted(tmp_path.rglob("*")) == before, "something was written"
+        assert files() == before, "something was written"
         return err
 
     return run

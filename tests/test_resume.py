@@ -30,6 +30,8 @@ def test_the_settings_are_those_that_it_began_with(run):
     assert cfg.optimizer.lr == 0.125 and cfg.data.batch_size == 16 and cfg.run_dir == cfg.resume == str(run)
     assert cfg.trainer.max_steps == 9 and cfg.logger.wandb and cfg.logger.project == "mine"
     assert config.load("train", [f"resume={run}"]).trainer.max_steps == 4
+    compiled = config.load("train", [f"resume={run}", "compile=default", "compile_dynamic=true"])
+    assert (compiled.compile, compiled.compile_dynamic, compiled.trainer.max_steps) == ("default", True, 4)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,18 @@ def test_where_a_module_does_not_allow_vmap_a_loop_gives_the_same(case):
     assert result.mean_minus_batch_max_abs < 1e-12
 
 
+@pytest.mark.parametrize("action", ["flow", "diffusion"])
+def test_the_loop_gives_each_sample_its_own_noise_of_the_batch(action):
+    policy = make_policy(action=action, dtype=torch.float64)
+    batch = make_batch(policy, CHUNK + 2)
+    expected = per_sample(policy, batch)
+    policy.trunk.register_forward_hook(lambda module, inputs, output: output.tokens.sum().item() and None)
+    result = per_sample(policy, batch)
+    assert (result.method, expected.method) == ("loop", "vmap")
+    assert result.norms == pytest.approx(expected.norms, rel=1e-9)
+    assert result.mean_minus_batch_max_abs < 1e-12 * result.batch_max_abs
+
+
 def test_a_head_that_draws_noise_draws_for_the_samples_what_it_draws_for_the_batch():
     policy = make_policy(dtype=torch.float64)
     batch, loss = make_batch(policy, CHUNK + 3), policy.action.loss

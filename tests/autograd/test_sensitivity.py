@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from tests.factory import FEATURES, make_observation, make_policy
+from vla_mini.autograd.jacobian import jacobian
 from vla_mini.autograd.scenes import start_scenes
 from vla_mini.autograd.sensitivity import on_objects, sensitivity
 from vla_mini.envs.toy_pick.environment import ToyPick
+from vla_mini.policy import INPUTS
 
 TOY_PICK = "vla_mini/ToyPick-v0"
 
@@ -55,8 +57,8 @@ def test_on_objects_by_hand():
     masks[0, 0, 0] = masks[0, 0, 1] = True  # 0, 1
     masks[1, 1, 0] = True  # 3
     masks[2, 0, 1] = masks[2, 1, 2] = True  # 1, where it overlaps the first, and 5
-    assert on_objects(pixels, masks, 0) == (0.5, 4.0)
-    assert on_objects(pixels, masks, 1) == (3.0, 2.0)
+    assert on_objects(pixels, masks, 0) == (0.5, 4.0, [(True, 0.5), (False, 3.0), (False, 5.0)])
+    assert on_objects(pixels, masks, 1) == (3.0, 2.0, [(False, 0.5), (True, 3.0), (False, 3.0)])
     with pytest.raises(ValueError, match="1 object"):
         on_objects(pixels, masks[:1], 0)
 
@@ -83,4 +85,15 @@ def test_an_untrained_policy_does_not_know_where_to_look():
     pairs = [
         on_objects(p[0], torch.from_numpy(scene.masks), scene.target) for p, scene in zip(found.pixels, scenes, strict=True)
     ]
-    assert np.mean([on_target > on_others for on_target, on_others in pairs]) < 0.7
+    assert np.mean([on_target > on_others for on_target, on_others, _ in pairs]) < 0.7
+
+
+@pytest.mark.parametrize("blind", INPUTS)
+def test_by_an_input_that_it_never_sees_the_action_does_not_change(blind):
+    policy = make_policy(features=FEATURES._replace(image_size=(16, 16)), blind=[blind])
+    observation = make_observation(policy, 2)
+    found = sensitivity(policy, observation)
+    by_input = dict(zip(INPUTS, found, strict=True))
+    assert {name for name, product in by_input.items() if not product.any()} == {blind}
+    by_state, by_image = jacobian(policy, observation, grid=2).matrix.split([4, 3 * 2 * 2], dim=1)
+    assert (by_state.any(), by_image.any()) == (blind != "state", blind != "images")

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._dynamo.utils import counters
@@ -53,6 +54,24 @@ def train(policy: Policy, folder: Path, *, callbacks: list[Any], **trainer: Any)
     return {"change": change, "skipped": guard.skipped, "origin": guard.origin}
 
 
+def two_sizes(dynamic: bool) -> tuple[int, float]:
+    """How many graphs batches of two sizes take, as they are captured (no kernel is made), and how far the losses are off."""
+    torch.compiler.reset()
+    counters.clear()
+    eager, policy = tiny_policy(), tiny_policy()
+    with patch("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **_: graph):
+        compile_policy(policy, "default", dynamic=dynamic)
+        errors = []
+        for size in (7, 5):  # a size that another dimension has, too, is taken for the same
+            batch = make_batch(policy, size)
+            losses = []
+            for call in (policy, eager.loss):
+                torch.manual_seed(0)
+                losses.append(call(batch)[0])
+            errors.append((losses[0] - losses[1]).abs().max().item())
+    return counters["stats"]["unique_graphs"], max(errors)
+
+
 def main(folder: Path, mode: str, accelerator: str, precision: str) -> None:
     warnings.simplefilter("ignore")
     check_compile(mode, accelerator=accelerator)
@@ -73,6 +92,7 @@ def main(folder: Path, mode: str, accelerator: str, precision: str) -> None:
     policy.save_pretrained(folder / "policy")
     loaded = Policy.from_pretrained(folder / "policy")
     result["loaded actions"] = loaded.act(batch.observation, torch.Generator().manual_seed(0))
+    result["two sizes"] = {dynamic: two_sizes(dynamic) for dynamic in (True, False)}
     torch.save(result, folder / "result.pt")
 
 

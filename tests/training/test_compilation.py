@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from tests.factory import ROOT, VARIANTS
-from vla_mini.training.compilation import check_compile, device_of
+from tests.factory import ROOT, VARIANTS, make_policy
+from vla_mini import config
+from vla_mini.training.compilation import WarmUp, check_compile, device_of
+from vla_mini.training.trainer import build_training
+from vla_mini.training.window import Stopwatch
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -76,6 +80,26 @@ def test_the_monitor_logs_the_same(compiled):
     for name in names:
         values = [[float(row[name]) for row in rows if row.get(name)] for rows in (eager, ours)]
         assert len(values[0]) >= 3 and values[1] == pytest.approx(values[0], rel=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_one_graph_serves_all_sizes_of_batches_where_it_is_told_to(compiled, dynamic):
+    graphs, error = compiled["two sizes"][dynamic]
+    assert graphs == (1 if dynamic else 2) and error < 1e-5
+
+
+def test_the_setting_compiles_what_is_trained_and_checkpoints_cross_over(tmp_path):
+    modules = {}
+    for mode in ("none", "default"):
+        settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke", f"compile={mode}"]), resolve=True)
+        policy = make_policy(seed=len(modules))
+        trainer, module = build_training(settings, policy, run_dir=tmp_path / mode, stopwatch=Stopwatch())
+        assert (policy._compiled_call_impl is not None) == (mode == "default")
+        assert any(isinstance(callback, WarmUp) for callback in trainer.callbacks) == (mode == "default")
+        modules[mode] = module
+    eager, compiled = ({name: tensor.clone() for name, tensor in module.state_dict().items()} for module in modules.values())
+    modules["none"].load_state_dict(compiled)  # all names, and no other
+    modules["default"].load_state_dict(eager)
 
 
 def test_a_machine_without_a_compiler_is_told():

@@ -55,6 +55,18 @@ def runs(tmp_path_factory):
     return folder, folder / "runs" / "toy_pick_smoke" / "latest", said
 
 
+@pytest.mark.slow
+def test_two_processes_compile_what_they_train(runs):
+    folder, together, _ = runs
+    with started(folder, *WINDOWS, *TOGETHER, "compile=default", "hydra.run.dir=compiled") as process:
+        said, complaints = process.communicate(timeout=10 * TIMEOUT)
+    assert process.returncode == 0, complaints
+    assert "compiling took" in said
+    found, expected = (load_file(run / "policy" / "model.safetensors") for run in (folder / "compiled", together))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9)
+
+
 def figures(run: Path) -> dict[str, list[float]]:
     """metrics.csv by columns, without the empty cells, and without what the clock says or each process draws."""
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))

@@ -176,6 +176,9 @@ def test_finding_leaves_gradients_hooks_and_running_statistics():
     assert first_nonfinite(policy, batch) is None
     bad, _ = nan_in_the_batch(policy, batch)
     assert first_nonfinite(policy, bad) == "batch.observation.state"
+    never = batch.actions.clone()
+    never[0, 0, 0] = -math.inf
+    assert first_nonfinite(policy, batch._replace(actions=never)) == "batch.actions"
     assert policy.state[1].num_batches_tracked == 0
     assert all(parameter.grad is None and not parameter._backward_hooks for parameter in policy.parameters())
     assert not [name for name, module in policy.named_modules() if module._forward_hooks]

@@ -15,6 +15,7 @@ import pytest
 import torch
 import wandb
 from lightning import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +30,7 @@ from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
 
 CLIP, RATE = 0.05, 0.1
+OFFLINE = {"csv": True, "wandb": True, "mode": "offline", "project": "test"}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,7 @@ def run(tmp_path_factory):
     batch = make_batch(policy, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings = {"csv": True, "wandb": True, "mode": "offline", "project": "test"}
-        loggers = build_loggers(settings, run_dir=folder, config={})
+        loggers = build_loggers(OFFLINE | {"tensorboard": True}, run_dir=folder, config={})
     monitor = GradientMonitor(every_n_steps=1, histograms=1, per_parameter=True)
     fit(
         policy,
@@ -53,7 +54,7 @@ def run(tmp_path_factory):
         gradient_clip_val=CLIP,
         log_every_n_steps=1,
     )
-    loggers[1].experiment.finish()
+    loggers[-1].experiment.finish()
     return folder, before, policy, batch
 
 
@@ -126,18 +127,28 @@ def test_the_wandb_file_holds_the_same_and_histograms(run, by_hand):
         assert (np.r_[0, exact[:-1]] <= below).all() and (below <= np.r_[exact[1:], gradient.size]).all(), name
 
 
+def test_tensorboard_holds_the_same(run, by_hand):
+    folder, _, _, _ = run
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for name in ("gradients/vision", "updates/action", "gradient_noise/trace"):
+        assert [event.value for event in events.Scalars(name)] == [pytest.approx(by_hand[0][name], rel=2e-3)]
+
+
 def read_csv(folder: Path) -> dict[str, float]:
     rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     return {name: float(value) for row in rows for name, value in row.items() if value}
 
 
 def read_wandb(folder: Path) -> dict[str, float]:
-    """What an offline run logged. Histograms come as `<name>.bins`, `<name>.values`."""
+    """What an offline run logged last. Histograms come as `<name>.bins`, `<name>.values`."""
+    return {name: value for row in wandb_rows(folder) for name, value in row.items()}
+
+
+def wandb_rows(folder: Path) -> list[dict[str, float]]:
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", path]
     records = map(json.loads, subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
-    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return {name: value for row in rows for name, value in row.items()}
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
 def log(tmp_path, policy, batches, **arguments):
@@ -209,17 +220,25 @@ def test_looks_come_every_n_steps(tmp_path):
     assert "train/loss" in never and "gradients/total" not in never
 
 
-def test_watch_is_wandbs_own(monkeypatch, tmp_path):
-    from lightning.pytorch.loggers import WandbLogger
-
-    calls = []
-    monkeypatch.setattr(WandbLogger, "watch", lambda self, model, **arguments: calls.append((type(model).__name__, arguments)))
-    monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda *_: None)
-    policy = make_policy()
-    for watch in (False, True):
-        monitor = GradientMonitor(every_n_steps=5, histograms=0, watch=watch)
-        fit(policy, [make_batch(policy)], callbacks=[monitor], logger=WandbLogger(save_dir=tmp_path, offline=True))
-    assert calls == [("PolicyModule", {"log": "gradients", "log_freq": 5, "log_graph": False})]
+def test_watch_shows_every_nth_micro_batch_summed(run, tmp_path, monkeypatch):
+    """W&B's own: not the window's mean, which the monitor shows. It counts backward passes."""
+    assert not [name for name in read_wandb(run[0]) if "policy." in name]  # off unless asked for
+    wandb.finish()
+    monkeypatch.setattr("wandb.sdk.wandb_watch._global_watch_idx", 0)  # a second watch of one process says so in its names
+    before, policy = make_policy(), make_policy()
+    batches = split(make_batch(policy, 16), [3, 5, 2, 6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loggers = build_loggers(OFFLINE, run_dir=tmp_path, config={})
+    still, monitor = SGD | {"lr": 0.0}, GradientMonitor(every_n_steps=4, histograms=0, watch=True)
+    fit(policy, batches, callbacks=[monitor], logger=loggers, accumulate_grad_batches=2, optimizer=still, log_every_n_steps=1)
+    loggers[-1].experiment.finish()
+    (row,) = [row for row in wandb_rows(tmp_path) if "gradients/policy.state.weight.bins" in row]  # the fourth's
+    names = {name for name in row if name.startswith("gradients/") and name.endswith(".bins")}
+    assert names == {f"gradients/policy.{name}.bins" for name, _ in policy.named_parameters()}
+    (gradient,) = torch.autograd.grad(before.loss(batches[3])[0].sum(), before.state.weight)
+    edges = row["gradients/policy.state.weight.bins"]
+    assert [edges[0], edges[-1]] == pytest.approx([gradient.min().item(), gradient.max().item()], rel=1e-4)
 
 
 class Counting(TorchDispatchMode):

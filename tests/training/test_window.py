@@ -25,7 +25,7 @@ from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
 from vla_mini.training.trainer import build_training
 from vla_mini.training.unfreezing import Unfreezing
-from vla_mini.training.window import Stopwatch, WindowMean
+from vla_mini.training.window import Stopwatch, WindowMean, finest
 
 
 def flat(gradients):
@@ -154,6 +154,11 @@ def test_nothing_leaks_from_one_window_to_the_next():
     record = fit(policy, batches, accumulate_grad_batches=2, optimizer=still, precision="64-true")
     alone = fit(policy, batches[2:], accumulate_grad_batches=2, optimizer=still, precision="64-true")
     assert torch.equal(flat(record.gradients[1]), flat(alone.gradients[0]))
+
+
+def test_valid_actions_are_counted_in_what_the_device_knows():
+    """Metal knows no float64; everywhere else 1e-12 is promised."""
+    assert [finest(torch.device(name)) for name in ("cpu", "cuda", "mps")] == [torch.float64, torch.float64, torch.float32]
 
 
 def test_the_order_of_the_callbacks(tmp_path):

@@ -52,7 +52,7 @@ def jacobian(policy: Policy, observation: Observation, *, grid: int = 8, seed: i
 
     def product() -> Tensor:
         leaf = point.clone().requires_grad_()
-        return torch.autograd.grad(function(leaf), leaf, one)[0]
+        return torch.autograd.grad(function(leaf), leaf, one, materialize_grads=True)[0]
 
     ways = (by_jacrev, by_products, product)
     (matrix, rows, _), seconds = zip(*map(_quickest, ways), strict=True)
@@ -63,7 +63,10 @@ def jacobian(policy: Policy, observation: Observation, *, grid: int = 8, seed: i
 def chunk_function(
     policy: Policy, observation: Observation, *, grid: int, seed: int = 0
 ) -> tuple[Callable[[Float[Tensor, " columns"]], Float[Tensor, " rows"]], Float[Tensor, " columns"]]:
-    """The function (state and reduced image) -> chunk, flat to flat, and the point that is the observation itself."""
+    """The function (state and reduced image) -> chunk, flat to flat, and the point that is the observation itself.
+
+    An input that the policy never sees changes nothing.
+    """
     images, words, mask, state = (tensor[:1].detach() for tensor in policy.prepare(observation))
     generator = torch.Generator(policy.device)
     cameras, size = images.shape[1], images.shape[-2:]
@@ -71,8 +74,10 @@ def chunk_function(
     def function(point: Float[Tensor, " columns"]) -> Float[Tensor, " rows"]:
         state_values, reduced = point.split([state.shape[1], cameras * 3 * grid * grid])
         blocks = F.interpolate(reduced.reshape(cameras, 3, grid, grid), size=size, mode="nearest")
+        shown = images if "images" in policy.blind else images + blocks
+        felt = state if "state" in policy.blind else state_values[None]
         generator.manual_seed(seed)  # a head that draws noise draws the same each time
-        return policy.predict(images + blocks, words, state_values[None], generator, word_mask=mask).flatten()
+        return policy.predict(shown, words, felt, generator, word_mask=mask).flatten()
 
     return function, torch.cat([state[0], state.new_zeros(cameras * 3 * grid * grid)])
 
@@ -84,7 +89,8 @@ def jacobian_by_rows(
     point = point.clone().requires_grad_()
     values = function(point)
     units = torch.eye(len(values), dtype=values.dtype, device=values.device)
-    return torch.stack([torch.autograd.grad(values, point, unit, retain_graph=True)[0] for unit in units])
+    products = (torch.autograd.grad(values, point, unit, retain_graph=True, materialize_grads=True) for unit in units)
+    return torch.stack([product for (product,) in products])
 
 
 def _quickest(way: Callable[[], Tensor]) -> tuple[Tensor, float]:

@@ -23,7 +23,7 @@ def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> 
     policy's gradients, buffers and hooks are as before afterwards. A compiled policy runs in eager mode.
     """
     for name, tensor in named_tensors(batch, "batch"):
-        if is_nonfinite(tensor):
+        if not tensor.isfinite().all():
             return name
     with torch.compiler.set_stance("force_eager"), _buffers_kept(policy):
         with _watching_outputs(policy) as found:

@@ -5,8 +5,6 @@ batch: so the mean of the samples' gradients is the gradient of the batch, howev
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
+from vla_mini.autograd.draws import Draws, seeded
 from vla_mini.autograd.flow import mean_loss
 from vla_mini.autograd.norms import noise_scale
 from vla_mini.policy import Policy
@@ -79,21 +78,24 @@ def per_sample_gradients(policy: Policy, batch: Batch, *, scale: float = 1.0, se
     module = _SampleLoss(policy, scale)
     learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     by_vmap = vmap(grad(lambda values, one: functional_call(module, values, (one,))), in_dims=(None, 0), randomness="different")
-    with _seeded(seed, policy.device):  # heads that draw noise draw for all samples together what they draw for a batch
+    with seeded(seed, policy.device):  # heads that draw noise draw for all samples together what they draw for a batch
         try:
             found, reason = by_vmap({name: parameter.detach() for name, parameter in learning.items()}, batch), None
         except RuntimeError as error:
-            torch.manual_seed(seed)
-            found, reason = _by_loop(module, learning, batch), str(error).partition("\n")[0]
+            found, reason = _by_loop(module, learning, batch, seed=seed), str(error).partition("\n")[0]
     samples = {name.removeprefix("policy."): gradient for name, gradient in found.items()}
     return Gradients(samples, "loop" if reason else "vmap", reason)
 
 
-def _by_loop(module: nn.Module, learning: dict[str, nn.Parameter], batch: Batch) -> dict[str, Float[Tensor, "b ..."]]:
-    """One sample after the other."""
+def _by_loop(
+    module: nn.Module, learning: dict[str, nn.Parameter], batch: Batch, *, seed: int
+) -> dict[str, Float[Tensor, "b ..."]]:
+    """One sample after the other, each with its part of what is drawn for the batch."""
     samples = []
     for index in range(len(batch.actions)):
-        loss = module(_select(batch, index))
+        torch.manual_seed(seed)
+        with Draws(index, len(batch.actions)):
+            loss = module(_select(batch, index))
         samples.append(torch.autograd.grad(loss, list(learning.values()), allow_unused=True, materialize_grads=True))
     return {name: torch.stack(gradients) for name, gradients in zip(learning, zip(*samples, strict=True), strict=True)}
 
@@ -117,20 +119,12 @@ def _batch_gradient(policy: Policy, batch: Batch, *, seed: int) -> dict[str, Ten
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for first in range(0, len(batch.actions), CHUNK):
         part = _select(batch, slice(first, first + CHUNK))
-        with _seeded(seed + first, policy.device):
+        with seeded(seed + first, policy.device):
             loss = mean_loss(policy, part) * (int((~part.is_pad).sum()) / num_valid)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         for total, gradient in zip(totals.values(), found, strict=True):
             total += gradient
     return totals
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of their own inside; outside none were drawn, of the host's or of a GPU's."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _select(batch: Batch, index: int | slice) -> Batch:

@@ -54,6 +54,7 @@ def describe(found: Findings, policy: Policy) -> dict[str, Any]:
                 "instruction": look.scene.observation["instruction"],
                 "on_target": look.on_target,
                 "on_others": look.on_others,
+                "objects": [{"named": named, "sensitivity": mean} for named, mean in look.objects],
                 "words": look.words,
                 "state": dict(look.state),
             }
@@ -124,6 +125,7 @@ def _shown(look: Look) -> pages.Look:
         state=look.state,
         on_target=look.on_target,
         on_others=look.on_others,
+        on_each_other=[mean for named, mean in look.objects if not named],
     )
 
 

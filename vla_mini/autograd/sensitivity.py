@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vla_mini.autograd.scenes import Scene
-from vla_mini.policy import Policy
+from vla_mini.policy import INPUTS, Policy
 from vla_mini.types import Observation
 
 SCENES_AT_ONCE = 20  # so that memory stays bounded
@@ -38,6 +38,7 @@ class Look(NamedTuple):
     state: list[tuple[str, float]]
     on_target: float | None  # mean over the named object's pixels; None where it is not known what lies where
     on_others: float | None  # and over those of all others
+    objects: list[tuple[bool, float]]  # whether it is the named one, and the mean, of each
 
 
 def look(policy: Policy, scenes: Sequence[Scene], observation: Observation) -> list[Look]:
@@ -48,7 +49,7 @@ def look(policy: Policy, scenes: Sequence[Scene], observation: Observation) -> l
         found = sensitivity(policy, Observation(*(tensor[part] for tensor in observation)))
         for scene, pixels, words, state in zip(scenes[part], found.pixels[:, 0], found.words, found.state, strict=True):
             known = scene.masks is not None and len(scene.masks) > 1
-            sizes = on_objects(pixels, torch.from_numpy(scene.masks), scene.target) if known else (None, None)
+            sizes = on_objects(pixels, torch.from_numpy(scene.masks), scene.target) if known else (None, None, [])
             image = scene.observation["images"][policy.features.cameras[0]]
             by_word = list(zip(policy.language.words(scene.observation["instruction"]), words.tolist(), strict=False))
             newest = state[: policy.features.state_size]  # of a policy with a history, what is seen and felt now
@@ -58,11 +59,12 @@ def look(policy: Policy, scenes: Sequence[Scene], observation: Observation) -> l
 
 
 def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> Sensitivity:
-    """The products above for each sample; `seed` is for heads that draw noise."""
+    """The products above for each sample, zero by inputs that the policy never sees; `seed` is for heads that draw noise."""
     images, words, mask, state = (tensor.detach() for tensor in policy.prepare(observation))
     inputs = [tensor.requires_grad_() for tensor in (images, words, state)]
     generator = torch.Generator(policy.device).manual_seed(seed)
-    actions = policy.normalization.action(policy.predict(*inputs, generator, word_mask=mask))
+    seen = [tensor.detach() if name in policy.blind else tensor for name, tensor in zip(INPUTS, inputs, strict=True)]
+    actions = policy.normalization.action(policy.predict(*seen, generator, word_mask=mask))
     pixels, by_word, by_state = torch.zeros_like(images), words.new_zeros(words.shape[:2]), torch.zeros_like(state)
     for dimension in range(actions.shape[-1]):
         vector = torch.zeros_like(actions)
@@ -74,9 +76,15 @@ def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> S
     return Sensitivity(pixels.sum(dim=2), by_word * mask, by_state * policy.normalization.state_std)
 
 
-def on_objects(pixels: Float[Tensor, "h w"], masks: Bool[Tensor, "n h w"], target: int) -> tuple[float, float]:
-    """The mean over the pixels of the named object, and over those of all others. Raises ValueError for no others."""
+def on_objects(
+    pixels: Float[Tensor, "h w"], masks: Bool[Tensor, "n h w"], target: int
+) -> tuple[float, float, list[tuple[bool, float]]]:
+    """The mean over the pixels of the named object and over those of all others; and whether it is the named one, and the mean,
+    of each object by itself. Where the named one overlaps another, the pixels are its own. Raises ValueError for no others.
+    """
     if len(masks) < 2:
         raise ValueError(f"{len(masks)} object(s): there is none beside the named one")
-    others = masks[torch.arange(len(masks)) != target].any(dim=0) & ~masks[target]
-    return pixels[masks[target]].mean().item(), pixels[others].mean().item()
+    named = torch.arange(len(masks)) == target
+    own = masks & (named[:, None, None] | ~masks[target])
+    means = [pixels[mask].mean().item() for mask in (own[target], own[~named].any(dim=0), *own)]
+    return means[0], means[1], list(zip(named.tolist(), means[2:], strict=True))

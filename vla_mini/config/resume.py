@@ -8,6 +8,7 @@ from vla_mini import files
 from vla_mini.config.compose import Composed, compose, escape
 
 CONFIG = "config.yaml"
+COMPILE = ("compile", "compile_dynamic")  # changes no number, and no checkpoint
 
 
 def resumed_folder(arguments: Sequence[str]) -> str | None:
@@ -17,14 +18,15 @@ def resumed_folder(arguments: Sequence[str]) -> str | None:
 
 
 def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
-    """What config.yaml in `folder` says. Of it, only how long to train and where to log can be said anew; else ValueError."""
+    """What config.yaml in `folder` says. Of it, only how long to train, where to log and how to compile can be said anew; else
+    ValueError."""
     import yaml
 
     others = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     for argument in others:
         key = argument.partition("=")[0].lstrip("+")
-        if key != "trainer.max_steps" and key.partition(".")[0] != "logger":
-            raise ValueError(f"{argument} with resume=: a run goes on as it began, but for trainer.max_steps and logger")
+        if key not in ("trainer.max_steps", *COMPILE) and key.partition(".")[0] != "logger":
+            raise ValueError(f"{argument} with resume=: a run goes on as it began, but for trainer.max_steps, logger, compile")
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
@@ -41,6 +43,8 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
             settings["logger"] = said["logger"]
         if any(argument.lstrip("+").startswith("trainer") for argument in others):
             settings["trainer"]["max_steps"] = said["trainer"]["max_steps"]
+        keys = {argument.partition("=")[0].lstrip("+") for argument in others}
+        settings |= {key: said[key] for key in COMPILE if key in keys}
     return Composed(settings | {"resume": folder}, run_dir=folder)
 
 

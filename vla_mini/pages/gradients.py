@@ -29,6 +29,7 @@ class Look(NamedTuple):
     state: list[tuple[str, float]]
     on_target: float | None
     on_others: float | None
+    on_each_other: list[float]
 
 
 class Sample(NamedTuple):
@@ -121,9 +122,14 @@ def _contrast(look: Look) -> str:
         return ""
     if not look.on_others:
         return "nothing on the others"
-    ratio = look.on_target / look.on_others
-    times = "over 10,000" if ratio > 1e4 else f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
-    return f"a pixel of the named object weighs {times} × one of the others"
+    each = ", ".join(_times(look.on_target, mean) for mean in look.on_each_other)
+    apart = f" (one by one: {each})" if len(look.on_each_other) > 1 else ""
+    return f"a pixel of the named object weighs {_times(look.on_target, look.on_others)} × one of the others{apart}"
+
+
+def _times(value: float, other: float) -> str:
+    ratio = value / other if other else float("inf")
+    return "over 10,000" if ratio > 1e4 else f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def _flow(results: Mapping[str, Any], picture: str) -> str:

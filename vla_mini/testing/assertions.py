@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from vla_mini.autograd.draws import Draws, seeded
 from vla_mini.autograd.flow import mean_loss
 from vla_mini.autograd.nonfinite import named_tensors
 from vla_mini.autograd.norms import combined_norms, gradients_of
@@ -66,7 +66,8 @@ def assert_accumulation_equivalent(
         policy.zero_grad()
         first = 0
         for part in parts:
-            with torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16), _Draws(first, size):
+            bf16 = torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+            with bf16, seeded(0, policy.device), Draws(first, size):
                 loss, _ = policy.loss(part)
             loss.sum().backward()
             first += len(part.actions)
@@ -141,7 +142,7 @@ def assert_precision_close(
 
     def compute(enabled: bool) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        with torch.autocast(policy.device.type, dtype, enabled=enabled), _Draws(0, len(batch.actions)):
+        with torch.autocast(policy.device.type, dtype, enabled=enabled), seeded(0, policy.device):
             loss = mean_loss(policy, batch)
         loss.backward()
         gradients = gradients_of(policy)
@@ -192,8 +193,8 @@ def assert_compiled_equal(
 
     def compute(function: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        with torch.random.fork_rng(), torch.autocast(policy.device.type, dtype, enabled=dtype is not None):
-            torch.manual_seed(0)  # for heads that draw noise
+        # The seed is for heads that draw noise.
+        with seeded(0, policy.device), torch.autocast(policy.device.type, dtype, enabled=dtype is not None):
             loss = function(batch)[0].sum() / (~batch.is_pad).sum()
         loss.backward()
         return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
@@ -204,24 +205,6 @@ def assert_compiled_equal(
         compiled = compute(policy)
     _assert_near("the compiled loss", compiled[0], eager[0], tolerance)
     _assert_near("the compiled gradient", compiled[1], eager[1], tolerance)
-
-
-class _Draws(TorchFunctionMode):
-    """What torch.rand and torch.randn draw for a batch is a part of what they draw for `total` samples, from `first` on: each
-    sample gets its own numbers, in whatever micro-batch it comes."""
-
-    def __init__(self, first: int, total: int):
-        super().__init__()
-        self.first, self.total, self.seed = first, total, 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function not in (torch.rand, torch.randn):
-            return function(*args, **kwargs)
-        size, *rest = args[0] if isinstance(args[0], Sequence) else args
-        self.seed += 1
-        generator = torch.Generator(torch.device(kwargs.get("device") or "cpu")).manual_seed(self.seed)
-        return function(self.total, *rest, **kwargs | {"generator": generator})[self.first : self.first + size]
 
 
 def _assert_near(what: str, value: Tensor, expected: Tensor, tolerance: float) -> None:

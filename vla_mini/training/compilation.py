@@ -54,7 +54,8 @@ def compile_policy(policy: Policy, mode: Mode, *, dynamic: bool | None = None) -
 
 
 class WarmUp(Callback):
-    """Says once, and logs as `compile/warmup_seconds`, how much longer the first `num_batches` took than as many later ones.
+    """Says once, and logs as `compile/warmup_seconds`, how much longer the first `num_batches` took than if each had taken
+    their median.
 
     The stopwatch counts these `seconds`: whoever compiles waits for it.
     """

@@ -63,8 +63,8 @@ class WindowMean(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         unscale(trainer, optimizer)
-        # Over all ranks, since DistributedDataParallel has averaged the gradients over them. In float64: 1e-12 is promised.
-        self._count = trainer.strategy.reduce(self._count.double(), reduce_op="sum")
+        # Over all ranks, since DistributedDataParallel has averaged the gradients over them.
+        self._count = trainer.strategy.reduce(self._count.to(finest(self._count.device)), reduce_op="sum")
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, trainer.world_size / self._count)  # by a tensor: the device need not be waited for
 
@@ -99,6 +99,11 @@ class WindowMean(Callback):
         self._step = step
         self._count: Tensor | int = 0
         self._sums: dict[str, Tensor] = {}
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """Of floats: float64, since 1e-12 is promised, but where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

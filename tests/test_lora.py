@@ -99,6 +99,10 @@ def test_what_targets_stand_for(targets, layers):
     assert adapted(targets).lora["layers"] == layers
 
 
+def test_a_policy_that_remembers_frames_is_adapted():
+    assert adapted(["trunk.queries"], history=2).lora["layers"] == ["trunk.queries"]
+
+
 @pytest.mark.parametrize(
     ("targets", "says"),
     [

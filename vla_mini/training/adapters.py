@@ -78,12 +78,12 @@ def _reached_layers(policy: Policy) -> list[str]:
 
 def _blank_batch(policy: Policy) -> Batch:
     """One sample of nothing, of the policy's sizes."""
-    features, horizon = policy.features, policy.action.horizon
+    features, history, horizon = policy.features, policy.history, policy.action.horizon
     numbers = {"device": policy.device, "dtype": policy.normalization.state_mean.dtype}
     tokens, mask = (tensor.to(policy.device) for tensor in policy.tokenize([""]))
-    shape = (1, len(features.cameras), 3, *features.image_size)
+    shape = (1, history * len(features.cameras), 3, *features.image_size)
     images = torch.zeros(shape, dtype=torch.uint8, device=policy.device)
-    observation = Observation(images, tokens, mask, torch.zeros(1, features.state_size, **numbers))
+    observation = Observation(images, tokens, mask, torch.zeros(1, history * features.state_size, **numbers))
     flags = torch.zeros(1, horizon, dtype=torch.bool, device=policy.device)
     actions = torch.zeros(1, horizon, features.action_size, **numbers)
     return Batch(observation, actions, flags, torch.zeros(1, len(policy.keyframe), **numbers), flags[:, 0])

@@ -93,11 +93,13 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
         ("lora.targets=[quieries]", "no module 'quieries'; the nearest are queries"),
         ("unfreeze_at.vison=2", "no part 'vison'; did you mean 'vision'?"),
         ("schedule.multipliers.camera=2", "no component 'camera'"),
+        ("schedule.multipliers.vision=2 freeze=[vision]", "schedule.multipliers.vision: nothing in it learns"),
+        ("unfreeze_at.vision=2 lora.targets=[trunk]", "unfreeze_at.vision: nothing in it learns"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_path, monkeypatch, capsys, argument, says):
     monkeypatch.chdir(tmp_path)
-    arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", argument]
+    arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", *argument.split()]
     assert command("train", *arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err, err

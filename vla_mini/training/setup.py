@@ -22,7 +22,7 @@ from vla_mini.evaluation.evaluate import examinations
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
 from vla_mini.training.adapters import add_adapters
-from vla_mini.training.freezing import check_stages, freeze
+from vla_mini.training.freezing import check_stages, freeze, refuse_frozen
 from vla_mini.training.precision import check_precision
 
 
@@ -84,6 +84,7 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
     for name in settings["schedule"]["multipliers"]:
         if name not in components(policy):
             raise ValueError(f"schedule.multipliers: the policy has no component {name!r}{nearest(name, components(policy))}")
+    refuse_frozen(policy, settings["schedule"]["multipliers"], setting="schedule.multipliers")
     return policy
 
 

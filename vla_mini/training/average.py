@@ -45,8 +45,8 @@ class WeightAverage(Callback):
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         self._steps += 1
         pairs = zip(self.policy.parameters(), module.policy.parameters(), strict=True)
-        averages, weights = zip(*((average, weight) for average, weight in pairs if weight.requires_grad), strict=True)
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        learning = [(average, weight.to(average.dtype)) for average, weight in pairs if weight.requires_grad]
+        torch._foreach_lerp_(*map(list, zip(*learning, strict=True)), 1 - decay)
         for average, buffer in zip(self.policy.buffers(), module.policy.buffers(), strict=True):
             average.copy_(buffer)
 

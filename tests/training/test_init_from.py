@@ -73,6 +73,8 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
     chosen = settings(f"init_from={tmp_path / 'policy'}", language=language | {"frozen": False})
     policy = untrained_policy(chosen, demonstrations)
     assert describe(policy.language)["frozen"] is False and policy.language.model.encoder.layer[0].training
+    chosen["language"]["noise"], chosen["auxiliary"]["weight"], chosen["action"]["distance"] = 0.5, 2.0, "mse"
+    assert untrained_policy(chosen, demonstrations).auxiliary.weight == 2.0
     chosen["language"]["config"]["num_attention_heads"] = 4  # weights of the same shapes, yet another function
     with pytest.raises(
         ValueError, match=r"its language.config.num_attention_heads is 2, here it is 4: say language.config.num"

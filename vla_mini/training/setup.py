@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from vla_mini import pretrained
 from vla_mini.autograd.norms import components
@@ -108,6 +109,24 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         keyframe=Keyframe(**keyframe) if keyframe else None,
         augment=augment,
     )
+
+
+def collect_missing(settings: Mapping[str, Any]) -> None:
+    """Collect the demonstrations that the settings ask for, where they are missing."""
+    data = settings["data"]
+    if Path(data["root"]).exists() or not data["episodes"]:
+        return
+    rehearse(settings)
+    total = data["episodes"] + data["validation_episodes"]
+    with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
+        collect(
+            settings["env"]["id"],
+            data["root"],
+            episodes=data["episodes"],
+            validation_episodes=data["validation_episodes"],
+            seed=data["seed"],
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
 
 
 def rehearse(settings: Mapping[str, Any]) -> None:

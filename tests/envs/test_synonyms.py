@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.synonyms import DEVELOPMENT, DEVELOPMENT_VERBS
+from benchmarks.synonyms import DEVELOPMENT, DEVELOPMENT_VERBS, development_words, measure
 from tests.factory import command, make_policy
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.envs.toy_pick.scene import SYNONYM_SPLITS, sample_scene
@@ -59,6 +59,16 @@ def test_the_words_to_choose_a_method_by_are_others():
     verbs = {word for wording in DEVELOPMENT_VERBS for word in wording.split()} - SAID
     final_verbs = {word for wording in SYNONYM_VERBS for word in wording.split()} - SAID
     assert not {*development, *verbs} & (NEW | final_verbs | SAID)
+
+
+def test_a_method_is_chosen_by_words_and_scenes_of_its_own():
+    final = scenes("synonyms", 50)
+    with development_words():
+        words = {word for scene in scenes("synonyms", 50) for word in scene.instruction.split()}
+    assert not words & NEW and words & {word for each in DEVELOPMENT.values() for word in each}
+    assert scenes("synonyms", 50) == final
+    figures = measure(make_policy(), episodes=2, seed=0)
+    assert tuple(figures) == SYNONYM_SPLITS and all(each["episodes"] == 2 for each in figures.values())
 
 
 def test_further_splits_are_played_on_request_only():

@@ -63,11 +63,10 @@ def measure(
     from lightning.pytorch.callbacks import LambdaCallback
     from omegaconf import OmegaConf
 
-    from scripts.train import collect_missing
     from vla_mini import config
     from vla_mini.data.reader import read_dataset
     from vla_mini.training.compilation import WarmUp
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
@@ -75,8 +74,8 @@ def measure(
     run = [f"compile={mode}", f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
     run += [f"trainer.max_steps={WARM_UP_STEPS + steps}", f"hydra.run.dir={folder}/run"]
     cfg = config.load("train", [*SETTINGS, *run, *others])
-    collect_missing(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     lightning.seed_everything(cfg.seed, verbose=False)
     torch.compiler.reset()  # nothing of the measurement before

@@ -47,20 +47,19 @@ def train_until(
     from lightning.pytorch.callbacks import LambdaCallback
     from omegaconf import OmegaConf
 
-    from scripts.train import collect_missing
     from vla_mini import config
     from vla_mini.data.reader import read_dataset
     from vla_mini.evaluation.rollout import rollout
     from vla_mini.training.selection import evaluating
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     # Selection of the best policy is what the checkpoints here stand for.
     own = [f"seed={seed}", f"hydra.run.dir={folder}/run", "evaluation.every_n_steps=0"]
     cfg = config.load("train", [*others, *own])
-    collect_missing(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)

@@ -75,17 +75,16 @@ def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[st
     from omegaconf import OmegaConf
     from torch.utils.flop_counter import FlopCounterMode
 
-    from scripts.train import collect_missing
     from vla_mini import config
     from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     max_steps = (WARM_UP_ROUNDS + rounds) * steps
     cfg = config.load("train", [*SETTINGS, f"trainer.max_steps={max_steps}", f"hydra.run.dir={folder}/run", *others])
-    collect_missing(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)

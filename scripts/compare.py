@@ -17,15 +17,17 @@ def main(cfg: Any) -> None:
     from omegaconf import OmegaConf
 
     from vla_mini.comparison.figures import figures, write_comparison
-    from vla_mini.comparison.runs import alone, rehearse, train_all
+    from vla_mini.comparison.runs import alone, collect_missing, rehearse, train_all
     from vla_mini.pages.comparison import comparison_table
 
     settings = OmegaConf.to_container(cfg)
     within = Path("runs") / cfg.name
-    with alone(within):
-        rehearse(settings["variants"])
+    variants, budget = settings["variants"], settings["budget"]
+    with alone():
+        rehearse(variants, budget)
         output = config.new_folder(cfg.output or within / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-        trained = train_all(settings["variants"], seeds=settings["seeds"], budget=settings["budget"], within=within)
+        collect_missing(variants, budget)
+        trained = train_all(variants, seeds=settings["seeds"], budget=budget, within=within)
         results = write_comparison(settings | {"variants": figures(trained)}, output)
     print(comparison_table(results))
     print(output / "comparison.html")

@@ -21,18 +21,18 @@ def main(cfg: Any) -> None:
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.provenance import provenance, write_provenance
-    from vla_mini.training.setup import check_start, data_module, untrained_policy
+    from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_start(settings)
-    collect_missing(cfg)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
-    origin = provenance(dataset=demonstrations.fingerprint)
+    origin = provenance(dataset=demonstrations.fingerprint, init_from=policy.source.get("init_from"))
 
     steps, checkpoint = resumable(cfg, origin) if cfg.resume else (0, None)
     run_dir = config.run_folder(cfg)  # all is checked: the work begins
@@ -78,29 +78,6 @@ def resumable(cfg: Any, origin: dict[str, Any]) -> tuple[int, Path]:
     if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
         raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")
     return steps, checkpoint
-
-
-def collect_missing(cfg: Any) -> None:
-    """Collect the demonstrations that the config asks for, where they are missing."""
-    from omegaconf import OmegaConf
-    from tqdm import tqdm
-
-    from vla_mini.collection import collect
-    from vla_mini.training.setup import rehearse
-
-    if Path(cfg.data.root).exists() or not cfg.data.episodes:
-        return
-    rehearse(OmegaConf.to_container(cfg, resolve=True))
-    total = cfg.data.episodes + cfg.data.validation_episodes
-    with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
-        collect(
-            cfg.env.id,
-            cfg.data.root,
-            episodes=cfg.data.episodes,
-            validation_episodes=cfg.data.validation_episodes,
-            seed=cfg.data.seed,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import _machine, gpu, inference, main_job, time_to_success, training_speed
-from tests.factory import make_observation, make_policy
+from tests.factory import DEFAULTS, VARIANTS, make_observation, make_policy
 from vla_mini import machine
 from vla_mini.collection import collect
 
@@ -106,6 +106,17 @@ def test_inference_keeps_nothing_without_a_graph():
     assert figures["grad_saved_bytes"] > 1000
     assert figures["no_grad_saved_bytes"] == figures["inference_mode_saved_bytes"] == 0
     assert 0 < figures["act_milliseconds_median"] <= figures["act_milliseconds_p95"]
+
+
+def test_every_variant_acts_in_some_policy_that_is_measured():
+    chosen = inference.choices({group: DEFAULTS[group] for group in inference.GROUPS})
+    for group in inference.GROUPS:
+        assert {parts[group] for parts in chosen} == set(VARIANTS[group])
+    assert all(parts.keys() == set(inference.GROUPS) for parts in chosen)
+    for parts in chosen:
+        if sum(name != DEFAULTS[group] for group, name in parts.items()) == 1:
+            policy, observation = inference.untrained(parts)
+            assert policy.act(observation).shape == (1, 8, 4)
 
 
 def test_operations_fall_into_their_categories():

@@ -92,6 +92,12 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["trainer.max_steps=0"], ["trainer.max_steps=0", "at least 1"]),
         ("train", ["trainer.max_steps=10,20"], ["trainer.max_steps=10,20", "several values"]),
         ("train", ["trainer.max_step=10"], ["trainer.max_step", "'max_steps'"]),
+        (
+            "train",
+            ["language=huggingface", "language.noise=1", "freeze=[language]"],
+            ["language.noise=1 with freeze=[language]"],
+        ),
+        ("train", ["language=huggingface", "language.noise=1", "lora.targets=[trunk]"], ["lora.also_train=[language]"]),
         ("train", ["trainer.precision=bf16-mixd"], ["'bf16-mixd'", "'bf16-mixed'"]),
         ("train", ["trainer.callbacks=[]"], ["trainer.callbacks", "no setting"]),
         ("train", ["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
@@ -175,6 +181,8 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["action=regression,flow", "budget.stps=4"], ["'budget.stps'", "'steps'"]),
         ("compare", ["study=hads"], ["study=hads", "'heads'"]),
         ("compare", ["study=heads", "sedes=[1]"], ["'sedes'", "'seeds'"]),
+        ("compare", ["action=regression,flow", "budget.steps=61"], ["budget.steps=61", "budget.steps=60"]),
+        ("compare", ["study=heads", "evaluation.selection_episodes=1,2"], ["selection_episodes", "same scenes"]),
         ("compare", ["study=heads", "seeds=[]"], ["seeds=[]"]),
         ("compare", ["study=heads", "seeds=[1,1]"], ["seeds=[1, 1]", "once"]),
         ("compare", ["study=heads", "seed=1"], ["seed=1", "seeds=[0,1]"]),
@@ -188,8 +196,8 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["study=heads", "variants.x='"], ["variants.x='", "quotation"]),
         ("compare", ["study=heads", "variants=4"], ["variants=4", "variants.NAME"]),
         ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
-        ("compare", ["action=regression,flwo", "budget.steps=4"], ["variant flwo", "action=flwo", "'flow'"]),
-        ("compare", ["optimizer.lr=1,fast", "budget.steps=4"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        ("compare", ["action=regression,flwo", "budget.steps=40"], ["variant flwo", "action=flwo", "'flow'"]),
+        ("compare", ["optimizer.lr=1,fast", "budget.steps=40"], ["variant lr=fast", "optimizer.lr='fast'"]),
         ("compare", ["study=words"], ["parameters.encoder is required"]),
         ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],
@@ -345,7 +353,7 @@ def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path
 
 
 def told(*arguments: str) -> dict[str, list[str]]:
-    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4"]).variants)
+    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4", "budget.selections=2"]).variants)
 
 
 def test_each_value_of_a_setting_is_a_variant():
@@ -384,7 +392,7 @@ def test_every_study_is_whole(study):
 
 def test_a_study_that_would_change_nothing_is_refused(refusal, configs):
     (configs / "study/mine.yaml").write_text("variants: {one: action=flow}\n")
-    assert "# @package _global_" in refusal("compare", "study=mine", "budget.steps=4")
+    assert "# @package _global_" in refusal("compare", "study=mine", "budget.steps=40")
 
 
 def test_a_study_asks_for_a_parameter():

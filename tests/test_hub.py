@@ -35,17 +35,21 @@ def test_what_was_loaded_can_be_made_again_from_its_config(folder):
     assert not loaded.training
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
 @pytest.mark.parametrize("part", ["vision", "text"])
-def test_of_two_encoders_the_one_that_is_asked_for_is_taken(part, tmp_path):
+def test_of_two_encoders_the_one_that_is_asked_for_is_taken(kind, part, tmp_path):
     from transformers import AutoConfig, AutoModel
 
     text, vision = SMALL | {"vocab_size": 20, "eos_token_id": 1, "bos_token_id": 0}, SMALL | {"image_size": 8, "patch_size": 4}
-    whole = AutoModel.from_config(AutoConfig.for_model("clip", text_config=text, vision_config=vision, projection_dim=8))
-    whole.save_pretrained(tmp_path / "clip")
-    model, config = hub.load(tmp_path / "clip", part=part)
-    assert config["model_type"] == f"clip_{part}_model"
-    name, parameter = next(iter(model.named_parameters()))
-    assert torch.equal(parameter, whole.state_dict()[f"{part}_model.{name}"])
+    size = {"projection_dim": 8} if kind == "clip" else {}
+    whole = AutoModel.from_config(AutoConfig.for_model(kind, text_config=text, vision_config=vision, **size))
+    whole.save_pretrained(tmp_path / kind)
+    model, config = hub.load(tmp_path / kind, part=part)
+    assert config["model_type"] == f"{kind}_{part}_model"
+    ours, theirs = model.state_dict(), whole.state_dict()
+    assert ours and all(torch.equal(tensor, theirs[f"{part}_model.{name}"]) for name, tensor in ours.items())
+    again, _ = hub.make(json.loads(json.dumps(config)))
+    again.load_state_dict(ours)
 
 
 def test_of_encoder_and_decoder_the_encoder_is_taken(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.factory import command
 from vla_mini import config
+from vla_mini.config.resume import compose_resumed, save
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,18 @@ def test_other_data_are_refused(run, capsys):
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"dataset": "another"}))
     assert "no longer those that it began with" in refused(capsys, f"resume={run}")
+    path.write_text(json.dumps(json.loads(kept) | {"init_from": "another"}))
+    assert "init_from is no longer the one that it began from" in refused(capsys, f"resume={run}")
     path.write_text(kept)
+
+
+def test_what_it_began_from_is_kept_by_its_own_place(tmp_path):
+    """`latest` means another run as soon as this one has saved a policy."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "latest").symlink_to("first")
+    for place, kept in ((tmp_path / "latest", str(tmp_path / "first")), ("owner/name", "owner/name")):
+        save(config.load("train", [f"init_from={place}"]), tmp_path)
+        assert compose_resumed(str(tmp_path), []).settings["init_from"] == kept
 
 
 def test_a_run_in_which_another_process_is_at_work_is_refused(run, capsys):

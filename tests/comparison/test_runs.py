@@ -87,6 +87,25 @@ def test_a_run_is_known_by_its_settings_and_by_the_code(monkeypatch):
     assert same != folder("action=flow")
 
 
+def test_a_run_is_known_by_what_lies_where_its_settings_point(tmp_path):
+    (tmp_path / "words/inner").mkdir(parents=True)
+    language = ["language=huggingface", f"language.path={tmp_path / 'words'}"]
+    vision = ["vision=torchvision", f"vision.path={tmp_path / 'weights.pt'}"]
+    places = {
+        tmp_path / "words/inner/model.safetensors": language,
+        tmp_path / "weights.pt": vision,
+        tmp_path / "policy/manifest.json": [f"init_from={tmp_path / 'policy'}"],
+        tmp_path / "data/meta.json": [f"data.root={tmp_path / 'data'}"],
+    }
+    for place, arguments in places.items():
+        place.parent.mkdir(exist_ok=True)
+        folders = []
+        for text in ("one", "two", "one"):
+            place.write_text(text)
+            folders.append(plan("a", arguments, seed=0, within=Path("runs")).folder)
+        assert folders[0] == folders[2] != folders[1], place
+
+
 def test_the_digest_is_that_of_code_not_of_comments(tmp_path, monkeypatch):
     (tmp_path / "package" / "pages").mkdir(parents=True)
     module, aside = tmp_path / "package" / "policy.py", tmp_path / "package" / "pages" / "page.py"
@@ -114,7 +133,7 @@ def test_a_budget_of_seconds_is_turned_into_steps_by_each_variants_speed():
     trained = train_all(variants, seeds=[0, 1], budget=budget, within=Path("runs"))
     assert trained.steps_per_second == {"regression": pytest.approx(5), "flow": pytest.approx(2)}
     calibrations = [[name, "calibration-seed0", "120"] for name in variants]
-    measured = [["regression", "150"], ["flow", "60"]]
+    measured = [["regression", "152"], ["flow", "60"]]  # of steps, the nearest multiple of the number of selections
     assert order() == calibrations + [[name, f"seed{seed}", steps] for seed in (0, 1) for name, steps in measured]
     assert [run.variant for run in trained.runs] == ["bins", *["regression", "flow"] * 2]  # the first could not be measured
     assert list(trained.failures.values()) == ["no space left on the device"]
@@ -124,10 +143,10 @@ def test_a_budget_of_seconds_is_turned_into_steps_by_each_variants_speed():
 
 
 def test_every_run_is_evaluated_as_often_as_the_others():
-    for steps in (8, 60, 150, 151):
-        told = budgeted(["action=flow"], BUDGET | {"steps": steps}, speed=None)
-        every = config.load("train", told).evaluation.every_n_steps
-        assert -(-steps // every) == 4  # every so many steps, and at the end
+    seconds = BUDGET | {"steps": None, "seconds": 3.0}
+    for budget, speed in ((BUDGET, None), *((seconds, speed) for speed in (0.1, 3.0, 3.1, 20.4))):
+        cfg = config.load("train", budgeted(["action=flow"], budget, speed=speed))
+        assert cfg.trainer.max_steps / cfg.evaluation.every_n_steps == 4  # every so many steps, the last time at the end
     assert budgeted([], BUDGET | {"selections": None}, speed=None) == ["trainer.max_steps=8"]
 
 
@@ -156,17 +175,30 @@ def test_an_interrupted_comparison_takes_its_run_along(monkeypatch):
     assert not (run.folder / FINISHED).exists()
 
 
-def test_one_comparison_at_a_time(tmp_path):
-    with alone(tmp_path / "runs"):
-        with pytest.raises(ValueError, match="another compare"), alone(tmp_path / "runs"):
+def test_one_comparison_at_a_time(tmp_path, monkeypatch):
+    with alone():
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="another compare"), alone():
             pass
-        with alone(tmp_path / "others"):
-            pass
-    with alone(tmp_path / "runs"):
+    with alone():
         pass
 
 
 def test_what_does_not_fit_is_refused_before_any_run():
     variants = {"fine": [], "wrong": ["data.root=nowhere", "data.episodes=null"]}
     with pytest.raises(ValueError, match=r"variant wrong: .*nowhere"):
-        rehearse(variants)
+        rehearse(variants, BUDGET)
+
+
+def test_a_stage_is_checked_against_the_budget(tmp_path):
+    variants = {"whole": [], "staged": ["unfreeze_at.vision=6"]}
+    told = [f"variants.{name}={' '.join(arguments)}" for name, arguments in variants.items()]
+    cfg = config.load("compare", [*told, "trainer=default", "budget.steps=500", "variants.late=unfreeze_at.vision=450"])
+    assert len(cfg.variants) == 3  # more steps than train.py takes by itself
+    for budget, says in (
+        (["budget.steps=4", "budget.selections=2"], "variant staged: unfreeze_at.vision=6 never comes: trainer.max_steps=4"),
+        (["budget.seconds=30"], "variant staged: unfreeze_at.vision=6 counts steps"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            config.load("compare", [*told, *budget])
+    rehearse({"late": ["experiment=toy_pick_smoke", "unfreeze_at.vision=450"]}, BUDGET | {"steps": 500})

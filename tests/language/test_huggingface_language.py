@@ -138,6 +138,31 @@ def test_a_saved_policy_needs_the_folder_no_more(start, tmp_path):
     torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)
 
 
+def test_the_saved_tokenizer_goes_before_that_of_the_path(tmp_path):
+    """Or weights that were taken over (init_from) would meet the words of another encoder of the same sizes."""
+    save_pretrained(tmp_path / "bert", start=True)
+    policy = make_policy(language=TARGET | {"path": str(tmp_path / "bert")})
+    policy.save_pretrained(tmp_path / "policy")
+    words = tmp_path / "bert" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"red"', '"?"').replace('"up"', '"red"').replace('"?"', '"up"'))
+    other = HuggingFaceLanguage(path=str(tmp_path / "bert"), folder=tmp_path / "policy")
+    assert torch.equal(other.tokenize(["pick up the red"])[0], policy.tokenize(["pick up the red"])[0])
+    assert other.unknown_words("the crimson cube") == ["crimson"]
+
+
+def test_noise_is_for_training_and_for_words(language):
+    """Its size is that of the vectors; padding stays nothing, and what is remembered stays as it is."""
+    tokens, mask = language.tokenize(list(TASKS))
+    plain = language(tokens, mask)
+    language.noise = 0.5
+    assert torch.equal(language(tokens, mask), plain)
+    noisy = language.train()(tokens, mask)
+    assert (noisy[~mask] == 0).all() and not mask.all()
+    share = (noisy - plain)[mask].square().mean(dim=-1).sqrt() / plain[mask].square().mean(dim=-1).sqrt()
+    assert 0.3 < share.mean() < 0.7
+    assert torch.equal(language.eval()(tokens, mask), plain)
+
+
 def test_pretrained_vectors_are_the_models_own(tmp_path):
     from transformers import AutoModel, AutoTokenizer
 

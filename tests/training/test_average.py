@@ -113,6 +113,18 @@ def test_buffers_are_taken_as_they_are():
     assert same(buffers, dict(average.policy.named_buffers()))
 
 
+def test_frozen_weights_are_not_touched():
+    """Or the word vectors that a frozen encoder remembers would be thrown away after every step."""
+    policy, average, versions = make_policy(language="huggingface"), WeightAverage(0.9), []
+
+    class Versions(lightning.Callback):
+        def on_train_batch_end(self, *_):
+            versions.append([parameter._version for parameter in average.policy.language.parameters()])
+
+    fit(policy, batches_of(policy, 3), callbacks=[average, Versions()])
+    assert versions[0] == versions[2]
+
+
 def best_policy(folder, **arguments):
     defaults = {"episodes": 1, "every_n_steps": 0, "seed": 0, "env_id": "vla_mini/ToyPick-v0"}
     return BestPolicy(folder / "policy", stopwatch=Stopwatch(), **(defaults | arguments))

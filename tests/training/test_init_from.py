@@ -73,6 +73,8 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
     chosen = settings(f"init_from={tmp_path / 'policy'}", language=language | {"frozen": False})
     policy = untrained_policy(chosen, demonstrations)
     assert describe(policy.language)["frozen"] is False and policy.language.model.encoder.layer[0].training
+    chosen["language"]["noise"], chosen["auxiliary"]["weight"], chosen["action"]["distance"] = 0.5, 2.0, "mse"
+    assert untrained_policy(chosen, demonstrations).auxiliary.weight == 2.0
     chosen["language"]["config"]["num_attention_heads"] = 4  # weights of the same shapes, yet another function
     with pytest.raises(
         ValueError, match=r"its language.config.num_attention_heads is 2, here it is 4: say language.config.num"
@@ -93,11 +95,13 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
         ("lora.targets=[quieries]", "no module 'quieries'; the nearest are queries"),
         ("unfreeze_at.vison=2", "no part 'vison'; did you mean 'vision'?"),
         ("schedule.multipliers.camera=2", "no component 'camera'"),
+        ("schedule.multipliers.vision=2 freeze=[vision]", "schedule.multipliers.vision: nothing in it learns"),
+        ("unfreeze_at.vision=2 lora.targets=[trunk]", "unfreeze_at.vision: nothing in it learns"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_path, monkeypatch, capsys, argument, says):
     monkeypatch.chdir(tmp_path)
-    arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", argument]
+    arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", *argument.split()]
     assert command("train", *arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err, err

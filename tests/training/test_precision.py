@@ -1,14 +1,33 @@
-"""A precision that the hardware lacks is refused before any work."""
+"""A precision that the hardware lacks is refused before any work; weights that are bf16 altogether learn, and act."""
 
 import pytest
+import torch
 
-from tests.factory import command
+from tests.factory import VARIANTS, command, make_batch, make_policy
+from tests.harness import fit, keeping
+from vla_mini.training.average import WeightAverage
+from vla_mini.training.selection import BestPolicy
+from vla_mini.training.window import Stopwatch
+
+ENV = "vla_mini/ToyPick-v0"
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
-def test_fp16_on_a_cpu_is_refused(precision, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("precision", "says"), [("16-mixed", "16-mixed is for GPUs"), ("16-true", "'16-true'")])
+def test_fp16_on_a_cpu_is_refused(precision, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("train", "experiment=toy_pick_smoke", "trainer.accelerator=cpu", f"trainer.precision={precision}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"trainer.precision={precision} is for GPUs" in line and "bf16-mixed" in line
+    assert f"trainer.precision={says}" in line and "bf16-mixed" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("action", VARIANTS["action"])
+def test_policies_of_bf16_learn_and_are_played_and_saved(action, decay, tmp_path):
+    policy = make_policy(action=action)
+    best = BestPolicy(tmp_path / "policy", env_id=ENV, episodes=1, every_n_steps=2, seed=0, stopwatch=Stopwatch())
+    with_best = keeping(best, tmp_path)
+    with_best["callbacks"] += [WeightAverage(decay)]
+    fit(policy, [make_batch(policy)] * 2, **with_best, precision="bf16-true", record=False)
+    assert policy.action.state_dict().popitem()[1].dtype == torch.bfloat16 and best.best is not None
+    assert all(parameter.isfinite().all() for parameter in policy.parameters())

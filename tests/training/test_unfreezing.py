@@ -6,7 +6,7 @@ import torch
 
 from tests.factory import make_batch, make_policy
 from tests.harness import fit
-from vla_mini.training.freezing import check_stages
+from vla_mini.training.freezing import check_stages, freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.unfreezing import Unfreezing
@@ -89,9 +89,19 @@ def test_remembered_words_are_forgotten_when_their_encoder_learns():
     ("steps", "says"),
     [
         ({"visoin": 3}, "unfreeze_at: the policy has no part 'visoin'; did you mean 'vision'"),
+        ({"vision": 3, "normalization": 3}, "unfreeze_at.normalization: nothing in it learns"),
         (dict.fromkeys(["vision", "language", "trunk", "action", "auxiliary", "projection", "state"], 3), "nothing is left"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(steps, says):
     with pytest.raises(ValueError, match=says):
         check_stages(make_policy(), steps)
+
+
+def test_parts_that_are_frozen_for_good_cannot_be_unfrozen():
+    frozen = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage", "config": BERT}
+    policy = make_policy(language=frozen)
+    freeze(policy, ["vision"])
+    for name in ("language", "vision.blocks"):
+        with pytest.raises(ValueError, match=f"unfreeze_at.{name}: nothing in it learns: look at freeze, at lora"):
+            check_stages(policy, {name: 3})

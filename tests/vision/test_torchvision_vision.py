@@ -11,7 +11,7 @@ from torchvision import models
 
 from tests.factory import make_observation, make_policy
 from vla_mini.policy import Policy
-from vla_mini.vision.torchvision import IMAGE_MEAN, IMAGE_STD, TorchvisionVision
+from vla_mini.vision.torchvision import TorchvisionVision, normalisation
 
 SIZE = (64, 64)
 
@@ -36,7 +36,7 @@ def path(request, resnet, tmp_path):
 def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
     vision = TorchvisionVision(image_size=SIZE, path=path, stride=8).double().train()  # their statistics are frozen
     resnet, images = copy.deepcopy(resnet).double(), torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    x = (images - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+    x = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
         x = getattr(resnet, name)(x)
     assert vision.grid == (8, 8) and vision.width == 128
@@ -44,6 +44,19 @@ def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
     assert x.std() > 0.1
     torch.testing.assert_close(tokens[:, 8 * 3 + 5], x[:, :, 3, 5], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(tokens, x.flatten(2).transpose(1, 2), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_v2_l", "googlenet", "inception_v3", "convnext_tiny"])
+def test_images_are_normalised_as_each_networks_weights_expect(name):
+    """By torchvision's own preset, and by what two networks then undo themselves."""
+    images = torch.rand(2, 3, 32, 32)
+    preset = models.get_model_weights(name).DEFAULT.transforms(crop_size=32, resize_size=32)
+    expected = preset(images)
+    if name in ("googlenet", "inception_v3"):
+        network = models.get_model(name, weights=None, init_weights=False, transform_input=True)
+        expected = network._transform_input(expected)
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(name))
+    torch.testing.assert_close((images - mean) / std, expected)
 
 
 def test_a_saved_policy_needs_the_file_no_more(path, tmp_path):

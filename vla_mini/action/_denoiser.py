@@ -45,8 +45,9 @@ class Denoiser(nn.Module):
         self, noisy: Float[Tensor, "n t a"], time: Float[Tensor, " n"], condition: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n t a"]:
         """`time` in [0, 1] says how noisy."""
-        condition = F.silu(condition + self.time(time_features(time, self.hidden)))
-        x = self.enter(rearrange(noisy, "n t a -> n (t a)")) + condition
+        dtype = condition.dtype  # of the layers; noise and time may be finer
+        condition = F.silu(condition + self.time(time_features(time, self.hidden).to(dtype)))
+        x = self.enter(rearrange(noisy, "n t a -> n (t a)").to(dtype)) + condition
         for modulate, block in zip(self.modulate, self.blocks, strict=True):
             scale, shift = modulate(condition).chunk(2, dim=-1)
             x = x + block(F.layer_norm(x, (self.hidden,)) * (1 + scale) + shift)

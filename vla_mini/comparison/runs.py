@@ -11,9 +11,9 @@ What makes it fair:
   never be the same twice. So every run ends its decay, and can be repeated; the seconds it really took stand in the table.
 - One run at a time, since two would slow each other; the seeds in turn, so that all variants meet the same machine.
 
-A finished run is known by the hash of its resolved settings and of the code that trains and evaluates, comments aside,
-and is never repeated: a figure stands for the code beside it, and a comparison that was interrupted goes on where it
-stopped. A run's folder counts as finished by a file that is written last.
+A finished run is known by the hash of its resolved settings, of the weights and demonstrations that they name, and of the code
+that trains and evaluates, comments aside, and is never repeated: a figure stands for the code beside it, and a comparison that
+was interrupted goes on where it stopped. A run's folder counts as finished by a file that is written last.
 """
 
 import ast
@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from vla_mini import config, files
+from vla_mini import config, files, pretrained
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.report import read_curves
 from vla_mini.training import setup
@@ -65,10 +65,10 @@ class Trained(NamedTuple):
 # ---- before
 
 
-def rehearse(variants: Mapping[str, Sequence[str]]) -> None:
+def rehearse(variants: Mapping[str, Sequence[str]], budget: Mapping[str, Any]) -> None:
     """What train.py checks before its work, for every variant: what does not fit is refused before the first run."""
     for variant, arguments in variants.items():
-        settings = OmegaConf.to_container(config.load("train", arguments))
+        settings = settings_of(arguments, budget)
         root = settings["data"]["root"]
         try:
             setup.check_start(settings)
@@ -81,14 +81,42 @@ def rehearse(variants: Mapping[str, Sequence[str]]) -> None:
             raise ValueError(f"variant {variant}: {error}") from error
 
 
+def collect_missing(variants: Mapping[str, Sequence[str]], budget: Mapping[str, Any]) -> None:
+    """The demonstrations of all variants, before the first run: a run is known by them."""
+    for arguments in variants.values():
+        setup.collect_missing(settings_of(arguments, budget))
+
+
+def settings_of(arguments: Sequence[str], budget: Mapping[str, Any]) -> dict[str, Any]:
+    """What train.py makes of `arguments`, for the steps of the budget; of seconds, nobody knows yet how many steps they are."""
+    steps = [f"trainer.max_steps={budget['steps']}"] if budget["steps"] else []
+    return OmegaConf.to_container(config.load("train", [*arguments, *steps]))
+
+
 def plan(variant: str, arguments: Sequence[str], *, seed: int, within: Path, purpose: str = "") -> Run:
-    """The run, in the folder that its settings and the code give it: the same for the same."""
+    """The run, in the folder that its settings, what lies where they point, and the code give it: the same for the same."""
     arguments = [*arguments, f"seed={seed}"]
     settings = OmegaConf.to_container(config.load("train", arguments))
     same = {key: value for key, value in settings.items() if key not in ("seed", "run_dir")}  # these are said by the name
+    same["contents"] = contents(settings)
     digest = hashlib.sha256((json.dumps(same, sort_keys=True) + code_digest()).encode()).hexdigest()[:10]
     name = re.sub(r"[^\w.=+-]+", "_", variant)
     return Run(variant, seed, arguments, within / "-".join(filter(None, [name, digest, purpose, f"seed{seed}"])))
+
+
+def contents(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of what lies where the settings point: other weights or demonstrations under the same name make another run."""
+    found: dict[str, Any] = {}
+    if settings["init_from"] is not None:
+        found["init_from"] = pretrained.identity(settings["init_from"])
+    places = {name: settings[name].get("path") for name in ("vision", "language")} | {"data": settings["data"]["root"]}
+    for name, place in places.items():
+        if place is not None and Path(place).exists():  # a hub id names what it holds
+            root = Path(place)
+            found[name] = files.digests(
+                root.parent, [root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*")))
+            )
+    return found
 
 
 @functools.cache
@@ -100,20 +128,20 @@ def code_digest() -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Refuses, by a ValueError, a second comparison that would train the same runs on this machine at the same time."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+def alone() -> Iterator[None]:
+    """Refuses, by a ValueError, a second comparison on this machine at the same time: each would slow the other's runs."""
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{name}.lock", timeout=0):
+        with FileLock(Path(tempfile.gettempdir()) / "vla-mini-compare.lock", timeout=0):
             yield
     except Timeout:
-        raise ValueError(f"another compare.py is at work in {folder}") from None
+        raise ValueError("another compare.py is at work on this machine, and two would slow each other: wait for it") from None
 
 
 def budgeted(arguments: Sequence[str], budget: Mapping[str, Any], *, speed: float | None) -> list[str]:
     """`arguments` of train.py, for the steps of the budget (at `speed` steps a second), with its evaluations on the way."""
-    steps = budget["steps"] or max(1, round(speed * budget["seconds"]))
-    every = [] if budget["selections"] is None else [f"evaluation.every_n_steps={-(-steps // budget['selections'])}"]
+    parts = budget["selections"] or 1  # of equal length: no variant gets more chances than another
+    steps = budget["steps"] or parts * max(1, round(speed * budget["seconds"] / parts))
+    every = [f"evaluation.every_n_steps={steps // parts}"] if budget["selections"] else []
     return [*arguments, f"trainer.max_steps={steps}", *every]
 
 

@@ -55,7 +55,10 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
         refuse_contradictions(checked["training"])
     if name == "compare":
         refuse_decided(checked["variants"], selections=checked["budget"]["selections"])
-        refuse_unfair({variant: _settings_of(variant, given) for variant, given in checked["variants"].items()})
+        steps, seconds = checked["budget"]["steps"], checked["budget"]["seconds"]
+        budget = [f"trainer.max_steps={steps}"] if steps else []
+        settings = {variant: _settings_of(variant, [*given, *budget]) for variant, given in checked["variants"].items()}
+        refuse_unfair(settings, seconds=seconds)
     if composed.run_dir is not None:
         checked["run_dir"] = os.environ[processes.RUN_DIR] if processes.rank() else composed.run_dir
     cfg = OmegaConf.create(escape(checked))

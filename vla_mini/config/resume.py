@@ -1,5 +1,6 @@
 """resume=RUN_DIR: the settings of an earlier run, as it kept them, instead of those that the configs would compose now."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,4 +54,6 @@ def save(cfg: Any, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     settings = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
+    if "init_from" in settings and settings["init_from"] and os.path.isdir(settings["init_from"]):
+        settings["init_from"] = os.path.realpath(settings["init_from"])  # `latest` will mean another run by then
     files.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(escape(settings))))

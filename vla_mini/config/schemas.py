@@ -27,7 +27,8 @@ TRAINER_ARGUMENTS = (
     ("devices", Count),
     ("num_nodes", Literal[1]),  # what several machines would have to say to each other is untested
     ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
-    ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"]),
+    # Not 16-true: in fp16 an optimizer's epsilon is 0, and a few steps make weights that are not finite.
+    ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]),
     ("max_steps", Count),
     ("accumulate_grad_batches", Count),
     ("gradient_clip_val", Amount | None),
@@ -300,6 +301,13 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
         if len(given) != 1 or not all(given.values()):
             shown = " and ".join(f"budget.{name}={amount:g}" for name, amount in given.items()) or "no budget"
             raise ValueError(f"{shown} given: say budget.steps=400 or budget.seconds=300 (and null for the other)")
+        steps, selections = settings["budget"]["steps"], settings["budget"]["selections"]
+        if steps and selections and steps % selections:
+            near = selections * max(1, round(steps / selections))
+            raise ValueError(
+                f"budget.steps={steps} cannot be parted into budget.selections={selections} stretches of whole steps: say "
+                f"budget.steps={near}, or another number of selections"
+            )
         if not settings["seeds"] or len(set(settings["seeds"])) < len(settings["seeds"]):
             raise ValueError(f"seeds={settings['seeds']}: give at least one, and each once")
     if settings.get("insulate") and settings["action"]["_target_"].endswith(".BinsHead"):
@@ -336,7 +344,10 @@ def _refuse_fine_tuning(settings: dict[str, Any]) -> None:
     for name, multiplier in settings["schedule"]["multipliers"].items():
         if multiplier == 0:
             raise ValueError(f"schedule.multipliers.{name}=0 leaves no learning rate: say freeze=[{name}]")
-    lora, decay = settings["lora"], settings["ema"]["decay"]
+    lora, decay, noise = settings["lora"], settings["ema"]["decay"], settings["language"].get("noise")
+    if noise and ("language" in settings["freeze"] or (lora["targets"] and "language" not in lora["also_train"])):
+        key = "freeze=[language]" if "language" in settings["freeze"] else "lora.targets without lora.also_train=[language]"
+        raise ValueError(f"language.noise={noise:g} with {key}: there is no noise in a part that is not in training mode")
     if not lora["targets"] and (lora["also_train"] or lora["save"] == "apart"):
         key = "also_train" if lora["also_train"] else "save"
         raise ValueError(f"lora.{key}={lora[key]} is for adapters: say lora.targets=[...], too")

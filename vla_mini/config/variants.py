@@ -22,7 +22,7 @@ DECIDED = {
     "hydra.run.dir": "say output=DIR",
     "resume": "what was finished is found again without it",
 }
-SCENES = (("env", "id"), ("evaluation", "episodes"), ("evaluation", "seed"))
+SCENES = (("env", "id"), ("evaluation", "episodes"), ("evaluation", "seed"), ("evaluation", "selection_episodes"))
 
 
 def split_comparison(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,8 +69,15 @@ def refuse_decided(variants: Mapping[str, Sequence[str]], *, selections: int | N
                 raise ValueError(f"{argument} is not for one variant ({variant}) to decide: {DECIDED[key]}")
 
 
-def refuse_unfair(variants: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_unfair(variants: Mapping[str, Mapping[str, Any]], *, seconds: float | None) -> None:
     """ValueError for variants, by their checked settings, that cannot be compared."""
+    for variant, settings in variants.items():
+        if seconds and settings["unfreeze_at"]:
+            name, step = next(iter(settings["unfreeze_at"].items()))
+            raise ValueError(
+                f"variant {variant}: unfreeze_at.{name}={step} counts steps, of which nobody knows how many budget.seconds="
+                f"{seconds:g} will be: say budget.steps=400"
+            )
     for (first, one), (second, other) in itertools.combinations(variants.items(), 2):
         for group, key in SCENES:
             if one[group][key] != other[group][key]:

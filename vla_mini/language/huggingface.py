@@ -30,7 +30,7 @@ class HuggingFaceLanguage(nn.Module):
     - max_words: longer instructions are cut there
     - trust_remote_code: whether code that comes with the model may be run
     - tasks: the instructions to learn a vocabulary from, in training; or
-    - folder: where `save_tokenizer` left the tokenizer, in a saved policy
+    - folder: where `save_tokenizer` left the tokenizer, in a saved policy: it goes before that of `path`
     """
 
     def __init__(
@@ -52,12 +52,15 @@ class HuggingFaceLanguage(nn.Module):
         if path is not None:
             source = hub.fetch(path, trust_remote_code=trust_remote_code)
             self.model, config = hub.load(source, part="text", trust_remote_code=trust_remote_code)
+        if folder is not None:
+            self.tokenizer = Tokenizer.from_file(f"{folder}/{FILE}")
+        elif path is not None:
             self.tokenizer = _pretrained_tokenizer(source, max_words)
         else:
-            self.tokenizer = train_tokenizer(tasks) if folder is None else Tokenizer.from_file(f"{folder}/{FILE}")
+            self.tokenizer = train_tokenizer(tasks)
+            pad_and_cut(self.tokenizer, pad=PAD, max_words=max_words)
+        if path is None:
             self.model, config = hub.make({"vocab_size": self.tokenizer.get_vocab_size()} | config)
-            if folder is None:
-                pad_and_cut(self.tokenizer, pad=PAD, max_words=max_words)
         _check_sizes(config, num_tokens=self.tokenizer.get_vocab_size(), max_words=max_words)
         # What a saved policy is made from again: no path, unless to code that is not ours.
         self.config, self.path = config, path if trust_remote_code else None

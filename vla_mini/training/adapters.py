@@ -13,6 +13,7 @@ from vla_mini.training.freezing import Learning, parts
 from vla_mini.types import Batch, Observation
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
+ADAPTABLE = "Linear, Embedding or Conv2d (without groups or dilation)"
 
 
 def add_adapters(policy: Policy, *, targets: Sequence[str], also_train: Sequence[str] = (), **adapters: Any) -> None:
@@ -50,14 +51,14 @@ def find_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
         layers = [layer for layer in reached if any(f"{layer}.".startswith(f"{name}.") for name in named)]
         if not layers:
             kind = type(modules[named[0]]).__name__
-            raise ValueError(f"lora.targets: {target} ({kind}) is and holds no Linear, Conv2d or Embedding that feeds the loss")
+            raise ValueError(f"lora.targets: {target} ({kind}) is and holds no {ADAPTABLE} that feeds the loss")
         found |= dict.fromkeys(layers)
     return list(found)
 
 
 def _reached_layers(policy: Policy) -> list[str]:
     """The layers whose output the loss hangs on: a zero is added where an adapter would add, and must have a gradient."""
-    layers = {name: module for name, module in policy.named_modules() if isinstance(module, LAYERS)}
+    layers = {name: module for name, module in policy.named_modules() if _is_adaptable(module)}
     probes = {name: torch.zeros((), device=policy.device, requires_grad=True) for name in layers}
 
     def add(name: str) -> Any:
@@ -76,14 +77,20 @@ def _reached_layers(policy: Policy) -> list[str]:
     return [name for name, gradient in zip(layers, gradients, strict=True) if gradient is not None]
 
 
+def _is_adaptable(module: nn.Module) -> bool:
+    """Not a convolution with groups or dilation, whose weight peft's two matrices do not make up."""
+    plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and set(module.dilation) == {1})
+    return plain and isinstance(module, LAYERS)
+
+
 def _blank_batch(policy: Policy) -> Batch:
     """One sample of nothing, of the policy's sizes."""
-    features, horizon = policy.features, policy.action.horizon
+    features, history, horizon = policy.features, policy.history, policy.action.horizon
     numbers = {"device": policy.device, "dtype": policy.normalization.state_mean.dtype}
     tokens, mask = (tensor.to(policy.device) for tensor in policy.tokenize([""]))
-    shape = (1, len(features.cameras), 3, *features.image_size)
+    shape = (1, history * len(features.cameras), 3, *features.image_size)
     images = torch.zeros(shape, dtype=torch.uint8, device=policy.device)
-    observation = Observation(images, tokens, mask, torch.zeros(1, features.state_size, **numbers))
+    observation = Observation(images, tokens, mask, torch.zeros(1, history * features.state_size, **numbers))
     flags = torch.zeros(1, horizon, dtype=torch.bool, device=policy.device)
     actions = torch.zeros(1, horizon, features.action_size, **numbers)
     return Batch(observation, actions, flags, torch.zeros(1, len(policy.keyframe), **numbers), flags[:, 0])

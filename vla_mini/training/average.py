@@ -16,7 +16,8 @@ class WeightAverage(Callback):
 
     The average is never put in the place of the weights that learn: whatever fails while it is judged, neither is taken for
     the other. At first the decay is (1 + steps) / (10 + steps), or the untrained weights would outlive a short training.
-    Buffers are taken as they are: running statistics are averages already, and the data's statistics are constants.
+    Buffers are taken as they are: running statistics are averages already, and the data's statistics are constants. Frozen
+    weights are not touched: they are what they were, and what was remembered of them (language/huggingface.py) stays true.
     """
 
     def __init__(self, decay: float | None) -> None:
@@ -43,7 +44,9 @@ class WeightAverage(Callback):
             return
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         self._steps += 1
-        torch._foreach_lerp_(list(self.policy.parameters()), list(module.policy.parameters()), 1 - decay)
+        pairs = zip(self.policy.parameters(), module.policy.parameters(), strict=True)
+        learning = [(average, weight.to(average.dtype)) for average, weight in pairs if weight.requires_grad]
+        torch._foreach_lerp_(*map(list, zip(*learning, strict=True)), 1 - decay)
         for average, buffer in zip(self.policy.buffers(), module.policy.buffers(), strict=True):
             average.copy_(buffer)
 

@@ -28,6 +28,13 @@ def parts(policy: nn.Module, names: Collection[str], *, setting: str) -> list[nn
     return [modules[name] for name in names]
 
 
+def refuse_frozen(policy: nn.Module, names: Collection[str], *, setting: str) -> None:
+    """ValueError where the `setting` is about how parts of these names learn, and one of them is frozen for good."""
+    for name, part in zip(names, parts(policy, names, setting=setting), strict=True):
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            raise ValueError(f"{setting}.{name}: nothing in it learns: look at freeze, at lora and at {name}.frozen")
+
+
 class Learning:
     """Which parameters of a policy learn and which of its modules are in training mode, to be restored after freezing."""
 
@@ -44,7 +51,9 @@ class Learning:
 
 
 def check_stages(policy: nn.Module, steps: Mapping[str, int]) -> None:
-    """ValueError for an unknown name among parts to unfreeze at a step, or where nothing learns from the start."""
+    """ValueError for parts to unfreeze at a step that do not exist or would not learn then, or where nothing learns from the
+    start."""
+    refuse_frozen(policy, steps, setting="unfreeze_at")
     later = {parameter for part in parts(policy, steps, setting="unfreeze_at") for parameter in part.parameters()}
     if not any(parameter.requires_grad and parameter not in later for parameter in policy.parameters()):
         raise ValueError(f"unfreeze_at={dict(steps)}: nothing is left that learns from the start")

@@ -16,11 +16,10 @@ import torch
 from vla_mini import lora
 from vla_mini.build import describe
 from vla_mini.data.reader import Demonstrations
-from vla_mini.language._tokenizer import UNKNOWN
 from vla_mini.policy import Policy
 from vla_mini.pretrained import PARTS
 
-FREE = {"frozen"}  # arguments that say how a part learns, not what it is
+FREE = {"frozen", "noise", "weight", "draws", "distance"}  # arguments that say how a part learns, not what it is
 WIDER = 1.2  # times the saved range: beyond, actions of the new data are worth a warning
 
 
@@ -60,7 +59,7 @@ def facts(policy: Policy) -> dict[str, Any]:
 def warnings(policy: Policy, demonstrations: Demonstrations) -> list[str]:
     """What the demonstrations hold beyond the policy's vocabulary and its range of actions."""
     words = sorted({word for task in demonstrations.tasks for word in task.split()})
-    unknown = [word for word in words if UNKNOWN in policy.language.words(word)]
+    unknown = [word for word in words if policy.language.unknown_words(word)]
     found = [f"the saved policy does not know the words {', '.join(unknown)}: to it they are all one"] if unknown else []
     action = demonstrations.statistics.action
     with torch.no_grad():

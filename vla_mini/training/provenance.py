@@ -18,8 +18,8 @@ RUN = "run.json"
 PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "numpy", "gymnasium")
 
 
-def provenance(*, dataset: str) -> dict[str, Any]:
-    """`dataset` is its fingerprint."""
+def provenance(*, dataset: str, init_from: str | None = None) -> dict[str, Any]:
+    """`dataset` is its fingerprint, `init_from` that of the policy to begin from."""
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -31,6 +31,7 @@ def provenance(*, dataset: str) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
         "dataset": dataset,
+        "init_from": init_from,
     }
 
 
@@ -40,13 +41,15 @@ def write_provenance(run_dir: Path, found: dict[str, Any]) -> None:
 
 
 def check_provenance(run_dir: Path, found: dict[str, Any]) -> None:
-    """Before a run is resumed: ValueError for other data; a warning for what costs the equality of bits."""
+    """Before a run is resumed: ValueError for other data or another `init_from`; a warning for what costs equal bits."""
     path = run_dir / RUN
     if not path.is_file():
         raise ValueError(f"{path} is missing: {run_dir} is no run that can be resumed")
     before = json.loads(path.read_text(encoding="utf-8"))
     if before["dataset"] != found["dataset"]:
         raise ValueError(f"resume={run_dir}: the demonstrations are no longer those that it began with")
+    if before.get("init_from") != found["init_from"]:
+        raise ValueError(f"resume={run_dir}: the policy in init_from is no longer the one that it began from")
     for what, old, new in (
         ("threads", before["hardware"]["threads"], found["hardware"]["threads"]),
         ("torch", before["versions"]["torch"], found["versions"]["torch"]),

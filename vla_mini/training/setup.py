@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from vla_mini import pretrained
 from vla_mini.autograd.norms import components
@@ -22,7 +23,7 @@ from vla_mini.evaluation.evaluate import examinations
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
 from vla_mini.training.adapters import add_adapters
-from vla_mini.training.freezing import check_stages, freeze
+from vla_mini.training.freezing import check_stages, freeze, refuse_frozen
 from vla_mini.training.precision import check_precision
 
 
@@ -84,6 +85,7 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
     for name in settings["schedule"]["multipliers"]:
         if name not in components(policy):
             raise ValueError(f"schedule.multipliers: the policy has no component {name!r}{nearest(name, components(policy))}")
+    refuse_frozen(policy, settings["schedule"]["multipliers"], setting="schedule.multipliers")
     return policy
 
 
@@ -107,6 +109,24 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         keyframe=Keyframe(**keyframe) if keyframe else None,
         augment=augment,
     )
+
+
+def collect_missing(settings: Mapping[str, Any]) -> None:
+    """Collect the demonstrations that the settings ask for, where they are missing."""
+    data = settings["data"]
+    if Path(data["root"]).exists() or not data["episodes"]:
+        return
+    rehearse(settings)
+    total = data["episodes"] + data["validation_episodes"]
+    with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
+        collect(
+            settings["env"]["id"],
+            data["root"],
+            episodes=data["episodes"],
+            validation_episodes=data["validation_episodes"],
+            seed=data["seed"],
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
 
 
 def rehearse(settings: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@ for each cell of the map, row by row, `b n width`."""
 
 import math
 import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,8 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from vla_mini.layers import resize, size_to_see
 
-# Of ImageNet, with which torchvision's weights were trained.
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FROM_TENSORFLOW = {"googlenet", "inception_v3"}
 
 
 class TorchvisionVision(nn.Module):
@@ -62,12 +62,21 @@ class TorchvisionVision(nn.Module):
             _replace_norms(network, self.norm)
             node, self.width, self.grid = _find_map(network, self.input_size, stride, layer)
             self.network = create_feature_extractor(network, {node: "map"})
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD)[:, None, None], persistent=False)
+        mean, std = normalisation(name)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         images = resize(images, self.input_size)
         return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (h w) c")
+
+
+def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation, for each of red, green and blue, of the images that torchvision's weights of that name expect."""
+    if name in FROM_TENSORFLOW:  # to which torchvision's network itself would turn ImageNet's (`transform_input`)
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    return preset.mean, preset.std
 
 
 def _make(name: str) -> nn.Module:

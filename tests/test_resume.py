@@ -48,6 +48,21 @@ def test_what_is_no_run_is_refused(run, tmp_path, capsys):
     assert "did you mean 'batch_size'?" in refused(capsys, f"resume={tmp_path}")
 
 
+@pytest.mark.parametrize("kind", ["link", "text"])
+def test_latest_is_the_run_that_it_names_now(run, tmp_path, kind):
+    """Another run that saves a policy meanwhile takes the name over, and has to stay untouched."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text((run / "config.yaml").read_text())
+    latest = tmp_path / "latest"
+    latest.symlink_to("mine") if kind == "link" else latest.write_text("mine\n")
+    cfg = config.load("train", [f"resume={latest}"])
+    assert cfg.run_dir == cfg.resume == str(tmp_path / "mine")
+
+
+def test_an_empty_name_is_no_new_run(capsys):
+    assert "resume= names no run" in refused(capsys, "resume=", "experiment=toy_pick_smoke")
+
+
 def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
     assert "its 4 steps are done; trainer.max_steps=8 would go on" in refused(capsys, f"resume={run}")
     before = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))

@@ -1,19 +1,32 @@
 """resume=RUN_DIR: the settings of an earlier run, as it kept them, instead of those that the configs would compose now."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vla_mini import files
+from vla_mini.config import processes
 from vla_mini.config.compose import Composed, compose, escape
 
 CONFIG = "config.yaml"
 
 
 def resumed_folder(arguments: Sequence[str]) -> str | None:
-    """The value of `resume=`, if there is one."""
+    """The folder that `resume=` names, if there is one: the run's own, since `latest` may come to name another meanwhile."""
     values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("resume=")]
-    return values[-1] if values and values[-1] != "null" else None
+    if not values or values[-1] == "null":
+        return None
+    if not values[-1].strip():
+        raise ValueError(f"resume={values[-1]} names no run: give the folder of one, or leave it out")
+    if processes.rank():
+        return os.environ[processes.RUN_DIR]
+    folder = Path(values[-1])
+    while folder.is_symlink():
+        folder = folder.parent / folder.readlink()
+    if folder.name == "latest" and folder.is_file():  # where the file system knows no links
+        folder = folder.parent / folder.read_text(encoding="utf-8").strip()
+    return str(folder)
 
 
 def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:

@@ -4,9 +4,11 @@ import csv
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.factory import command
 from vla_mini import config
+from vla_mini.training.provenance import check_provenance, identity, provenance, write_provenance
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +77,69 @@ def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "step_000006.ckpt")
 
 
+def test_a_longer_run_that_ends_in_its_evaluation_is_not_done(run, monkeypatch):
+    """The report of the shorter one says nothing of it."""
+
+    def ends(*arguments, **options):
+        raise SystemExit(3)
+
+    steps = config.load("train", [f"resume={run}"]).trainer.max_steps + 2
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_mini.evaluation.evaluate.evaluate", ends)
+        assert command("train", f"resume={run}", f"trainer.max_steps={steps}") == 3
+    assert not (run / "report.html").exists() and not (run / "evaluation" / "metrics.json").exists()
+    assert command("train", f"resume={run}") == 0
+    assert (run / "report.html").exists()
+
+
+def test_settings_that_were_edited_are_refused(run, capsys):
+    """The optimizer's state would overrule them, without a word."""
+    path = run / "config.yaml"
+    kept = path.read_text()
+    path.write_text(kept.replace("lr: 0.125", "lr: 0.25"))
+    with pytest.warns(UserWarning, match="was taken with other settings"):
+        line = refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    assert "no good checkpoint to go on from" in line and "was taken with other settings" in line
+    path.write_text(kept)
+    settings = OmegaConf.to_container(config.load("train", [f"resume={run}"]))
+    same = identity(settings, dataset="a")
+    moved = settings | {"run_dir": "elsewhere", "data": settings["data"] | {"root": "elsewhere"}, "logger": {}}
+    assert identity(moved, dataset="a") == same != identity(settings, dataset="b")
+
+
 def test_other_data_are_refused(run, capsys):
     path = run / "run.json"
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"dataset": "another"}))
     assert "no longer those that it began with" in refused(capsys, f"resume={run}")
     path.write_text(kept)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"dataset": "a"}'])
+def test_a_damaged_record_is_named(run, capsys, text):
+    path = run / "run.json"
+    kept = path.read_text()
+    path.write_text(text)
+    assert "run.json is damaged" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    path.write_text(kept)
+
+
+def test_what_may_cost_equal_bits_is_said_each_time(tmp_path):
+    """run.json stays what the run began with."""
+    settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]))
+    began = provenance(settings, dataset="a")
+    now = began | {"git_commit": "another", "hardware": began["hardware"] | {"threads": 99, "gpus": ["one"], "precision": "no"}}
+    write_provenance(tmp_path, began)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as said:
+            check_provenance(tmp_path, now)
+        assert [str(warning.message).split(" with ")[1].split()[0] for warning in said] == [
+            "commit",
+            "threads",
+            "gpus",
+            "precision",
+        ]
+        write_provenance(tmp_path, now)
 
 
 def test_a_run_in_which_another_process_is_at_work_is_refused(run, capsys):

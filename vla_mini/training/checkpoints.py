@@ -224,7 +224,7 @@ def clear_up(run_dir: Path, *, step: int) -> None:
     """Before a run goes on after `step`: take away what kills left half written, what is newer (not good, or it would be gone
     on from), and what was said of its end."""
     for partial in [*run_dir.rglob(".*.partial-*")]:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
     for number, path in numbered(run_dir / "checkpoints"):
         if number > step:
             WholeFiles().remove_checkpoint(path)

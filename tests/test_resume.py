@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from tests.factory import command
 from vla_mini import config
+from vla_mini.config.resume import save
 from vla_mini.training.provenance import check_provenance, identity, provenance, write_provenance
 
 
@@ -32,6 +33,12 @@ def test_the_settings_are_those_that_it_began_with(run):
     assert cfg.optimizer.lr == 0.125 and cfg.data.batch_size == 16 and cfg.run_dir == cfg.resume == str(run)
     assert cfg.trainer.max_steps == 9 and cfg.logger.wandb and cfg.logger.project == "mine"
     assert config.load("train", [f"resume={run}"]).trainer.max_steps == 4
+
+
+def test_free_text_is_what_it_was(tmp_path):
+    told = ["experiment=toy_pick_smoke", "logger=wandb", "logger.project=a${b}, \\${c}"]
+    save(config.load("train", told), tmp_path)
+    assert config.load("train", [f"resume={tmp_path}"]).logger.project == "a${b}, \\${c}"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def resumed_folder(arguments: Sequence[str]) -> str | None:
 def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
     """What config.yaml in `folder` says. Of it, only how long to train and where to log can be said anew; else ValueError."""
     import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     others = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     for argument in others:
@@ -43,7 +45,9 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
         raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if isinstance(settings, dict):  # in which "${" was written as a literal
+            settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")

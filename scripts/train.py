@@ -18,9 +18,10 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.evaluation.report import write_report
+    from vla_mini.training.checkpoints import clear_up
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.provenance import provenance, write_provenance
+    from vla_mini.training.provenance import identity, provenance, write_provenance
     from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
@@ -32,13 +33,17 @@ def main(cfg: Any) -> None:
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
-    origin = provenance(dataset=demonstrations.fingerprint, init_from=policy.source.get("init_from"))
+    sources = {"dataset": demonstrations.fingerprint, "init_from": policy.source.get("init_from")}
+    origin, run = provenance(settings, **sources), identity(settings, **sources)
 
-    steps, checkpoint = resumable(cfg, origin) if cfg.resume else (0, None)
+    steps, checkpoint = resumable(cfg, origin, run) if cfg.resume else (0, None)
     run_dir = config.run_folder(cfg)  # all is checked: the work begins
+    if cfg.resume and not config.rank():
+        clear_up(run_dir, step=steps)
     write_provenance(run_dir, origin)
     stopwatch = Stopwatch()
-    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=stopwatch, provenance=origin, steps=steps)
+    known = {"run_dir": run_dir, "provenance": origin, "run": run, "steps": steps}
+    trainer, module = build_training(settings, policy, stopwatch=stopwatch, **known)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
@@ -67,14 +72,14 @@ def main(cfg: Any) -> None:
     print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
 
 
-def resumable(cfg: Any, origin: dict[str, Any]) -> tuple[int, Path]:
+def resumable(cfg: Any, origin: dict[str, Any], run: str) -> tuple[int, Path | None]:
     """Where a run goes on: the steps it has done, and their checkpoint. ValueError where there is nothing to go on with."""
     from vla_mini.training.checkpoints import newest_good
     from vla_mini.training.provenance import check_provenance
 
     run_dir = Path(cfg.resume)
     check_provenance(run_dir, origin)
-    steps, checkpoint = newest_good(run_dir / "checkpoints")
+    steps, checkpoint = newest_good(run_dir / "checkpoints", run=run)
     if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
         raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")
     return steps, checkpoint

@@ -1,5 +1,7 @@
 """The join itself: what it refuses, that it is exact, and that accumulation adds up."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,26 @@ def test_how_chunks_are_executed_is_saved(tmp_path):
     policy.save_pretrained(tmp_path / "policy")
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     assert (loaded.execute, loaded.ensemble) == (3, 0.01)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_the_saved_policy_stays_where_a_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
+    """The second of two renames fails, or a signal comes before it."""
+    policy, rename = make_policy(), os.rename
+    policy.execute = 1
+    policy.save_pretrained(tmp_path / "policy")
+
+    def fails(source, target):
+        if target == tmp_path / "policy" and not source.name.endswith("-old"):
+            raise error
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(os, "rename", fails)
+        policy.execute = 2
+        policy.save_pretrained(tmp_path / "policy")
+    assert type(policy).from_pretrained(tmp_path / "policy").execute == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
 OTHER = {  # an observation that differs in one input

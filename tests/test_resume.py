@@ -4,10 +4,12 @@ import csv
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.factory import command
 from vla_mini import config
 from vla_mini.config.resume import compose_resumed, save
+from vla_mini.training.provenance import check_provenance, identity, provenance, write_provenance
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,12 @@ def test_the_settings_are_those_that_it_began_with(run):
     assert (compiled.compile, compiled.compile_dynamic, compiled.trainer.max_steps) == ("default", True, 4)
 
 
+def test_free_text_is_what_it_was(tmp_path):
+    told = ["experiment=toy_pick_smoke", "logger=wandb", "logger.project=a${b}, \\${c}"]
+    save(config.load("train", told), tmp_path)
+    assert config.load("train", [f"resume={tmp_path}"]).logger.project == "a${b}, \\${c}"
+
+
 @pytest.mark.parametrize(
     "change", ["seed=1", "trainer.precision=32-true", "vision=patch", "data.batch_size=8", "experiment=toy_pick"]
 )
@@ -51,6 +59,21 @@ def test_what_is_no_run_is_refused(run, tmp_path, capsys):
     assert "did you mean 'batch_size'?" in refused(capsys, f"resume={tmp_path}")
 
 
+@pytest.mark.parametrize("kind", ["link", "text"])
+def test_latest_is_the_run_that_it_names_now(run, tmp_path, kind):
+    """Another run that saves a policy meanwhile takes the name over, and has to stay untouched."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text((run / "config.yaml").read_text())
+    latest = tmp_path / "latest"
+    latest.symlink_to("mine") if kind == "link" else latest.write_text("mine\n")
+    cfg = config.load("train", [f"resume={latest}"])
+    assert cfg.run_dir == cfg.resume == str(tmp_path / "mine")
+
+
+def test_an_empty_name_is_no_new_run(capsys):
+    assert "resume= names no run" in refused(capsys, "resume=", "experiment=toy_pick_smoke")
+
+
 def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
     assert "its 4 steps are done; trainer.max_steps=8 would go on" in refused(capsys, f"resume={run}")
     before = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
@@ -61,6 +84,36 @@ def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
     assert float(after[4]["seconds"]) > float(after[3]["seconds"])  # the clock goes on, too
     assert config.load("train", [f"resume={run}"]).trainer.max_steps == 6
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "step_000006.ckpt")
+
+
+def test_a_longer_run_that_ends_in_its_evaluation_is_not_done(run, monkeypatch):
+    """The report of the shorter one says nothing of it."""
+
+    def ends(*arguments, **options):
+        raise SystemExit(3)
+
+    steps = config.load("train", [f"resume={run}"]).trainer.max_steps + 2
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_mini.evaluation.evaluate.evaluate", ends)
+        assert command("train", f"resume={run}", f"trainer.max_steps={steps}") == 3
+    assert not (run / "report.html").exists() and not (run / "evaluation" / "metrics.json").exists()
+    assert command("train", f"resume={run}") == 0
+    assert (run / "report.html").exists()
+
+
+def test_settings_that_were_edited_are_refused(run, capsys):
+    """The optimizer's state would overrule them, without a word."""
+    path = run / "config.yaml"
+    kept = path.read_text()
+    path.write_text(kept.replace("lr: 0.125", "lr: 0.25"))
+    with pytest.warns(UserWarning, match="was taken with other settings"):
+        line = refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    assert "no good checkpoint to go on from" in line and "was taken with other settings" in line
+    path.write_text(kept)
+    settings = OmegaConf.to_container(config.load("train", [f"resume={run}"]))
+    same = identity(settings, dataset="a")
+    moved = settings | {"run_dir": "elsewhere", "data": settings["data"] | {"root": "elsewhere"}, "logger": {}}
+    assert identity(moved, dataset="a") == same != identity(settings, dataset="b")
 
 
 def test_other_data_are_refused(run, capsys):
@@ -80,6 +133,33 @@ def test_what_it_began_from_is_kept_by_its_own_place(tmp_path):
     for place, kept in ((tmp_path / "latest", str(tmp_path / "first")), ("owner/name", "owner/name")):
         save(config.load("train", [f"init_from={place}"]), tmp_path)
         assert compose_resumed(str(tmp_path), []).settings["init_from"] == kept
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"dataset": "a"}'])
+def test_a_damaged_record_is_named(run, capsys, text):
+    path = run / "run.json"
+    kept = path.read_text()
+    path.write_text(text)
+    assert "run.json is damaged" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    path.write_text(kept)
+
+
+def test_what_may_cost_equal_bits_is_said_each_time(tmp_path):
+    """run.json stays what the run began with."""
+    settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]))
+    began = provenance(settings, dataset="a")
+    now = began | {"git_commit": "another", "hardware": began["hardware"] | {"threads": 99, "gpus": ["one"], "precision": "no"}}
+    write_provenance(tmp_path, began)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as said:
+            check_provenance(tmp_path, now)
+        assert [str(warning.message).split(" with ")[1].split()[0] for warning in said] == [
+            "commit",
+            "threads",
+            "gpus",
+            "precision",
+        ]
+        write_provenance(tmp_path, now)
 
 
 def test_a_run_in_which_another_process_is_at_work_is_refused(run, capsys):

@@ -135,7 +135,12 @@ def _read_json(path: Path) -> dict:
 def _replace(new: Path, old: Path) -> None:
     """Put the folder `new` in the place of `old`. Two renames: no file of the one is ever mixed with the other's."""
     aside = old.with_name(f"{new.name}-old")
-    if old.exists():
-        os.rename(old, aside)
-    os.rename(new, old)
+    try:
+        if old.exists():
+            os.rename(old, aside)
+        os.rename(new, old)
+    finally:  # whatever came between the two, a signal too
+        if aside.exists() and not old.exists():
+            os.rename(aside, old)
+    files.sync(old.parent)
     shutil.rmtree(aside, ignore_errors=True)

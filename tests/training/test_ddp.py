@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,11 +30,13 @@ TIMEOUT = 180  # seconds, of which a machine with nothing else to do needs ten
 
 
 @contextmanager
-def started(folder: Path, *arguments: str, script: Path = ROOT / "scripts" / "train.py") -> Iterator[subprocess.Popen]:
+def started(
+    folder: Path, *arguments: str, script: Path = ROOT / "scripts" / "train.py", settings: list[str] = SMOKE
+) -> Iterator[subprocess.Popen]:
     """train.py in a process of its own and, as it asks for, one more; what they say ends when the last of them has ended."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, str(script), *SMOKE, *arguments]
+    command = [sys.executable, str(script), *settings, *arguments]
     with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams) as process:
         try:
             yield process
@@ -143,16 +146,35 @@ def test_a_nan_in_one_process_stops_both(runs, tmp_path):
     assert [(tmp_path / f"seed_of_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]  # each draws its own noise
 
 
-def test_a_signal_to_the_first_process_ends_both(runs):
-    """After the step in progress, together; Lightning's own handler would have both wait for ever."""
+def test_a_signal_to_both_ends_them_where_they_can_go_on(runs):
+    """As a scheduler or a terminal sends it: after the step in progress, together. What it says goes on, in both."""
     forever = ("trainer.max_steps=1000000", "trainer.val_check_interval=1000000", "evaluation.every_n_steps=0")
     with started(runs[0], *TOGETHER, *forever, "hydra.run.dir=stopped") as process:
         assert any("component" in line for line in process.stdout)
         time.sleep(1)  # until they are at work
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         _, said = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 143 and "Traceback" not in said
-    assert said.count("stopped by SIGTERM after step") == said.count("resume=stopped goes on") == 1
+    (steps,) = re.findall(r"stopped by SIGTERM after step (\d+): .* resume=stopped goes on", said)
+    with started(runs[0], "resume=stopped", f"trainer.max_steps={int(steps) + 2}", settings=[]) as process:
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (0, "")
+    rows = csv.DictReader((runs[0] / "stopped" / "metrics.csv").read_text().splitlines())
+    assert [int(row["step"]) for row in rows] == list(range(int(steps) + 2))
+
+
+def test_a_second_signal_ends_both_at_once(runs, tmp_path):
+    """Also while the first process waits for the other one, and cannot hear it."""
+    asleep = 'rank == "1" and planted.steps == 3 and (print("asleep", flush=True), time.sleep(3600))'
+    script = planted(tmp_path, f'planted.steps = getattr(planted, "steps", 0) + 1; {asleep}')
+    data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
+    with started(tmp_path, data, *TOGETHER, "hydra.run.dir=run", script=script) as process:
+        assert any("asleep" in line for line in process.stdout)
+        for _ in range(2):
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 143 and "Traceback" not in said
 
 
 # ------------------------------------------------------------------------------------- without a second process
@@ -176,7 +198,7 @@ def test_the_second_process_leaves_signals_to_the_first(second, monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def main(cfg):
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_IGN, signal.SIG_DFL]
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_IGN, signal.SIG_IGN]
 
     assert config.run("train", ["experiment=toy_pick_smoke"], main) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

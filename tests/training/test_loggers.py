@@ -48,6 +48,34 @@ def test_a_resumed_table_holds_the_steps_before_and_no_other(tmp_path):
     ]
 
 
+def test_a_run_stopped_before_it_told_anything_goes_on(tmp_path):
+    table = Table(tmp_path / "metrics.csv", steps=3)
+    table.log_metrics({"loss": 1.0}, step=3)
+    assert rows(table.path) == [{"step": "3", "loss": "1.0"}]
+
+
+@pytest.mark.parametrize("metrics", [{"loss": 1.0}, {"late": 5.0}])
+def test_a_row_is_never_lost_while_it_is_written_anew(tmp_path, monkeypatch, metrics):
+    """Killed where a validation adds to the last row, which a checkpoint counts."""
+    table = Table(tmp_path / "metrics.csv")
+    table.log_metrics({"loss": 1.0}, step=0)
+    table.log_metrics({"loss": 0.5}, step=1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(csv.DictWriter, "writerow", killed)
+    with pytest.raises(KeyboardInterrupt):
+        table.log_metrics(metrics, step=1)
+    assert rows(table.path) == [{"step": "0", "loss": "1.0"}, {"step": "1", "loss": "0.5"}]
+
+
+def test_the_end_of_a_longer_row_is_no_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,rate\r\n0,1.0,0.25\r\n1,0.5,0.5\r\n1\r\n")  # killed before what was left of 0.51 was cut off
+    assert Table(path, steps=2).path.read_text().split() == ["step,loss,rate", "0,1.0,0.25", "1,0.5,0.5"]
+
+
 def test_several_loggers_together(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

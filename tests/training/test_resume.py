@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed ends with the very bits, and the very figures, of one that never stopped."""
 
 import csv
+import io
 import os
 import random
 import signal
@@ -14,7 +15,8 @@ from omegaconf import OmegaConf
 from vla_mini import config, files
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
-from vla_mini.training.checkpoints import newest_good
+from vla_mini.training import progress
+from vla_mini.training.checkpoints import clear_up, newest_good, numbered
 from vla_mini.training.setup import data_module, untrained_policy
 from vla_mini.training.trainer import build_training
 from vla_mini.training.window import Stopwatch
@@ -49,8 +51,9 @@ def train(demonstrations, run_dir, arguments, *, after=None):
     cfg = config.load("train", ["experiment=toy_pick_smoke", *COMMON, *arguments])
     settings = OmegaConf.to_container(cfg, resolve=True)
     lightning.seed_everything(0, verbose=False)
-    steps, checkpoint = newest_good(run_dir / "checkpoints") if (run_dir / "checkpoints").exists() else (0, None)
     run_dir.mkdir(exist_ok=True)
+    steps, checkpoint = newest_good(run_dir / "checkpoints")
+    clear_up(run_dir, step=steps)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=Stopwatch(), steps=steps)
@@ -82,6 +85,14 @@ VARIANTS = {
     "diffusion": ["action=diffusion", "trainer.accumulate_grad_batches=2", "trainer.precision=32-true"],
     "torchvision": ["vision=torchvision"],
     "bins": ["action=bins", "insulate=false", "language=huggingface"],
+    "all that changes on the way": [
+        *("augmentation=default", "ema.decay=0.9", "unfreeze_at={vision:7}", "history=2"),
+        *("trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed", "trainer.log_every_n_steps=4"),
+    ],
+    "dropout": [
+        *("language=huggingface", "language.frozen=false", "lora.targets=[trunk]", "lora.dropout=0.2", "lora.save=apart"),
+        *("lora.also_train=[language,action]", "optimizer=adamw", "trainer.precision=bf16-mixed"),
+    ],
 }
 
 
@@ -98,3 +109,30 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(demonstrations, tmp_pat
         stops += not done
     assert stops >= 2
     assert outcome(tmp_path / "stopped") == expected
+
+
+def test_a_bad_checkpoint_pushes_no_good_one_out(demonstrations, tmp_path):
+    """It was the newest, and the run that goes on from the one before it stops sooner."""
+    arguments = ["trainer.max_steps=17", "checkpoint.keep=1", "evaluation.every_n_steps=0"]
+    assert not train(demonstrations, tmp_path, [*arguments, "checkpoint.keep=2"], after=8)
+    (newest, path), (before, _) = numbered(tmp_path / "checkpoints")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged"):
+        assert not train(demonstrations, tmp_path, arguments, after=1)
+    assert before < newest_good(tmp_path / "checkpoints")[0] < newest
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_progress_goes_on_where_it_was(demonstrations, tmp_path, accumulated, monkeypatch):
+    bars = []
+
+    class Shown(progress.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(progress, "tqdm", Shown)
+    arguments = ["trainer.max_steps=8", f"trainer.accumulate_grad_batches={accumulated}", "evaluation.every_n_steps=0"]
+    assert not train(demonstrations, tmp_path, arguments, after=5 * accumulated)
+    assert train(demonstrations, tmp_path, arguments)
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, 5, 8), (5, 8, 8)]

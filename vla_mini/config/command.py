@@ -153,7 +153,8 @@ def _say(text: str) -> None:
 def _signals() -> Iterator[list[int]]:
     """SIGTERM and SIGINT unwind the command like exceptions. They are also noted, for libraries that catch those.
 
-    A run's further processes leave it to the first to say so and to end them: Ctrl-C reaches all of a terminal's.
+    A run's further processes leave it to the first to say so and to end them: Ctrl-C reaches all of a terminal's, a scheduler's
+    SIGTERM all of a job's.
     """
     received: list[int] = []
 
@@ -166,7 +167,7 @@ def _signals() -> Iterator[list[int]]:
         return
     handlers = {signal.SIGINT: unwind, signal.SIGTERM: unwind}
     if processes.rank():
-        handlers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+        handlers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received

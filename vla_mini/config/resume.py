@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_mini import files
+from vla_mini.config import processes
 from vla_mini.config.compose import Composed, compose, escape
 
 CONFIG = "config.yaml"
@@ -13,15 +14,28 @@ COMPILE = ("compile", "compile_dynamic")  # changes no number, and no checkpoint
 
 
 def resumed_folder(arguments: Sequence[str]) -> str | None:
-    """The value of `resume=`, if there is one."""
+    """The folder that `resume=` names, if there is one: the run's own, since `latest` may come to name another meanwhile."""
     values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("resume=")]
-    return values[-1] if values and values[-1] != "null" else None
+    if not values or values[-1] == "null":
+        return None
+    if not values[-1].strip():
+        raise ValueError(f"resume={values[-1]} names no run: give the folder of one, or leave it out")
+    if processes.rank():
+        return os.environ[processes.RUN_DIR]
+    folder = Path(values[-1])
+    while folder.is_symlink():
+        folder = folder.parent / folder.readlink()
+    if folder.name == "latest" and folder.is_file():  # where the file system knows no links
+        folder = folder.parent / folder.read_text(encoding="utf-8").strip()
+    return str(folder)
 
 
 def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
     """What config.yaml in `folder` says. Of it, only how long to train, where to log and how to compile can be said anew; else
     ValueError."""
     import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     others = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     for argument in others:
@@ -33,7 +47,9 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
         raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if isinstance(settings, dict):  # in which "${" was written as a literal
+            settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")

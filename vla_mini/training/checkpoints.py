@@ -5,7 +5,8 @@
     checkpoints/last.ckpt                 another name of the newest
 
 They are taken where nothing is half done: an accumulation window has ended, its figures are logged, and a validation that
-falls on the same step is over. What is resumed there goes on as if it had never stopped.
+falls on the same step is over. What is resumed there goes on as if it had never stopped: the data are read by no workers,
+so that all that goes on is in these files.
 """
 
 import hashlib
@@ -32,11 +33,15 @@ SUFFIX = ".ckpt"
 
 
 class WholeFiles(CheckpointIO):
-    """How Lightning writes and reads a checkpoint: whole or not at all, and without running what is in it."""
+    """How Lightning writes and reads a checkpoint: whole or not at all, and without running what is in it. It says in which
+    `run` it was taken (provenance.identity)."""
+
+    def __init__(self, run: str = "") -> None:
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         content = io.BytesIO()  # so that what is wrong with the disk is said by Python, and the checksum is of what was meant
-        torch.save(checkpoint, content)
+        torch.save(checkpoint | {"run": self.run}, content)
         Path(path).parent.mkdir(exist_ok=True)
         with files.replacing(Path(path)) as temporary:
             temporary.write_bytes(content.getbuffer())
@@ -96,6 +101,7 @@ class Checkpoints(Callback):
         self._step = self._saved_at = 0
         self._waits = False
         self._signal: int | None = None
+        self._heard_before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step = self._saved_at = trainer.global_step
@@ -122,12 +128,13 @@ class Checkpoints(Callback):
     def _at_rest(self, trainer: Trainer, module: LightningModule, *, ended: bool = False) -> None:
         if trainer.global_step == trainer.max_steps and not ended:
             return  # what is done at the end belongs to this step: a checkpoint without it would never be resumed to do it
-        stop = self._signal is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        stop = self._is_told_to_stop(trainer)
         due = ended or trainer.global_step % self.every_n_steps == 0
         if self.best.unsaved or ((stop or due) and self._saved_at != trainer.global_step):
             self._save(trainer, module)
+        if ended:
+            self._leave_signals()
+            stop = stop or self._is_told_to_stop(trainer)  # while that was saved
         if stop:
             number = signal.Signals(self._signal or signal.SIGTERM)
             if trainer.is_global_zero:
@@ -135,9 +142,16 @@ class Checkpoints(Callback):
                 print(f"\nstopped by {number.name} after step {trainer.global_step}: {again} goes on", file=sys.stderr)
             raise SystemExit(128 + number)
 
+    def _is_told_to_stop(self, trainer: Trainer) -> bool:
+        told = self._signal is not None
+        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        """First the checkpoint, then the policy: whoever resumes from there saves the same policy again."""
+        """First the figures, then the checkpoint, then the policy: whoever resumes from there finds the figures, and saves the
+        same policy again."""
         self._saved_at = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()
         path = self.folder / f"step_{trainer.global_step:06d}{SUFFIX}"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -152,11 +166,16 @@ class Checkpoints(Callback):
     def _hear(self, number: int, frame: Any) -> None:
         if self._signal is None:
             self._signal = number
-            print(f"\n{signal.Signals(number).name}: finishing this step (once more stops at once)", file=sys.stderr)
+            said = f"\n{signal.Signals(number).name}: finishing this step (once more stops at once)\n"
+            os.write(2, said.encode())  # print fails where the signal came within a print
         else:
-            for heard in self._heard_before:  # by the command, which ends it at once
-                signal.signal(heard, self._heard_before[heard])
+            self._leave_signals()
             signal.raise_signal(number)
+
+    def _leave_signals(self) -> None:
+        """To the command, which ends at once."""
+        for number, handler in self._heard_before.items():
+            signal.signal(number, handler)
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -165,31 +184,52 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(step), path) for step, path in found if step.isdecimal()), reverse=True)
 
 
-def newest_good(folder: Path) -> tuple[int, Path]:
-    """(step, path) of the newest checkpoint that is what was written; a warning names each that is not.
+def newest_good(folder: Path, *, run: str | None = None) -> tuple[int, Path | None]:
+    """(step, path) of the newest checkpoint that is what was written, in this `run` if one is named.
 
-    ValueError where there is none.
+    A warning names each that is not. (0, None) where none was ever finished; ValueError where none is good.
     """
+    faults = []
     for step, path in numbered(folder):
-        if fault := _fault(step, path):
-            warnings.warn(f"{path} {fault}: going back to the one before it", stacklevel=2)
-        else:
+        if (fault := _fault(step, path, run)) is None:
             return step, path
-    raise ValueError(f"{folder} holds no good checkpoint to go on from")
+        warnings.warn(f"{path} {fault}: going back to the one before it", stacklevel=2)
+        faults.append(f"{path.name} {fault}")
+    if any(_checksum_file(path).is_file() for _, path in numbered(folder)) or (folder.parent / "policy").is_dir():
+        raise ValueError(": ".join([f"{folder} holds no good checkpoint to go on from", *faults[:1]]))
+    return 0, None
 
 
-def _fault(step: int, path: Path) -> str | None:
+def _fault(step: int, path: Path, run: str | None) -> str | None:
     """What is wrong with a checkpoint, or None."""
     checksum = _checksum_file(path)
-    if not checksum.is_file():
-        return "was not finished"
-    if checksum.read_bytes() != f"{files.digest(path)}  {path.name}\n".encode():
-        return "is damaged: its checksum is another"
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        if not checksum.is_file():
+            return "was not finished"
+        if checksum.read_bytes() != f"{files.digest(path)}  {path.name}\n".encode():
+            return "is damaged: its checksum is another"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        step_saved, run_saved = saved["global_step"], saved["run"]
     except Exception as error:  # whatever a stranger's file makes of the loader
         return f"is no checkpoint ({type(error).__name__})"
-    return None if saved == step else f"is the one of step {saved}"
+    if step_saved != step:
+        return f"is the one of step {step_saved}"
+    return None if run in (None, run_saved) else "was taken with other settings or other data than config.yaml names"
+
+
+def clear_up(run_dir: Path, *, step: int) -> None:
+    """Before a run goes on after `step`: take away what kills left half written, what is newer (not good, or it would be gone
+    on from), and what was said of its end."""
+    for partial in [*run_dir.rglob(".*.partial-*")]:
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+    for number, path in numbered(run_dir / "checkpoints"):
+        if number > step:
+            WholeFiles().remove_checkpoint(path)
+    for stale in ("report.html", "evaluation/metrics.json"):
+        (run_dir / stale).unlink(missing_ok=True)
 
 
 def _checksum_file(path: Path) -> Path:

@@ -54,17 +54,18 @@ class Table(Logger):
         self.path = path
         self._columns = ["step"]
         self._row: dict[str, Any] = {}
-        self._start = 0  # of the last row within the file
+        self._start = 0  # of the last row within the file: it stays open, a validation within the next window adds to it
         path.parent.mkdir(parents=True, exist_ok=True)
-        if steps:
-            text = path.read_text(encoding="utf-8")  # a line without an end was being written
-            lines = text[: text.rfind("\n") + 1].splitlines()
-            rows = [row for row in csv.DictReader(lines) if int(row["step"]) < steps]
-            self._columns = list(rows[0]) if rows else self._columns
-            self._rewrite(rows[:-1])
-            for last in rows[-1:]:  # still open: a validation within the next window adds to it
-                known = {name: float(cell) for name, cell in last.items() if name != "step" and cell}
-                self.log_metrics(known, step=int(last["step"]))
+        if steps and path.exists():  # a run may have been stopped before it had anything to tell
+            text = path.read_text(encoding="utf-8")  # a line without an end, or without all cells, was being written
+            found = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+            rows = [row for row in found if None not in row.values() and int(row["step"]) < steps]
+            if rows:
+                self._columns = list(rows[0])
+                self._row = {name: cell for name, cell in rows[-1].items() if cell} | {"step": int(rows[-1]["step"])}
+                self._rewrite(rows)
+                return
+        path.unlink(missing_ok=True)
 
     @property
     def name(self) -> str:
@@ -85,21 +86,27 @@ class Table(Logger):
         self._row |= {name: value for name, value in metrics.items() if name != "epoch"}
         if new := [name for name in self._row if name not in self._columns]:
             self._columns += new
-            with self.path.open("r+" if self.path.exists() else "w+", newline="", encoding="utf-8") as file:
-                file.truncate(self._start)
-                rows = list(csv.DictReader(file))
-            self._rewrite(rows)
+            rows = self.path.read_bytes()[: self._start].decode().splitlines() if self.path.exists() else []
+            self._rewrite([*csv.DictReader(rows), self._row])
+            return
         with self.path.open("r+", newline="", encoding="utf-8") as file:
-            file.truncate(self._start)
             file.seek(self._start)
             csv.DictWriter(file, self._columns).writerow(self._row)
+            file.truncate()  # only now: wherever the process is killed, what was known is in the file
+
+    @rank_zero_only
+    def save(self) -> None:
+        """To the disk: a checkpoint counts on all that was logged before it."""
+        if self.path.exists():
+            files.sync(self.path)
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with files.replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(rows)
-        self._start = self.path.stat().st_size
+            writer.writerows(rows[:-1])
+            self._start = file.tell()
+            writer.writerows(rows[-1:])
 
 
 def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:

@@ -5,9 +5,11 @@ device; each process takes its part of every global batch, and their gradients a
 which `WindowMean` makes the mean of the global batch.
 """
 
+import os
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+PATIENCE = 3  # seconds that the first process has to end by itself
 
 
 def check_devices(accelerator: str, devices: int) -> None:
@@ -45,6 +49,9 @@ class EndTogether(Callback):
 
     Lightning would talk to them from within its handler of SIGTERM, and wait for ever where they are busy with something else.
     It also kills this process, some seconds after another one has ended other than well.
+
+    And a process that waits for another one hears no signal, since Python hears them between two steps of its own: a second
+    signal ends all, where the first process has not done so itself after some `PATIENCE`.
     """
 
     def __init__(self) -> None:
@@ -53,6 +60,25 @@ class EndTogether(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
+            if trainer.world_size > 1 and trainer.is_global_zero:
+                self._watch(trainer.strategy.launcher)
+
+    def _watch(self, launcher: Any) -> None:
+        heard, number = os.pipe()
+        os.set_blocking(number, False)
+        signal.set_wakeup_fd(number, warn_on_full_buffer=False)
+
+        def end() -> None:
+            numbers: list[int] = []
+            while len(numbers) < 2:
+                numbers += [number for number in os.read(heard, 1) if number in (signal.SIGINT, signal.SIGTERM)]
+            time.sleep(PATIENCE)
+            os.write(2, b"\nthe other processes do not answer: stopped at once\n")
+            for process in launcher.procs:
+                process.kill()
+            os._exit(128 + numbers[-1])
+
+        threading.Thread(target=end, daemon=True).start()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher  # None where there is one process

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini.policy import Policy
@@ -19,6 +18,7 @@ from vla_mini.training.module import PolicyModule
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.processes import EndTogether, choose_strategy
+from vla_mini.training.progress import Progress
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
 from vla_mini.training.unfreezing import Unfreezing
@@ -32,11 +32,13 @@ def build_training(
     run_dir: Path,
     stopwatch: Stopwatch,
     provenance: Mapping[str, Any] | None = None,
+    run: str = "",
     steps: int = 0,
 ) -> tuple[lightning.Trainer, PolicyModule]:
     """What `trainer.fit(module, datamodule=...)` needs; `settings` are those of configs/train.yaml, checked.
 
-    `provenance` goes to the loggers beside the settings; `steps` is how many a run that is resumed has done.
+    `provenance` goes to the loggers beside the settings, `run` (its identity) into the checkpoints; `steps` is how many a run
+    that is resumed has done.
     """
     keep_freed_memory()
     hush_lightning()
@@ -73,10 +75,10 @@ def build_training(
             Summary(),
             best,
             EndTogether(),
+            Progress(),
             Checkpoints(run_dir / "checkpoints", **settings["checkpoint"], best=best),
-            TQDMProgressBar(refresh_rate=10),
         ],
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(run)],
         default_root_dir=run_dir,
         deterministic=settings["deterministic"],
         enable_checkpointing=False,

@@ -20,21 +20,23 @@ def main(cfg: Any) -> None:
     from vla_mini.evaluation.report import write_report
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.provenance import provenance, write_provenance
+    from vla_mini.training.provenance import check_provenance, provenance, write_provenance
     from vla_mini.training.setup import check_start, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
     check_start(settings)
+    steps, checkpoint = resumable(cfg) if cfg.resume else (0, None)
     collect_missing(cfg)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
     origin = provenance(dataset=demonstrations.fingerprint)
+    if cfg.resume:
+        check_provenance(Path(cfg.resume), origin)
 
-    steps, checkpoint = resumable(cfg, origin) if cfg.resume else (0, None)
     run_dir = config.run_folder(cfg)  # all is checked: the work begins
     write_provenance(run_dir, origin)
     stopwatch = Stopwatch()
@@ -67,13 +69,11 @@ def main(cfg: Any) -> None:
     print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
 
 
-def resumable(cfg: Any, origin: dict[str, Any]) -> tuple[int, Path]:
+def resumable(cfg: Any) -> tuple[int, Path]:
     """Where a run goes on: the steps it has done, and their checkpoint. ValueError where there is nothing to go on with."""
     from vla_mini.training.checkpoints import newest_good
-    from vla_mini.training.provenance import check_provenance
 
     run_dir = Path(cfg.resume)
-    check_provenance(run_dir, origin)
     steps, checkpoint = newest_good(run_dir / "checkpoints")
     if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
         raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")

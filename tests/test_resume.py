@@ -60,11 +60,24 @@ def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "step_000006.ckpt")
 
 
+def test_nothing_is_collected_for_what_cannot_go_on(run, capsys, monkeypatch):
+    monkeypatch.setattr("vla_mini.collection.collect", lambda *_, **__: pytest.fail("collected"))
+    data = run.parent / "data"
+    data.rename(run.parent / "aside")
+    try:
+        assert "steps are done" in refused(capsys, f"resume={run}")
+        (run / "checkpoints").rename(run / "lost")
+        assert "no good checkpoint" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    finally:
+        (run / "lost").rename(run / "checkpoints")
+        (run.parent / "aside").rename(data)
+
+
 def test_other_data_are_refused(run, capsys):
     path = run / "run.json"
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"dataset": "another"}))
-    assert "no longer those that it began with" in refused(capsys, f"resume={run}")
+    assert "no longer those that it began with" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
     path.write_text(kept)
 
 

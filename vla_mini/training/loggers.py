@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,6 +112,12 @@ def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     if settings.get("wandb"):
         loggers.append(_wandb_logger(settings, run_dir=run_dir, config=config))
     return loggers
+
+
+def check_loggers(settings: Mapping[str, Any]) -> None:
+    """ValueError, before any work, for a logger whose package is not there."""
+    if settings.get("tensorboard") and find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs a package that is not there: pip install -e '.[tensorboard]'")
 
 
 def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, step: int) -> None:

@@ -311,13 +311,18 @@ def spoilt_files(path: Path) -> Iterator[str]:
 
 
 def refuses(configs: Path, path: Path, text: str) -> None:
-    kept = (configs / path).read_text()
-    (configs / path).write_text(text)
+    """The mistake is refused in one line; unless what is read later, or said, takes its place."""
     name = "compare" if path.parent.name == "study" else "train" if path.parent.name else path.stem
-    with pytest.raises(ValueError) as refused:
-        config.load(name, told_so(name, f"{path.parent.name}={path.stem}" if path.parent.name else ""))
-    assert "\n" not in str(refused.value)
-    (configs / path).write_text(kept)
+    arguments = told_so(name, f"{path.parent.name}={path.stem}" if path.parent.name else "")
+    kept, right = (configs / path).read_text(), compose(name, arguments).settings
+    (configs / path).write_text(text)
+    try:
+        config.load(name, arguments)
+        assert compose(name, arguments).settings == right, text
+    except ValueError as refusal:
+        assert "\n" not in str(refusal)
+    finally:
+        (configs / path).write_text(kept)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)

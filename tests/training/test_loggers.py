@@ -6,6 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -78,13 +81,46 @@ run.finish()
 """
 
 
-@pytest.mark.parametrize("service", ["no key", "closed", "silent"])
+class Refusing(BaseHTTPRequestHandler):
+    """Answers everything with the status that is its server's."""
+
+    def answer(self):
+        self.send_error(self.server.status)
+
+    do_GET = do_POST = do_HEAD = answer  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(service):
+    """The port of a service that refuses everything, that takes calls and says nothing, or that is not there."""
+    if not service.isdecimal():
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield silent.getsockname()[1] if service == "silent" else 9
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        server.status = int(service)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def environment_of(port, folder, *, key):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(folder / "none"), "HOME": str(folder)}
+    return environment | ({"WANDB_API_KEY": key} if key else {})
+
+
+SAYS = {"no key": "no W&B key", "bad key": "W&B refuses its settings", "401": "did not answer", "500": "did not answer"}
+
+
+@pytest.mark.parametrize("service", ["no key", "bad key", "closed", "silent", "401", "500"])
 def test_online_without_a_service_goes_on_offline(tmp_path, service):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and says nothing
-        port = silent.getsockname()[1] if service == "silent" else 9
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-        environment |= {} if service == "no key" else {"WANDB_API_KEY": "0" * 40}
+    key = {"no key": None, "bad key": "0" * 20 + " " + "0" * 20}.get(service, "0" * 40)
+    with serving(service) as port:
+        environment = environment_of(port, tmp_path, key=key)
         script = [sys.executable, "-c", ONLINE, str(tmp_path)]
         ids = []
         for _ in range(1 + (service == "closed")):  # the second time it is resumed
@@ -92,7 +128,7 @@ def test_online_without_a_service_goes_on_offline(tmp_path, service):
             assert done.returncode == 0, done.stderr
             found = json.loads(done.stdout.splitlines()[-1])
             (line,) = found["said"]
-            assert found["offline"] and ("no W&B key" if service == "no key" else "does not answer") in line
+            assert found["offline"] and SAYS.get(service, "does not answer") in line
             assert found["seconds"] < 10
             ids.append(found["id"])
         assert len(set(ids)) == 1

@@ -139,7 +139,7 @@ def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
     arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
     arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
-    limits = wandb.Settings(init_timeout=PATIENCE, silent=True)
+    limits = wandb.Settings(init_timeout=PATIENCE, finish_timeout=PATIENCE, silent=True)
     try:
         run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:
@@ -162,7 +162,10 @@ def _why_not_online() -> str | None:
     """What stands against it: without a key W&B would ask and wait; without an answer, try for half a minute."""
     import wandb
 
-    settings = wandb.setup().settings
+    try:
+        settings = wandb.setup().settings
+    except wandb.errors.Error as error:
+        return f"W&B refuses its settings ({' '.join(str(error).split())})"
     try:
         saved = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
     except (FileNotFoundError, netrc.NetrcParseError):

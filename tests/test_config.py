@@ -665,6 +665,16 @@ def test_latest_is_a_text_file_where_links_fail(tmp_path, monkeypatch):
     assert (tmp_path / "latest").read_text().strip() == run.name
 
 
+def test_a_latest_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "2025-01-01_00-00-00-000000"
+    (tmp_path / "latest").mkdir()
+    config.point_latest(run)
+    assert "latest does not name 2025-01-01_00-00-00-000000: Is a directory" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+    config.point_latest(tmp_path / "gone" / run.name)
+    assert "No such file or directory" in capsys.readouterr().err
+
+
 def test_a_run_put_elsewhere_gets_no_latest_beside_it(tmp_path):
     (tmp_path / "mine").mkdir()
     config.point_latest(tmp_path / "mine")

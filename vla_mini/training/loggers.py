@@ -6,6 +6,7 @@ W&B stays offline unless it is asked for more, and goes offline where it does no
 import csv
 import logging
 import netrc
+import os
 import secrets
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini import files
 
-PATIENCE = 4  # seconds to wait for a service
+PATIENCE = 4  # seconds to wait for a service; at the end, too, where W&B waits twice
 
 
 def hush_lightning() -> None:
@@ -126,20 +127,30 @@ def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, s
         logger.log_metrics(dict(metrics), step=step)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            _finish(logger.experiment)
+
+
+def _finish(run: Any) -> None:
+    try:
+        run.finish()
+    except Exception as error:  # TimeoutError, or whatever a process of W&B's that has died makes of it
+        kept = Path(run.dir).parent
+        warnings.warn(f"W&B ended early ({type(error).__name__}): `wandb sync {kept}` sends the rest", stacklevel=3)
 
 
 def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
     import wandb
 
     mode = settings["mode"]
+    if "WANDB_API_KEY" in os.environ:  # pasted with a line's end, it would stop even a run that is offline
+        os.environ["WANDB_API_KEY"] = os.environ["WANDB_API_KEY"].strip()
     if mode == "online" and (reason := _why_not_online()):
         warnings.warn(f"logger.mode=online, but {reason}: going on offline", stacklevel=2)
         mode = "offline"
     # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
     arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
     arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
-    limits = wandb.Settings(init_timeout=PATIENCE, finish_timeout=PATIENCE, silent=True)
+    limits = wandb.Settings(init_timeout=PATIENCE, finish_timeout=PATIENCE, finish_timeout_raises=True, silent=True)
     try:
         run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:
@@ -162,10 +173,7 @@ def _why_not_online() -> str | None:
     """What stands against it: without a key W&B would ask and wait; without an answer, try for half a minute."""
     import wandb
 
-    try:
-        settings = wandb.setup().settings
-    except wandb.errors.Error as error:
-        return f"W&B refuses its settings ({' '.join(str(error).split())})"
+    settings = wandb.setup().settings
     try:
         saved = netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "")
     except (FileNotFoundError, netrc.NetrcParseError):

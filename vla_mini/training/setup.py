@@ -99,11 +99,8 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
     """The LightningDataModule that batches the demonstrations in the policy's own words."""
     from vla_mini.data.module import DemonstrationDataModule  # Lightning takes seconds, and not all callers train
 
-    keyframe, augment = settings["data"]["keyframe"], None
-    if settings["augmentation"]:
-        from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, too
-
-        augment = Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=demonstrations.features.image_size)
+    keyframe = settings["data"]["keyframe"]
+    augment = augmentation(settings, demonstrations.features.image_size) if settings["augmentation"] else None
     return DemonstrationDataModule(
         demonstrations,
         tokenize=policy.tokenize,
@@ -115,6 +112,13 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
         keyframe=Keyframe(**keyframe) if keyframe else None,
         augment=augment,
     )
+
+
+def augmentation(settings: Mapping[str, Any], image_size: tuple[int, int]) -> Any:
+    """What changes the images of training batches."""
+    from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, and not all callers train
+
+    return Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=image_size)
 
 
 def rehearse(settings: Mapping[str, Any]) -> None:

@@ -27,9 +27,8 @@ def main() -> None:
     arguments = read_arguments(repeats=20, output="benchmarks/results/trust.json", others=[])
     with TemporaryDirectory() as folder:
         figures = measure(Path(folder), arguments["repeats"], arguments["others"])
-    print_table(
-        [(name.replace("_", " "), figures[name], MOST.get(name)) for name in figures], header=("", "measured", "at most")
-    )
+    rows = [(name.replace("_", " "), figure, MOST.get(name)) for name, figure in figures.items()]
+    print_table(rows, header=("", "measured", "at most"))
     save({"settings": [*SETTINGS, *arguments["others"]], **figures}, arguments["output"])
 
 
@@ -69,6 +68,7 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
 
     with patch.object(Checkpoints, "_save", save_timed):
         trainer.fit(module, datamodule=data)
+    training = stopwatch.seconds
 
     saved = folder / "run" / "policy"
     cache = Path(cfg.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
@@ -77,10 +77,10 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
         files.check_manifest(saved, pretrained.MANIFEST, files.digests(saved, saved.iterdir()))
 
     return {
-        "training_seconds": stopwatch.seconds,
+        "training_seconds": training,
         "saves": len(saving),
         "saving_seconds": sum(saving),
-        "saving_share": sum(saving) / stopwatch.seconds,
+        "saving_share": sum(saving) / training,
         "policy_megabytes": sum(path.stat().st_size for path in saved.iterdir()) / 2**20,
         "policy_verification_seconds": timed(verify, repeats),
         "config_check_seconds": checking,

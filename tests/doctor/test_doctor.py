@@ -29,6 +29,17 @@ def test_the_healthy_pass(run, diagnose, variant):
     assert {"replay", "labels", "one batch", "inputs"} <= {name for name, f in findings.items() if f.status == "pass"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [[], ["vision=patch"], ["action=flow"], ["action=bins"]], ids=str)
+def test_the_healthy_pass_as_large_as_they_are(run, tmp_path_factory, variant):
+    """As scripts/doctor.py would look at experiment=toy_pick, with the demonstrations that it collects for the time being."""
+    folder = tmp_path_factory.mktemp("large") / "data"
+    collect("vla_mini/ToyPick-v0", folder, episodes=64, validation_episodes=2, num_workers=1)
+    healthy = run("experiment=toy_pick", *variant, small=[], data=read_dataset(folder))
+    findings = list(examine(healthy.settings, healthy.demonstrations, healthy.policy, healthy.windows, healthy.held_out))
+    assert [finding for finding in findings if finding.status == "fail"] == []
+
+
 def test_two_cameras_are_healthy_too(run, diagnose, two_cameras):
     assert failing(diagnose(run("env.id=vla_mini_tests/TwoCameras-v0", data=two_cameras))) == {}
 
@@ -158,9 +169,9 @@ def test_samples_that_cannot_be_drawn_are_a_finding(run, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ("colour.hue=0.5", "red becomes"),
+        ("colour.hue=0.5", "blue becomes"),
         ("shift.padding=40", "images move by up to"),
-        ("flip={_target_:torchvision.transforms.v2.RandomHorizontalFlip}", "images move by up to 50%"),
+        ("flip={_target_:torchvision.transforms.v2.RandomHorizontalFlip}", "images move by up to 5"),
     ],
 )
 def test_augmentation_that_lies_is_found(run, demonstrations, settings, says):
@@ -180,7 +191,10 @@ def test_the_validation_split_is_looked_at(run, demonstrations):
     healthy.held_out._tokens = np.roll(healthy.held_out._tokens, 1, axis=0)
     assert "instruction" in data.validation(healthy.held_out, demonstrations, healthy.policy).measured
     leaking = demonstrations._replace(splits={"train": (0, 17), "validation": (16, 18)})
-    assert "1 of 2 validation episodes are in the training data" in data.validation(None, leaking, healthy.policy).measured
+    assert (
+        "1 of 2 validation episodes are in the training data"
+        in data.validation(healthy.held_out, leaking, healthy.policy).measured
+    )
 
 
 def test_multipliers_of_the_learning_rate_are_kept(run):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
+from tests.factory import CONFIGS, command, make_batch, make_policy, mean_loss, spec
 from tests.harness import SGD, fit, keeping
 from vla_mini.autograd.norms import components
 from vla_mini.testing import split
@@ -15,7 +15,7 @@ from vla_mini.training.loggers import build_loggers
 from vla_mini.training.module import PolicyModule, build_optimizer, check_optimizer
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.selection import BestPolicy, evaluating
-from vla_mini.training.summary import describe_batch, describe_parameters
+from vla_mini.training.summary import Summary, describe_batch, describe_parameters
 from vla_mini.training.window import Stopwatch
 
 
@@ -66,6 +66,19 @@ def test_the_optimizers_of_configs_reduce_the_loss(name):
     before = mean_loss(policy, batch).item()
     fit(policy, [batch] * 10, optimizer=spec("optimizer", name), gradient_clip_val=1.0)
     assert mean_loss(policy, batch).item() < before
+
+
+def test_deterministic_asks_torch_for_it_and_says_what_it_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(Summary, "on_train_batch_end", lambda *_: seen.append(asked()), raising=False)
+    asked = torch.are_deterministic_algorithms_enabled
+    try:
+        assert command("train", "experiment=toy_pick_smoke", "deterministic=true", "evaluation.episodes=1") == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True] * 4
+    assert "deterministic=true: no cost on CPUs; on GPUs slower kernels" in capsys.readouterr().out
 
 
 def test_weight_decay_spares_all_but_the_weights_of_layers():

@@ -61,6 +61,7 @@ def place(tmp_path_factory) -> Path:
         ("trainer.deterministic=true", "trainer.deterministic=true is no setting"),
         ("trainer.val_check_interval=0.5", "trainer: `val_check_interval` should be an integer"),
         ("trainer.limit_val_batches=1.5", "trainer: You have passed invalid value 1.5 for limit_val_batches"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 would train nothing"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu: torch sees no such device here"),
         ("optimizer=sgd optimizer.momentum=0", "optimizer: SGD cannot train so: Nesterov momentum requires a momentum"),
         ("optimizer=adam optimizer.betas=[0.9,1.5]", "optimizer: Adam cannot train so: Invalid beta parameter"),

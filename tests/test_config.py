@@ -191,8 +191,9 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["study=heads", "variants.x='"], ["variants.x='", "quotation"]),
         ("compare", ["study=heads", "variants=4"], ["variants=4", "variants.NAME"]),
         ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
-        ("compare", ["action=regression,flwo", "budget.steps=4"], ["variant flwo", "action=flwo", "'flow'"]),
-        ("compare", ["optimizer.lr=1,fast", "budget.steps=4"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        ("compare", ["action=regression,flwo", "budget.steps=40"], ["variant flwo", "action=flwo", "'flow'"]),
+        ("compare", ["optimizer.lr=1,fast", "budget.steps=40"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        ("compare", ["action=regression,flow", "budget.steps=8"], ["variant regression", "warmup_steps=20 is more than"]),
         ("compare", ["study=words"], ["parameters.encoder is required"]),
         ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],
@@ -395,7 +396,7 @@ def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path
 
 
 def told(*arguments: str) -> dict[str, list[str]]:
-    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4"]).variants)
+    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=40"]).variants)
 
 
 def test_each_value_of_a_setting_is_a_variant():

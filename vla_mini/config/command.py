@@ -55,7 +55,9 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
         refuse_contradictions(checked["training"])
     if name == "compare":
         refuse_decided(checked["variants"], selections=checked["budget"]["selections"])
-        refuse_unfair({variant: _settings_of(variant, given) for variant, given in checked["variants"].items()})
+        steps = checked["budget"]["steps"]
+        budget = [f"trainer.max_steps={steps}"] if steps else []
+        refuse_unfair({variant: _settings_of(variant, [*given, *budget]) for variant, given in checked["variants"].items()})
     if composed.run_dir is not None:
         checked["run_dir"] = os.environ[processes.RUN_DIR] if processes.rank() else composed.run_dir
     cfg = OmegaConf.create(escape(checked))

@@ -3,11 +3,11 @@
     python benchmarks/damage.py [trials=1000] [seed=0] [output=benchmarks/results/damage.json]
 
 A run of toy_pick_smoke is made in a folder of its own, and thrown away. In each trial one of its files (a checkpoint, a
-policy's, a dataset's) gets one bit flipped, is cut short, or changes places with another one beside it; then it is loaded.
+policy's, a dataset's, its decoded frames) gets one bit flipped, is cut short, or changes places with another one beside it;
+then it is loaded.
 """
 
 import random
-import shutil
 import subprocess
 import sys
 import warnings
@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 from benchmarks._machine import print_table, read_arguments, save
 
 ROOT = Path(__file__).parents[1]
+SAID = {"the one before": "going back", "decoded anew": "decoded anew"}  # outcome -> what the warning says
+LOADED = {"run/checkpoints": "step_000004"}
 KINDS = ("flipped bit", "cut short", "swapped")
 
 
@@ -42,7 +44,9 @@ def make_run(folder: Path) -> None:
 
 
 def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, str]]:
-    """(what, kind of damage, outcome) -> how often; the outcome is "refused", "the one before" or "silent"."""
+    """(what, kind of damage, outcome) -> how often; the outcome is "refused", one of SAID, or "silent"."""
+    (cache,) = (folder / ".cache").glob("*.u8")
+    cache.with_name("other.u8").write_bytes(cache.read_bytes()[::-1])  # of another dataset, as large
     draw = random.Random(seed)
     outcomes: Counter[tuple[str, str, str]] = Counter()
     for trial in range(trials):
@@ -50,8 +54,9 @@ def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, s
         kind = KINDS[trial // len(LOADERS) % len(KINDS)]
         root = folder / what
         paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "last.ckpt"]
-        newest = [path for path in paths if what == "run/checkpoints" and path.name.startswith("step_000004")]
-        path = draw.choice(newest or paths)  # older ones are not loaded as long as the newest is good
+        # Older checkpoints are not loaded as long as the newest is good, nor are another dataset's frames.
+        loaded = [path for path in paths if path.name.startswith(LOADED.get(what, "")) and path.name != "other.u8"]
+        path = draw.choice(loaded)
         others = [other for other in paths if other.suffix == path.suffix and other.read_bytes() != path.read_bytes()]
         other = draw.choice(others) if kind == "swapped" and others else None
         before = {file: file.read_bytes() for file in (path, other) if file is not None}
@@ -60,10 +65,10 @@ def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, s
             warnings.simplefilter("always")
             try:
                 load(root)
-                outcome = "the one before" if any("going back" in str(warning.message) for warning in caught) else "silent"
+                said = " ".join(str(warning.message) for warning in caught)
+                outcome = next((name for name, words in SAID.items() if words in said), "silent")
             except ValueError:
                 outcome = "refused"
-        shutil.rmtree(folder / ".cache", ignore_errors=True)
         for file, content in before.items():
             file.write_bytes(content)
         outcomes[what, kind if other or kind != "swapped" else "flipped bit", outcome] += 1
@@ -100,10 +105,15 @@ def load_dataset(folder: Path) -> None:
     read_dataset(folder)
 
 
+def load_frames(folder: Path) -> None:
+    load_dataset(folder.parent / "data")
+
+
 LOADERS: dict[str, Callable[[Path], None]] = {
     "run/checkpoints": load_checkpoint,
     "run/policy": load_policy,
     "data": load_dataset,
+    ".cache": load_frames,
 }
 
 

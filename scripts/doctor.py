@@ -27,15 +27,11 @@ def main(cfg: Any) -> None:
     from vla_mini.doctor.finding import describe, summary
     from vla_mini.files import write_text
     from vla_mini.machine import describe_machine
-    from vla_mini.training.precision import check_precision
-    from vla_mini.training.processes import check_devices
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import check_start, data_module, untrained_policy
 
     start = time.perf_counter()
     settings = OmegaConf.to_container(cfg.training, resolve=True)
-    trainer = settings["trainer"]
-    check_devices(trainer["accelerator"], trainer["devices"])
-    check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+    check_start(settings)
     if settings["resume"]:
         raise ValueError(f"resume={settings['resume']}: the doctor looks at runs that begin")
     with demonstrations_for(settings) as root:
@@ -46,7 +42,7 @@ def main(cfg: Any) -> None:
         output = config.new_folder(cfg.output) if cfg.output else None  # all is checked: the work begins
         config.start_work()
         found = []
-        for finding in examine(settings, demonstrations, policy, data.train_windows):
+        for finding in examine(settings, demonstrations, policy, data.train_windows, data.validation_windows):
             print(describe(finding), flush=True)
             found.append(finding)
     seconds = time.perf_counter() - start

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.factory import command
-from vla_mini import hub
+from vla_mini import config, hub
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
+from vla_mini.training.setup import rehearse
 
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION, LANGUAGE = "vision=huggingface vision.", "language=huggingface language."
@@ -56,6 +58,14 @@ def place(tmp_path_factory) -> Path:
         ("trunk.num_queries=-1", "trunk.num_queries=-1: at least 1 is needed"),
         ("history=100", "history=100: the longest episode has"),
         ("augmentation=default augmentation.transforms.colour.hue=2", "augmentation.transforms.colour: hue values"),
+        ("trainer.deterministic=true", "trainer.deterministic=true is no setting"),
+        ("trainer.val_check_interval=0.5", "trainer: `val_check_interval` should be an integer"),
+        ("trainer.limit_val_batches=1.5", "trainer: You have passed invalid value 1.5 for limit_val_batches"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 would train nothing"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu: torch sees no such device here"),
+        ("optimizer=sgd optimizer.momentum=0", "optimizer: SGD cannot train so: Nesterov momentum requires a momentum"),
+        ("optimizer=adam optimizer.betas=[0.9,1.5]", "optimizer: Adam cannot train so: Invalid beta parameter"),
+        ("schedule.warmup_steps=5", "schedule.warmup_steps=5 is more than trainer.max_steps=4"),
     ],
 )
 def test_a_mistake_is_one_clear_line(place, monkeypatch, capfd, arguments, says):
@@ -66,3 +76,30 @@ def test_a_mistake_is_one_clear_line(place, monkeypatch, capfd, arguments, says)
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err, err
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_logger_whose_package_is_not_there_is_refused(monkeypatch, capsys, place):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("vla_mini.training.loggers.find_spec", lambda name: None)
+    assert command("train", "experiment=toy_pick_smoke", "data.root=data", "logger=tensorboard", "hydra.run.dir=run") == 2
+    assert "logger=tensorboard needs a package that is not there: pip install" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.batch_size=769"], "data.batch_size=769: a batch would need 769 frames, and there will be 16 episodes of at"),
+        (["data.horizon=49"], "horizon=49 is longer than the longest episode, which has 48 frames"),
+        (["history=49"], "history=49: the longest episode has 48 frames"),
+    ],
+)
+def test_what_no_episodes_could_hold_is_refused_before_they_are_collected(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "experiment=toy_pick_smoke", *arguments) == 2
+    assert says in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_what_some_episodes_will_hold_is_not_refused_for_two_short_ones():
+    cfg = config.load("train", ["experiment=toy_pick_smoke", "data.horizon=48", "history=48", "data.batch_size=768"])
+    rehearse(OmegaConf.to_container(cfg))

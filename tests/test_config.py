@@ -3,15 +3,18 @@
 import contextlib
 import copy
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -198,6 +201,11 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
         ("compare", ["action=regression,flwo", "budget.steps=40"], ["variant flwo", "action=flwo", "'flow'"]),
         ("compare", ["optimizer.lr=1,fast", "budget.steps=40"], ["variant lr=fast", "optimizer.lr='fast'"]),
+        (
+            "compare",
+            ["action=regression,flow", "budget.steps=8", "budget.selections=2"],
+            ["variant regression", "warmup_steps=20"],
+        ),
         ("compare", ["study=words"], ["parameters.encoder is required"]),
         ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],
@@ -250,13 +258,15 @@ def test_a_mistake_in_an_experiment_file_is_one_clear_line(refusal, configs, tex
 def every_variant() -> list[tuple[str, str]]:
     """(command, group=variant) for all that configs/ offers, and (command, "") for the defaults alone."""
     commands = [(name, "") for name in SCHEMAS]
-    return commands + [
-        ("train", f"{group}={variant}") for group, variants in groups_of("train").items() for variant in variants
-    ]
+    groups = [("train", group) for group in groups_of("train")] + [("compare", "study")]
+    return commands + [(name, f"{group}={variant}") for name, group in groups for variant in groups_of(name)[group]]
 
 
-def composed(name: str, choice: str) -> dict:
-    return compose(name, [*REQUIRED[name], *([choice] if choice else [])]).settings
+def told_so(name: str, choice: str) -> list[str]:
+    """The arguments with which a command is whole, and takes the variant `choice`."""
+    if choice.startswith("study="):
+        return [choice, "parameters.encoder=DIR"]
+    return [*REQUIRED[name], *([choice] if choice else [])]
 
 
 def nodes(tree: dict, path: tuple = ()) -> list[tuple]:
@@ -276,18 +286,12 @@ def at(tree: dict, path: tuple) -> dict:
 
 @pytest.mark.parametrize(("name", "choice"), every_variant(), ids=lambda value: value or "defaults")
 def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
-    whole = composed(name, choice)
+    whole = compose(name, told_so(name, choice)).settings
     checked = conform(copy.deepcopy(whole), SCHEMAS[name])
     assert set(whole) <= set(checked)
     for path in nodes(whole):
         *parents, key = path
-        if parents[:1] == ["auxiliary"] and choice == "auxiliary=none":  # an empty node has no right type
-            continue
-        if parents[:1] == ["variants"]:  # of whatever name, and train.py's own settings: checked as those
-            continue
-        if "config" in parents:  # another library's own settings: looked at when the model is made (tests/test_hub.py)
-            continue
-        if parents[-1:] == ["transforms"]:  # the user's own names
+        if is_free(parents):
             continue
         for mutate in (misspelt, of_wrong_type, moved_to_the_top, moved_down):
             spoilt = copy.deepcopy(whole)
@@ -295,6 +299,57 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
                 with pytest.raises(ValueError, match=re.escape(key[:-1])) as refused:
                     conform(spoilt, SCHEMAS[name])
                 assert "\n" not in str(refused.value)
+
+
+def is_free(parents: list[str]) -> bool:
+    """Whether any name is right there."""
+    named = parents[:1] in (["variants"], ["parameters"]) or parents[-1:] == ["transforms"]  # by the user
+    return named or "config" in parents  # another library's: looked at when the model is made (tests/test_hub.py)
+
+
+CONFIGS = sorted(path.relative_to(configs_folder()) for path in configs_folder().rglob("*.yaml"))
+
+
+def spoilt_files(path: Path) -> Iterator[str]:
+    """The texts of a shipped file with one mistake in it, each key in turn."""
+    text = (configs_folder() / path).read_text()
+    comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    whole = yaml.safe_load(text) or {}
+    for *parents, key in nodes(whole):
+        if not is_free(parents):
+            for mutate in (misspelt, of_wrong_type, moved_to_the_top, moved_down):
+                spoilt = copy.deepcopy(whole)
+                if mutate(spoilt, tuple(parents), key):
+                    yield comments + yaml.safe_dump(spoilt)
+
+
+def refuses(configs: Path, path: Path, text: str) -> None:
+    """The mistake is refused in one line; unless what is read later, or said, takes its place."""
+    name = "compare" if path.parent.name == "study" else "train" if path.parent.name else path.stem
+    arguments = told_so(name, f"{path.parent.name}={path.stem}" if path.parent.name else "")
+    kept, right = (configs / path).read_text(), compose(name, arguments).settings
+    (configs / path).write_text(text)
+    try:
+        config.load(name, arguments)
+        assert compose(name, arguments).settings == right, text
+    except ValueError as refusal:
+        assert "\n" not in str(refusal)
+    finally:
+        (configs / path).write_text(kept)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_mistake_in_a_file_on_the_disk_is_refused(configs, path):
+    texts = list(spoilt_files(path))
+    if texts:
+        refuses(configs, path, random.Random(str(path)).choice(texts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_mistake_in_a_file_on_the_disk_is_refused(configs, path):
+    for text in spoilt_files(path):
+        refuses(configs, path, text)
 
 
 def misspelt(tree: dict, parents: tuple, key: str) -> bool:
@@ -311,7 +366,7 @@ def of_wrong_type(tree: dict, parents: tuple, key: str) -> bool:
 def moved_to_the_top(tree: dict, parents: tuple, key: str) -> bool:
     if parents:
         tree[key] = at(tree, parents).pop(key)
-    return bool(parents) and key not in SCHEMAS["train"].__dataclass_fields__
+    return bool(parents)
 
 
 def moved_down(tree: dict, parents: tuple, key: str) -> bool:
@@ -353,7 +408,7 @@ def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path
 
 
 def told(*arguments: str) -> dict[str, list[str]]:
-    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=4", "budget.selections=2"]).variants)
+    return OmegaConf.to_container(config.load("compare", [*arguments, "budget.steps=40", "budget.selections=2"]).variants)
 
 
 def test_each_value_of_a_setting_is_a_variant():
@@ -621,6 +676,16 @@ def test_latest_is_a_text_file_where_links_fail(tmp_path, monkeypatch):
     run.mkdir()
     config.point_latest(run)
     assert (tmp_path / "latest").read_text().strip() == run.name
+
+
+def test_a_latest_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "2025-01-01_00-00-00-000000"
+    (tmp_path / "latest").mkdir()
+    config.point_latest(run)
+    assert "latest does not name 2025-01-01_00-00-00-000000: Is a directory" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+    config.point_latest(tmp_path / "gone" / run.name)
+    assert "No such file or directory" in capsys.readouterr().err
 
 
 def test_a_run_put_elsewhere_gets_no_latest_beside_it(tmp_path):

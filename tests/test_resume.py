@@ -116,13 +116,28 @@ def test_settings_that_were_edited_are_refused(run, capsys):
     assert identity(moved, dataset="a") == same != identity(settings, dataset="b")
 
 
+def test_nothing_is_collected_for_what_cannot_go_on(run, capsys, monkeypatch):
+    monkeypatch.setattr("vla_mini.collection.collect", lambda *_, **__: pytest.fail("collected"))
+    data = run.parent / "data"
+    data.rename(run.parent / "aside")
+    try:
+        assert "steps are done" in refused(capsys, f"resume={run}")
+        for path in (run / "checkpoints").glob("step_*.ckpt"):
+            path.with_name(f"{path.name}.sha256").rename(run / f"{path.name}.sha256")
+        assert "no good checkpoint" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    finally:
+        for path in run.glob("*.sha256"):
+            path.rename(run / "checkpoints" / path.name)
+        (run.parent / "aside").rename(data)
+
+
 def test_other_data_are_refused(run, capsys):
     path = run / "run.json"
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"dataset": "another"}))
-    assert "no longer those that it began with" in refused(capsys, f"resume={run}")
+    assert "no longer those that it began with" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
     path.write_text(json.dumps(json.loads(kept) | {"init_from": "another"}))
-    assert "init_from is no longer the one that it began from" in refused(capsys, f"resume={run}")
+    assert "init_from is no longer the one that it began from" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
     path.write_text(kept)
 
 

@@ -21,7 +21,8 @@ from vla_mini.features import Features, Moments, Statistics
 from vla_mini.policy import Policy
 
 PARTS = ("vision", "language", "trunk", "action", "auxiliary", "backbone_action")
-CONFIG, WEIGHTS, ADAPTERS, MANIFEST = "config.json", "model.safetensors", "adapters.safetensors", "manifest.json"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+ADAPTERS, MANIFEST = "adapters.safetensors", "manifest.json"
 FILES = ["*.json", "*.safetensors"]  # what is fetched from the hub
 
 
@@ -72,6 +73,9 @@ def load(
     config = _read_json(folder / CONFIG)
     if config.get("format") != "vla-mini-1":
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
+    ours = config["parts"]["language"]["_target_"].startswith("vla_mini.")  # others may keep their words elsewhere
+    required = [TOKENIZER] * ours + [ADAPTERS] * bool(config.get("lora"))
+    files.check_manifest(folder, MANIFEST, found, required=required)
     for name, part in config["parts"].items():  # our own parts save no path but to foreign code
         if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
             raise ValueError(f"{folder}: {name} needs code of {part['path']!r}, which is run only with trust_remote_code=true")

@@ -48,7 +48,8 @@ def edit_info(root: Path, **changes) -> None:
     """As others may have written it: without our checksums."""
     (root / "meta/manifest.json").unlink(missing_ok=True)
     path = root / "meta/info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    info = {name: value for name, value in json.loads(path.read_text()).items() if name != "manifest"}
+    path.write_text(json.dumps(info | changes))
 
 
 @pytest.fixture(scope="session")

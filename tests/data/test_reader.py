@@ -18,8 +18,6 @@ EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 
 
 def rewrite(path, change) -> None:
-    """As others may have written it: without our checksums."""
-    next(parent for parent in path.parents if parent.name == "dataset").joinpath("meta/manifest.json").unlink(missing_ok=True)
     pq.write_table(change(pq.read_table(path)), path)
 
 
@@ -61,12 +59,39 @@ def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_anew(ma
     np.testing.assert_array_equal(changed.frames, 255 - first.frames)
 
 
-def test_a_cache_cut_short_is_made_anew(dataset, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[::-1], lambda data: data[:-1] + b"?"])
+def test_a_damaged_cache_is_named_and_made_anew(dataset, tmp_path, damage, monkeypatch):
+    monkeypatch.setattr(frames, "PART", 2**20)
     expected = read_dataset(dataset).frames.copy()
-    (cache,) = (tmp_path / ".cache").iterdir()
-    cache.write_bytes(cache.read_bytes()[:-1])
+    (checksum, cache) = sorted((tmp_path / ".cache").iterdir())
+    cache.write_bytes(damage(cache.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{cache.name} is damaged: its images are decoded anew"):
+        np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
     np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
-    assert list((tmp_path / ".cache").iterdir()) == [cache]
+    assert sorted((tmp_path / ".cache").iterdir()) == [checksum, cache]
+    checksum.unlink()  # as versions before left it
+    np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
+    assert checksum.is_file()
+
+
+def test_every_byte_of_a_cache_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "PART", 2**20)
+    path = tmp_path / "cache.u8"
+    content = bytearray(2**22 + 5)
+    path.write_bytes(content)
+    right = frames._checksum(path, "cache.u8")
+    assert right.count("\n") == 6
+    for place in (0, 2**20 - 1, 2**20, 2**22 - 1, 2**22 + 4):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert frames._checksum(path, "cache.u8") != right
+        content[place] ^= 1
+
+
+def test_a_dataset_of_ours_without_its_manifest_is_refused(dataset):
+    (dataset / "meta/manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"meta/manifest\.json is missing"):
+        read_dataset(dataset)
 
 
 def test_writing_to_frames_does_not_reach_the_cache(dataset):
@@ -121,8 +146,8 @@ def test_a_broken_file_is_named(dataset, name, damage):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_one_flipped_bit_is_found_without_our_checksums_too(dataset):
-    (dataset / "meta/manifest.json").unlink()
+def test_one_flipped_bit_is_found_without_our_checksums_too(made_up, dataset):
+    made_up.edit_info(dataset)
     path = dataset / DATA
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 1
@@ -149,9 +174,10 @@ def broken_image(table):
         (lambda table: table.slice(1), "rows are not those of the episodes"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(dataset, change, message, monkeypatch):
+def test_data_that_do_not_fit_are_refused(made_up, dataset, change, message, monkeypatch):
     monkeypatch.setattr(frames, "BLOCK", 5)
     monkeypatch.setattr(frames, "SLICE", 2)
+    made_up.edit_info(dataset)
     rewrite(dataset / DATA, change)
     with pytest.raises(ValueError, match=message):
         read_dataset(dataset)

@@ -41,6 +41,7 @@ def test_info_is_what_lerobot_expects(dataset):
         "splits": {"train": "0:4", "validation": "4:5"},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None,
+        "manifest": "meta/manifest.json",
     }
     image = {"dtype": "image", "shape": [6, 8, 3], "names": ["height", "width", "channels"]}
     assert features["observation.images.front"] == features["observation.images.wrist"] == image

@@ -72,8 +72,9 @@ def run(demonstrations):
     def make(*arguments, small=SMALL, data=demonstrations):
         settings = copy.deepcopy(OmegaConf.to_container(config.load("doctor", [*small, *arguments]).training))
         policy = untrained_policy(settings, data)
-        windows = data_module(settings, data, policy).train_windows
-        return SimpleNamespace(settings=settings, demonstrations=data, policy=policy, windows=windows)
+        module = data_module(settings, data, policy)
+        windows = {"windows": module.train_windows, "held_out": module.validation_windows}
+        return SimpleNamespace(settings=settings, demonstrations=data, policy=policy, **windows)
 
     return make
 

@@ -11,8 +11,9 @@ from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 from vla_mini.data.statistics import training_statistics
 from vla_mini.doctor import data, learning, machine, replay, running
-from vla_mini.doctor.examine import some_samples
+from vla_mini.doctor.examine import examine, some_samples
 from vla_mini.doctor.finding import Finding, checked, describe, summary
+from vla_mini.training.setup import augmentation
 from vla_mini.types import Context
 
 
@@ -26,6 +27,17 @@ def test_the_healthy_pass(run, diagnose, variant):
     findings = diagnose(run(*variant))
     assert failing(findings) == {}
     assert {"replay", "labels", "one batch", "inputs"} <= {name for name, f in findings.items() if f.status == "pass"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [[], ["vision=patch"], ["action=flow"], ["action=bins"]], ids=str)
+def test_the_healthy_pass_as_large_as_they_are(run, tmp_path_factory, variant):
+    """As scripts/doctor.py would look at experiment=toy_pick, with the demonstrations that it collects for the time being."""
+    folder = tmp_path_factory.mktemp("large") / "data"
+    collect("vla_mini/ToyPick-v0", folder, episodes=64, validation_episodes=2, num_workers=1)
+    healthy = run("experiment=toy_pick", *variant, small=[], data=read_dataset(folder))
+    findings = list(examine(healthy.settings, healthy.demonstrations, healthy.policy, healthy.windows, healthy.held_out))
+    assert [finding for finding in findings if finding.status == "fail"] == []
 
 
 def test_two_cameras_are_healthy_too(run, diagnose, two_cameras):
@@ -123,6 +135,72 @@ def test_an_outlier_squeezes_the_rest(demonstrations):
     action = moments._replace(max=np.float32([1000, 1, 1, 1]))
     found = data.spread(demonstrations._replace(statistics=demonstrations.statistics._replace(action=action)))
     assert found.status == "warn" and "action 'dx' has outliers" in found.measured
+
+
+def test_the_end_of_the_data_is_replayed_too(run, diagnose, demonstrations, monkeypatch):
+    late = slice(int(demonstrations.episode_starts[14]), int(demonstrations.episode_ends[15]))
+    actions = demonstrations.actions.copy()
+    actions[late] = -actions[late]
+    monkeypatch.setattr(replay.replay, "__kwdefaults__", {"episodes": 2})  # at each place, as if there were many
+    found = failing(diagnose(run(data=demonstrations._replace(actions=actions)), learns=False))
+    assert found.keys() == {"labels"}
+
+
+def test_an_environment_that_raises_is_a_finding(run, diagnose, monkeypatch):
+    monkeypatch.setattr(replay, "play", lambda *_, **__: 1 / 0)
+    found = diagnose(run(), learns=False)
+    assert found["replay"].status == "fail" and "ZeroDivisionError" in found["replay"].measured
+    assert found["windows"].status == "pass"
+
+
+def test_samples_that_cannot_be_drawn_are_a_finding(run, monkeypatch):
+    ill = run()
+
+    @patched(monkeypatch, ill.windows, "__getitems__")
+    def broken(original, indices):
+        raise IndexError("no such frame")
+
+    findings = examine(ill.settings, ill.demonstrations, ill.policy, ill.windows, ill.held_out)
+    found = {finding.check: finding for finding in findings}
+    assert found["samples"].status == found["one batch"].status == "fail" and "no such frame" in found["samples"].measured
+    assert "speed" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("colour.hue=0.5", "blue becomes"),
+        ("shift.padding=40", "images move by up to"),
+        ("flip={_target_:torchvision.transforms.v2.RandomHorizontalFlip}", "images move by up to 5"),
+    ],
+)
+def test_augmentation_that_lies_is_found(run, demonstrations, settings, says):
+    def found(*arguments):
+        ill = run("augmentation=default", *arguments)
+        return data.augmentation(augmentation(ill.settings, (64, 64)), demonstrations)
+
+    assert found().status == "pass"
+    lie = found(f"augmentation.transforms.{settings}")
+    assert lie.status == ("fail" if "hue" in settings else "warn") and says in lie.measured
+
+
+def test_the_validation_split_is_looked_at(run, demonstrations):
+    healthy = run()
+    found = data.validation(healthy.held_out, demonstrations, healthy.policy)
+    assert found.status == "pass" and "2 episodes, none of them trained on" in found.measured
+    healthy.held_out._tokens = np.roll(healthy.held_out._tokens, 1, axis=0)
+    assert "instruction" in data.validation(healthy.held_out, demonstrations, healthy.policy).measured
+    leaking = demonstrations._replace(splits={"train": (0, 17), "validation": (16, 18)})
+    assert (
+        "1 of 2 validation episodes are in the training data"
+        in data.validation(healthy.held_out, leaking, healthy.policy).measured
+    )
+
+
+def test_multipliers_of_the_learning_rate_are_kept(run):
+    stepper = learning.Stepper((healthy := run("schedule.multipliers.vision=0.5")).policy, healthy.settings)
+    rates = {group["component"]: group["lr"] for group in stepper.optimizer.param_groups if not group["layers"]}
+    assert rates["vision"] == 0.5 * rates[None]
 
 
 # ---- faults of the windows, the policy and the settings: what is done to the run, the checks that may fail, what is said

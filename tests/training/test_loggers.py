@@ -6,6 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,13 +111,58 @@ run.finish()
 """
 
 
-@pytest.mark.parametrize("service", ["no key", "closed", "silent"])
+class Service(BaseHTTPRequestHandler):
+    """Answers everything with its server's status; with 200, as W&B as far as a run needs it to begin; with 0 not at all."""
+
+    def do_POST(self):
+        asked = str(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        status = self.server.status
+        if status == 200:
+            project = {"id": "p", "name": "test", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "x", "name": "run", "displayName": "run", "config": "{}", "historyLineCount": 0, "project": project}
+            said = {"upsertBucket": {"bucket": bucket, "inserted": True}} if "upsertBucket" in asked else {}
+            answer = json.dumps({"data": said}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+        elif status:
+            self.send_error(status)
+
+    do_GET = do_HEAD = do_POST  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(service):
+    """A service that answers with a status, that takes calls and says nothing, or that is not there."""
+    if not service.isdecimal():
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield SimpleNamespace(server_port=silent.getsockname()[1] if service == "silent" else 9)
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        server.status = int(service)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def environment_of(port, folder, *, key):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(folder / "none"), "HOME": str(folder)}
+    return environment | ({"WANDB_API_KEY": key} if key else {})
+
+
+SAYS = {"no key": "no W&B key", "401": "did not answer", "500": "did not answer"}
+
+
+@pytest.mark.parametrize("service", ["no key", "key with a space", "closed", "silent", "401", "500"])
 def test_online_without_a_service_goes_on_offline(tmp_path, service):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and says nothing
-        port = silent.getsockname()[1] if service == "silent" else 9
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-        environment |= {} if service == "no key" else {"WANDB_API_KEY": "0" * 40}
+    key = {"no key": None, "key with a space": "0" * 40 + " "}.get(service, "0" * 40)
+    with serving(service) as server:
+        environment = environment_of(server.server_port, tmp_path, key=key)
         script = [sys.executable, "-c", ONLINE, str(tmp_path)]
         ids = []
         for _ in range(1 + (service == "closed")):  # the second time it is resumed
@@ -120,7 +170,37 @@ def test_online_without_a_service_goes_on_offline(tmp_path, service):
             assert done.returncode == 0, done.stderr
             found = json.loads(done.stdout.splitlines()[-1])
             (line,) = found["said"]
-            assert found["offline"] and ("no W&B key" if service == "no key" else "does not answer") in line
+            assert found["offline"] and SAYS.get(service, "does not answer") in line
             assert found["seconds"] < 10
             ids.append(found["id"])
         assert len(set(ids)) == 1
+
+
+MIDWAY = """
+import json, sys, time, warnings
+from pathlib import Path
+from vla_mini.training.loggers import build_loggers, finish_loggers
+loggers = build_loggers({"wandb": True, "mode": "online", "project": "test"}, run_dir=Path(sys.argv[1]), config={})
+print(json.dumps(loggers[-1].experiment.offline), flush=True)
+sys.stdin.readline()
+start = time.monotonic()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    finish_loggers(loggers, {"loss": 1.0}, step=3)
+print(json.dumps({"seconds": time.monotonic() - start, "said": [str(warning.message) for warning in caught]}), flush=True)
+"""
+
+
+def test_a_service_that_dies_midway_holds_nobody_up(tmp_path):
+    with serving("200") as server:
+        environment = environment_of(server.server_port, tmp_path, key="0" * 40)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        run = subprocess.Popen([sys.executable, "-c", MIDWAY, str(tmp_path)], env=environment, cwd=ROOT, **pipes)
+        assert run.stdout.readline() == "false\n"  # online
+        server.status = 0
+        start = time.monotonic()
+        found = json.loads(run.communicate("go on\n")[0])
+        assert run.returncode == 0 and time.monotonic() - start < 12
+    assert found["seconds"] < 10
+    assert any("W&B ended early" in line and f"wandb sync {tmp_path}" in line for line in found["said"])
+    assert rows(tmp_path / "metrics.csv") == [{"step": "3", "loss": "1.0"}]

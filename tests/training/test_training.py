@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factory import CONFIGS, make_batch, make_policy, mean_loss, spec
+from tests.factory import CONFIGS, command, make_batch, make_policy, mean_loss, spec
 from tests.harness import SGD, fit, keeping
 from vla_mini.autograd.norms import components
 from vla_mini.testing import split
 from vla_mini.training.checkpoints import numbered
 from vla_mini.training.freezing import freeze
 from vla_mini.training.loggers import build_loggers
-from vla_mini.training.module import PolicyModule
+from vla_mini.training.module import PolicyModule, build_optimizer, check_optimizer
 from vla_mini.training.precision import choose_precision
 from vla_mini.training.selection import BestPolicy, evaluating
-from vla_mini.training.summary import describe_batch, describe_parameters
+from vla_mini.training.summary import Summary, describe_batch, describe_parameters
 from vla_mini.training.window import Stopwatch
 
 
@@ -68,14 +68,33 @@ def test_the_optimizers_of_configs_reduce_the_loss(name):
     assert mean_loss(policy, batch).item() < before
 
 
+def test_deterministic_asks_torch_for_it_and_says_what_it_costs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(Summary, "on_train_batch_end", lambda *_: seen.append(asked()), raising=False)
+    asked = torch.are_deterministic_algorithms_enabled
+    try:
+        assert command("train", "experiment=toy_pick_smoke", "deterministic=true", "evaluation.episodes=1") == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True] * 4
+    assert "deterministic=true: no cost on CPUs; on GPUs slower kernels" in capsys.readouterr().out
+
+
 def test_weight_decay_spares_all_but_the_weights_of_layers():
     module = PolicyModule(make_policy(), optimizer=SGD)
-    layers, rest = module._parameter_groups(0.1)
+    layers, rest = build_optimizer(SGD | {"weight_decay": 0.1}, module._parameter_groups()).param_groups
     assert layers["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
     names = {parameter: name for name, parameter in module.policy.named_parameters()}
     assert {"vision.stem.weight", "action.layers.0.weight"} <= {names[p] for p in layers["params"]}
     assert {"language.table.weight", "vision.stem.bias", "trunk.slots"} <= {names[p] for p in rest["params"]}
     assert len(layers["params"]) + len(rest["params"]) == len(names)
+
+
+@pytest.mark.parametrize(("name", "says"), [("LBFGS", "per-parameter options"), ("SparseAdam", "dense gradients")])
+def test_an_optimizer_that_cannot_step_as_training_asks_is_refused(name, says):
+    with pytest.raises(ValueError, match=f"optimizer: {name} cannot train so: .*{says}"):
+        check_optimizer({"_target_": f"torch.optim.{name}", "lr": 1.0}, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

@@ -199,7 +199,7 @@ def _conform_target(node: Any, target: Target, path: str) -> dict[str, Any]:
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     facts = _facts().union(target.given)
     for key in arguments.keys() & parameters.keys() & facts:
-        raise ValueError(f"{path}.{key}={show(arguments[key])} is no setting: it follows from the data and the parts")
+        raise ValueError(f"{path}.{key}={show(arguments[key])} is no setting: it follows from the data and other settings")
     settings = [key for key in parameters if key not in facts and _is_yaml(hints.get(key, Any))]
     check_keys(node, [*settings, "_target_"], path)
     for key in settings:
@@ -267,5 +267,6 @@ def _facts() -> frozenset[str]:
 
 # What Lightning's Trainer and torch's optimizers get from training/, never from YAML.
 _HANDED_OVER = frozenset(
-    {"params", "logger", "callbacks", "plugins", "default_root_dir"} | {"enable_checkpointing", "enable_model_summary"}
+    {"params", "logger", "callbacks", "plugins", "default_root_dir", "deterministic"}
+    | {"enable_checkpointing", "enable_model_summary"}
 )

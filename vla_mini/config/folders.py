@@ -3,6 +3,7 @@
 The first folder made marks the beginning of the work: from there on a failure exits with 1 instead of 2.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -111,13 +112,14 @@ def point_latest(run_dir: str | Path) -> None:
     if not _TIMESTAMP.fullmatch(run_dir.name):
         return
     latest, temporary = run_dir.parent / "latest", run_dir.parent / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
     try:
-        os.symlink(run_dir.name, temporary, target_is_directory=True)
-    except (OSError, NotImplementedError):  # FAT, or Windows without the right to make links
-        temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
-    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.symlink(run_dir.name, temporary, target_is_directory=True)
+        except (OSError, NotImplementedError):  # FAT, or Windows without the right to make links
+            temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
         os.replace(temporary, latest)
-    except IsADirectoryError:
-        temporary.unlink()
-        print(f"warning: {latest} is a folder, so it could not be made to name {run_dir.name}", file=sys.stderr)
+    except OSError as error:  # no reason to fail, nor to hide why training did
+        print(f"warning: {latest} does not name {run_dir.name}: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

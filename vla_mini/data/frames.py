@@ -1,12 +1,15 @@
 """Encoded images in data files -> one memory-mapped file of uint8 frames (n, k, c, h, w), made once and kept.
 
-The file is named after the dataset's fingerprint: a changed dataset is decoded anew, a second start decodes nothing.
+The file is named after the dataset's fingerprint: a changed dataset is decoded anew, a second start decodes nothing. Its
+checksum is kept beside it (.crc32) and verified by every start: frames that were damaged since are decoded anew.
 Frames stay on the disk and come in page by page, so a dataset larger than memory trains too. Channels come before
 pixels, as policies want them, so that a batch is a single gather.
 """
 
 import io
 import os
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,9 +21,13 @@ import pyarrow.parquet as pq
 from einops import rearrange
 from PIL import Image
 
+from vla_mini.files import write_text
+
 # Rows decoded together: enough to keep every core busy, little enough to keep in memory.
 BLOCK = 1024
 SLICE = 64
+# Bytes of the cache that one thread checks at a time.
+PART = 2**26
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -36,9 +43,40 @@ def map_frames(
     Raises ValueError, naming the file, for an image that does not decode or has another size, and for a `cache` that
     cannot be written.
     """
-    if not cache.is_file() or cache.stat().st_size != np.prod(shape):
+    if not _is_whole(cache, size=int(np.prod(shape))):
         _fill(cache, blocks=_decode(files, columns=columns, shape=shape), total=shape[0], progress=progress)
     return np.memmap(cache, dtype=np.uint8, mode="c", shape=shape)
+
+
+def _is_whole(cache: Path, *, size: int) -> bool:
+    """Whether the frames in `cache` are those that were written; a warning where they no longer are."""
+    checksum = _checksum_file(cache)
+    if not (cache.is_file() and checksum.is_file()):
+        return False
+    if cache.stat().st_size == size and checksum.read_bytes() == _checksum(cache, cache.name).encode():
+        return True
+    warnings.warn(f"{cache} is damaged: its images are decoded anew", stacklevel=3)
+    return False
+
+
+def _checksum(path: Path, name: str) -> str:
+    """`name`, and the CRC-32 of each PART: it tells damage, and a SHA-256 of so many bytes would take thrice as long."""
+    parts = range(0, path.stat().st_size, PART)
+    with ThreadPoolExecutor() as pool:
+        return "".join(f"{crc:08x}\n" for crc in pool.map(partial(_crc, path), parts)) + f"{name}\n"
+
+
+def _crc(path: Path, start: int) -> int:
+    crc, buffer = 0, memoryview(bytearray(2**20))
+    with path.open("rb") as file:
+        file.seek(start)
+        for _ in range(PART // len(buffer)):
+            crc = zlib.crc32(buffer[: file.readinto(buffer)], crc)
+    return crc
+
+
+def _checksum_file(cache: Path) -> Path:
+    return cache.with_suffix(".crc32")
 
 
 def _fill(cache: Path, *, blocks: Iterator[np.ndarray], total: int, progress: Progress | None) -> None:
@@ -60,6 +98,7 @@ def _fill(cache: Path, *, blocks: Iterator[np.ndarray], total: int, progress: Pr
             file.flush()
             os.fsync(file.fileno())
         assert done == total, (done, total)
+        write_text(_checksum_file(cache), _checksum(temporary, cache.name))
         os.replace(temporary, cache)
     finally:
         temporary.unlink(missing_ok=True)

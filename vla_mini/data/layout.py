@@ -18,7 +18,7 @@ from vla_mini.features import Features
 VERSION = "v3.0"
 INFO = "meta/info.json"
 STATISTICS = "meta/stats.json"
-MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file
+MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file; info.json names it, so that it is missed
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

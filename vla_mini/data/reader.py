@@ -48,9 +48,11 @@ def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress:
     """
     root = Path(root)
     digests = files.digests(root, layout.files_of(root))
-    if (root / layout.MANIFEST).is_file():  # datasets from elsewhere have none, and what is wrong shows in their structure
-        files.check_manifest(root, layout.MANIFEST, digests)
     info = _read_info(root)
+    if (root / layout.MANIFEST).is_file():
+        files.check_manifest(root, layout.MANIFEST, digests)
+    elif "manifest" in info:  # datasets from elsewhere have none, and what is wrong shows in their structure
+        raise ValueError(f"{root / layout.MANIFEST} is missing")
     features = _read_features(root, info)
     episodes = _read_episodes(root)
     data_files = _data_files(root, info, episodes)

@@ -227,6 +227,7 @@ class DatasetWriter:
             "splits": {name: f"{first}:{last}" for name, (first, last) in splits.items()},
             "data_path": layout.DATA,
             "video_path": None,
+            "manifest": layout.MANIFEST,
             "features": layout.describe_features(self.features),
         }
 

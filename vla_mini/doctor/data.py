@@ -1,5 +1,6 @@
 """Checks of the demonstrations by themselves, and of the windows that training cuts from them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from vla_mini.policy import Policy
 LEAST_FILLED = 0.05
 # Levels, of 255, by which the pixels of an image that shows something deviate from their mean.
 LEAST_CONTRAST = 2.0
+
+# Colours that nobody takes for one another, as shares of red, green, blue.
+PLAIN = {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1), "blue": (0, 0, 1), "purple": (1, 0, 1)}
+# Of an image's size, that augmentation may move what is seen: as far from where the state says it is.
+FARTHEST = 0.1
 
 
 def numbers(demonstrations: Demonstrations) -> Finding:
@@ -104,6 +110,43 @@ def windows(
     return Finding("windows", "fail", f"of {count}, these differ from the dataset: {', '.join(wrong)}", expected, advice)
 
 
+def validation(cut: ActionWindows, demonstrations: Demonstrations, policy: Policy) -> Finding:
+    """Are the validation samples what the dataset holds, and of other episodes than training's?"""
+    data = demonstrations
+    bounds = zip(data.episode_starts, data.episode_ends, strict=True)
+    episodes = [data.states[start:end].tobytes() + data.actions[start:end].tobytes() for start, end in bounds]
+    trained, held_out = (episodes[slice(*data.splits[split])] for split in ("train", "validation"))
+    shared = sum(episode in set(trained) for episode in held_out)
+    if shared:
+        measured = f"{shared} of {len(held_out)} validation episodes are in the training data, too"
+        advice = "look at `splits` in meta/info.json, and at the seeds: what was seen in training judges nothing"
+        return Finding("validation", "fail", measured, "none", advice, shared)
+    found = windows(cut, data, policy, split="validation")._replace(check="validation")
+    return found._replace(measured=f"{len(held_out)} episodes, none of them trained on; {found.measured}")
+
+
+def augmentation(augment: Callable[..., torch.Tensor], demonstrations: Demonstrations, *, draws: int = 32) -> Finding:
+    """Does a changed image still show what it is said to show, where it is said to be? Plain colours and a white spot tell."""
+    height, width = demonstrations.features.image_size
+    shown = torch.zeros(1, len(PLAIN) + 1, 3, height, width, dtype=torch.uint8)
+    for camera, colour in enumerate(PLAIN.values()):
+        shown[:, camera] = 255 * torch.tensor(colour, dtype=torch.uint8)[:, None, None]
+    shown[:, -1, :, height // 8 : 3 * height // 8, width // 8 : 3 * width // 8] = 255
+    recoloured, moved = set(), 0.0
+    for batch in range(draws):
+        *colours, spot = augment(shown, batch=batch)[0].float()
+        for name, colour in zip(PLAIN, colours, strict=True):
+            nearest = min(PLAIN, key=lambda other: float((_hue(colour) - _hue(torch.tensor(PLAIN[other]))).norm()))
+            recoloured |= {f"{name} becomes {nearest}"} if nearest != name else set()
+        moved = max(moved, float((_centre(spot) - _centre(shown[0, -1].float())).norm()))
+    measured = ", ".join([f"images move by up to {moved:.0%} of their size", *sorted(recoloured)[:3]])
+    expected = f"colours keep their names, and images move by at most {FARTHEST:.0%}"
+    said = {name for name in PLAIN for task in demonstrations.tasks if name in task.lower().split()}
+    status = "fail" if recoloured and said else "warn" if recoloured or moved > FARTHEST else "pass"
+    advice = "weaken augmentation.transforms: instructions name colours, and actions lead to where things were"
+    return Finding("augmentation", status, measured, expected, advice, moved)
+
+
 def words(demonstrations: Demonstrations, policy: Policy) -> Finding:
     """Does the tokenizer tell the instructions apart?"""
     tokens, mask = policy.tokenize(list(demonstrations.tasks))
@@ -113,6 +156,21 @@ def words(demonstrations: Demonstrations, policy: Policy) -> Finding:
     advice = "raise language.max_words, or take a tokenizer that knows these words: the policy cannot tell such tasks apart"
     status = "pass" if len(kept) >= distinct else "fail" if len(kept) == 1 else "warn"
     return Finding("words", status, measured, "as many token sequences as instructions", advice, len(kept))
+
+
+def _hue(image: torch.Tensor) -> torch.Tensor:
+    """Which of red, green and blue there is more of than of the others, (3,), of length one; 0 for greys."""
+    colour = image.float().reshape(3, -1).mean(dim=1)
+    return torch.nn.functional.normalize(colour - colour.mean(), dim=0)
+
+
+def _centre(image: torch.Tensor) -> torch.Tensor:
+    """Where the light of an image (3, h, w) is, as shares of height and width; the middle where it is everywhere the same."""
+    light = image.mean(dim=0) - image.mean(dim=0).min()
+    places = [(torch.arange(size) + 0.5) / size for size in light.shape]
+    if not light.sum():
+        return torch.tensor([0.5, 0.5])
+    return torch.stack([(light.sum(dim=1 - axis) * place).sum() / light.sum() for axis, place in enumerate(places)])
 
 
 def _still(kind: str, names: tuple[str, ...], moments: Moments) -> list[tuple[str, float]]:

@@ -12,17 +12,24 @@ from torch.utils._pytree import tree_map
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.windows import ActionWindows
 from vla_mini.doctor import data, learning, machine, policy, replay, running
-from vla_mini.doctor.finding import Finding, checked
+from vla_mini.doctor.finding import Finding, broken, checked
 from vla_mini.policy import Policy
+from vla_mini.training.setup import augmentation
 from vla_mini.types import Batch
 
 SAMPLES = 16  # in the batch that is looked at, and learned by heart
 Settings = Mapping[str, Any]  # those of configs/train.yaml, checked
 
 
-def examine(settings: Settings, demonstrations: Demonstrations, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
-    """Every check, once. `patient` and `windows`: the untrained policy and its training data, as training/setup.py makes
-    them. Both stay as they are, but that the policy goes to the device that it would be trained on."""
+def examine(
+    settings: Settings,
+    demonstrations: Demonstrations,
+    patient: Policy,
+    windows: ActionWindows,
+    held_out: ActionWindows,
+) -> Iterator[Finding]:
+    """Every check, once. `patient`, `windows` and `held_out`: the untrained policy, its training and validation data, as
+    training/setup.py makes them. All stay as they are, but that the policy goes to the device that it would be trained on."""
     wants_gpu = settings["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
     patient.to("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
     yield from of_machine(settings, patient)
@@ -32,6 +39,7 @@ def examine(settings: Settings, demonstrations: Demonstrations, patient: Policy,
         yield Finding("the rest", "skip", "cannot be judged while the data hold what is no number")
         return
     yield from of_data(settings, demonstrations, patient, windows)
+    yield checked("validation", partial(data.validation, held_out, demonstrations, patient))
     yield from of_policy(settings, demonstrations, patient, windows)
     yield from of_learning(settings, patient, windows)
     yield from of_running(settings, patient, windows)
@@ -51,6 +59,8 @@ def of_data(settings: Settings, demonstrations: Demonstrations, patient: Policy,
         pairs = replay.replay(demonstrations, settings["env"]["id"], seed=settings["data"]["seed"])
     except ValueError as error:  # the reason why it cannot be
         yield Finding("replay", "skip", str(error))
+    except Exception as error:  # whatever an environment may raise
+        yield broken("replay", error)
     else:
         yield checked("replay", partial(replay.states, pairs))
         yield checked("images", partial(replay.images, pairs))
@@ -58,11 +68,18 @@ def of_data(settings: Settings, demonstrations: Demonstrations, patient: Policy,
         yield checked("labels", partial(replay.labels, pairs))
     yield checked("words", partial(data.words, demonstrations, patient))
     yield checked("windows", partial(data.windows, windows, demonstrations, patient))
+    if settings["augmentation"]:
+        augment = augmentation(settings, demonstrations.features.image_size)
+        yield checked("augmentation", partial(data.augmentation, augment, demonstrations))
 
 
 def of_policy(settings: Settings, demonstrations: Demonstrations, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
-    batch = some_samples(windows, patient)
     yield checked("normalization", partial(policy.normalization, patient, demonstrations))
+    try:
+        batch = some_samples(windows, patient)
+    except Exception as error:  # without samples there is nothing else to look at
+        yield broken("samples", error)
+        return
     yield checked("vision input", partial(policy.vision_input, patient, batch))
     yield checked("acting path", partial(policy.paths, patient, batch))
     yield checked("padding", partial(policy.padding, patient, batch))
@@ -72,10 +89,10 @@ def of_policy(settings: Settings, demonstrations: Demonstrations, patient: Polic
 
 
 def of_learning(settings: Settings, patient: Policy, windows: ActionWindows) -> Iterator[Finding]:
-    batch = some_samples(windows, patient)
     learned: list[learning.Learned] = []
 
     def learn() -> Finding:
+        batch = some_samples(windows, patient)
         learned.append(learning.learn(patient, batch, settings))
         return learning.one_batch(learned[0])
 

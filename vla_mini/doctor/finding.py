@@ -23,8 +23,13 @@ def checked(check: str, function: Callable[[], Finding]) -> Finding:
     try:
         return function()
     except Exception as error:  # whatever a patient's own code may raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        return Finding(check, "fail", said, "no exception", "see where it is raised: training would stop there, too")
+        return broken(check, error)
+
+
+def broken(check: str, error: Exception) -> Finding:
+    """What is found where a check cannot be made."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return Finding(check, "fail", said, "no exception", "see where it is raised: training would stop there, too")
 
 
 def describe(finding: Finding) -> str:

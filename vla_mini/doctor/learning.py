@@ -40,7 +40,9 @@ class Stepper:
     def __init__(self, policy: Policy, settings: Mapping[str, Any], *, warmup_steps: int = 0) -> None:
         trainer = settings["trainer"]
         self.policy, self.clip = policy, trainer.get("gradient_clip_val")
-        module = PolicyModule(policy, optimizer=settings["optimizer"], warmup_steps=warmup_steps, decay="constant")
+        multipliers = settings["schedule"]["multipliers"]
+        how = {"warmup_steps": warmup_steps, "decay": "constant", "multipliers": multipliers}
+        module = PolicyModule(policy, optimizer=settings["optimizer"], **how)
         made = module.configure_optimizers()
         self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         self.bf16 = "bf16" in choose_precision(trainer["precision"], accelerator=trainer["accelerator"])

@@ -22,8 +22,9 @@ from vla_mini.doctor.finding import Finding
 
 # Rounding differs between versions and processors: of states and actions, and in levels of 255 of an image's mean.
 CLOSE, CLOSE_PIXELS = 1e-3, 1.0
-# Attempts for each episode that is wanted, before an expert is given up.
+# Attempts that are looked at, beside a tenth of the episodes that are passed over, for the one that an episode was.
 PATIENCE = 10
+PURPOSE = "demonstration"
 # Of the actions: a mistake that makes so many of them right is taken for the reason.
 EXPLAINED = 0.8
 UNDO = "undo that where the dataset is written, and collect it anew"
@@ -45,7 +46,8 @@ class Pair(NamedTuple):
 
 
 def replay(demonstrations: Demonstrations, env_id: str, *, seed: int, episodes: int = 8) -> list[Pair]:
-    """The first episodes of the dataset beside the same ones played again. ValueError, with the reason, where none can be."""
+    """Episodes at the beginning, in the middle and at the end of the training data, so many each, beside the same ones played
+    again. ValueError, with the reason, where they cannot be."""
     env = vla_mini.envs.make(env_id)
     inner = env.unwrapped
     if getattr(inner, "expert_action", None) is None:
@@ -54,18 +56,18 @@ def replay(demonstrations: Demonstrations, env_id: str, *, seed: int, episodes: 
         own, theirs = getattr(inner.features, name), getattr(demonstrations.features, name)
         if own != theirs:
             raise ValueError(f"recorded elsewhere: its {name} is {theirs}, that of {env_id} is {own}")
-    first, last = demonstrations.splits["train"]
-    stored = [_stored(demonstrations, episode) for episode in range(first, min(first + episodes, last))]
-    played = list(itertools.islice(_played(env, seed=seed, attempts=PATIENCE * len(stored)), len(stored)))
+    chosen = _spread(*demonstrations.splits["train"], episodes=episodes)
+    stored = [_stored(demonstrations, episode) for episode in chosen]
+    played = [play(env, purpose=PURPOSE, seed=seed, attempt=n) for n in _attempts(env, chosen, stored, seed=seed)]
     env.close()
-    if len(played) < len(stored):
-        raise ValueError(f"the expert of {env_id} succeeds in {len(played)} of {PATIENCE * len(stored)} attempts")
-    known = [_same_scene(one, other) for one, other in zip(stored, played, strict=True)]
-    if 2 * sum(known) < len(known):
+    again = [(one, _seen(other)) for one, other in zip(stored, played, strict=True) if other is not None]
+    known = [pair for pair in again if _same_scene(*pair)]
+    if 2 * len(known) < len(stored):
         raise ValueError(
-            f"collected elsewhere, or with another seed: {sum(known)} of {len(known)} scenes are data.seed={seed}'s"
+            f"collected elsewhere, or with another seed: {len(known)} of {len(stored)} scenes are data.seed={seed}'s, "
+            f"and its expert succeeds in {len(again)}"
         )
-    return [Pair(one, other, _agreement(one, other)) for one, other in zip(stored, played, strict=True)]
+    return [Pair(one, other, _agreement(one, other)) for one, other in again]
 
 
 def states(pairs: list[Pair]) -> Finding:
@@ -132,12 +134,37 @@ def _stored(data: Demonstrations, episode: int) -> Episode:
     return Episode(np.asarray(data.frames[frames]), data.states[frames], data.actions[frames], task)
 
 
-def _played(env: gymnasium.Env, *, seed: int, attempts: int) -> Iterator[Episode]:
-    for attempt in range(attempts):
-        found: Played | None = play(env, purpose="demonstration", seed=seed, attempt=attempt)
-        if found is not None:
-            views = np.stack(list(found.images.values()), axis=1)
-            yield Episode(np.moveaxis(views, -1, 2), found.states, found.actions, found.task)
+def _spread(first: int, last: int, *, episodes: int) -> list[int]:
+    """Of `first` to `last` those at the beginning, in the middle and at the end: neighbours, to tell when they are mixed up."""
+    starts = (max(first, start) for start in (first, (first + last - episodes) // 2, last - episodes))
+    return sorted({episode for start in starts for episode in range(start, min(start + episodes, last))})
+
+
+def _attempts(env: gymnasium.Env, chosen: list[int], stored: list[Episode], *, seed: int) -> Iterator[int]:
+    """The attempt that each episode was: where some before it failed, a later one than its number. The nearest of those that
+    may be it, by the first image; or by the first state, where no image is the same."""
+    attempt, before = 0, chosen[0]
+    for number, episode in zip(chosen, stored, strict=True):
+        least = attempt + number - before
+        begun = {n: _begun(env, n, seed=seed) for n in range(least, least + (number - before) // 10 + PATIENCE)}
+        by_image = {n: _distance(episode.images[:1], images) for n, (images, _) in begun.items()}
+        by_state = {n: float(np.abs(episode.states[0] - state).max()) for n, (_, state) in begun.items()}
+        nearest = min(by_image, key=by_image.get)
+        attempt, before = nearest if by_image[nearest] <= CLOSE_PIXELS else min(by_state, key=by_state.get), number
+        yield attempt
+        attempt, before = attempt + 1, number + 1
+
+
+def _begun(env: gymnasium.Env, attempt: int, *, seed: int) -> tuple[NDArray, NDArray]:
+    """The first images (1, k, c, h, w) and state (s,) of an attempt."""
+    observation, _ = env.reset(seed=attempt, options={"purpose": PURPOSE, "seed": seed})
+    views = np.stack([observation["images"][camera] for camera in env.unwrapped.features.cameras])
+    return np.moveaxis(views, -1, 1)[None], observation["state"]
+
+
+def _seen(played: Played) -> Episode:
+    views = np.stack(list(played.images.values()), axis=1)
+    return Episode(np.moveaxis(views, -1, 2), played.states, played.actions, played.task)
 
 
 def _same_scene(stored: Episode, played: Episode) -> bool:

@@ -6,11 +6,13 @@ W&B stays offline unless it is asked for more, and goes offline where it does no
 import csv
 import logging
 import netrc
+import os
 import secrets
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini import files
 
-PATIENCE = 4  # seconds to wait for a service
+PATIENCE = 4  # seconds to wait for a service; at the end, too, where W&B waits twice
 
 
 def hush_lightning() -> None:
@@ -120,26 +122,42 @@ def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping
     return loggers
 
 
+def check_loggers(settings: Mapping[str, Any]) -> None:
+    """ValueError, before any work, for a logger whose package is not there."""
+    if settings.get("tensorboard") and find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs a package that is not there: pip install -e '.[tensorboard]'")
+
+
 def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, step: int) -> None:
     """Add the final figures and close the services: W&B writes its last row only then."""
     for logger in loggers:
         logger.log_metrics(dict(metrics), step=step)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            _finish(logger.experiment)
+
+
+def _finish(run: Any) -> None:
+    try:
+        run.finish()
+    except Exception as error:  # TimeoutError, or whatever a process of W&B's that has died makes of it
+        kept = Path(run.dir).parent
+        warnings.warn(f"W&B ended early ({type(error).__name__}): `wandb sync {kept}` sends the rest", stacklevel=3)
 
 
 def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
     import wandb
 
     mode = settings["mode"]
+    if "WANDB_API_KEY" in os.environ:  # pasted with a line's end, it would stop even a run that is offline
+        os.environ["WANDB_API_KEY"] = os.environ["WANDB_API_KEY"].strip()
     if mode == "online" and (reason := _why_not_online()):
         warnings.warn(f"logger.mode=online, but {reason}: going on offline", stacklevel=2)
         mode = "offline"
     # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
     arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
     arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
-    limits = wandb.Settings(init_timeout=PATIENCE, silent=True)
+    limits = wandb.Settings(init_timeout=PATIENCE, finish_timeout=PATIENCE, finish_timeout_raises=True, silent=True)
     try:
         run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:

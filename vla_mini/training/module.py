@@ -6,7 +6,7 @@ ranks, by `WindowMean` just before the optimizer step. So the gradient of N micr
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
@@ -73,12 +73,7 @@ class PolicyModule(LightningModule):
         self.log_dict(figures, logger=False, sync_dist=True)  # for Lightning's callbacks that wait for a figure
 
     def configure_optimizers(self) -> dict[str, Any]:
-        # YAML knows lists where constructors take tuples (betas).
-        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in self.optimizer.items()}
-        module, _, name = arguments.pop("_target_").rpartition(".")
-        optimizer = getattr(import_module(module), name)(
-            self._parameter_groups(arguments.pop("weight_decay", 0.0)), **arguments
-        )
+        optimizer = build_optimizer(self.optimizer, self._parameter_groups())
         for group in optimizer.param_groups:  # before the schedule, which takes this as the rate to begin with
             group["lr"] *= self.multipliers.get(group["component"], 1.0)
         # A plain function, which checkpoints leave out: they hold tensors and numbers alone.
@@ -100,7 +95,7 @@ class PolicyModule(LightningModule):
         if not self.skip_step:
             scheduler.step()
 
-    def _parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         """The weights of layers decay; biases, norms, embeddings and single vectors do not. Components with a learning rate of
         their own come after all others.
 
@@ -116,8 +111,8 @@ class PolicyModule(LightningModule):
             ours = [parameter for parameter in parameters if parameter in layers]
             rest = [parameter for parameter in parameters if parameter not in layers]
             groups += [
-                {"params": ours, "weight_decay": weight_decay, "layers": True, "component": component},
-                {"params": rest, "weight_decay": 0.0, "layers": False, "component": component},
+                {"params": ours, "layers": True, "component": component},
+                {"params": rest, "layers": False, "component": component},
             ]
         return [group for group in groups if group["params"]]
 
@@ -127,3 +122,25 @@ class PolicyModule(LightningModule):
             return rise
         progress = min(1.0, step / max(1, self.trainer.max_steps))
         return rise * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer that `spec` describes, over `groups` of parameters, of which those of `layers` decay."""
+    # YAML knows lists where constructors take tuples (betas).
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
+    module, _, name = arguments.pop("_target_").rpartition(".")
+    decay = arguments.pop("weight_decay", 0.0)
+    decaying = [{**group, "weight_decay": decay if group["layers"] else 0.0} for group in groups]
+    return getattr(import_module(module), name)(decaying, **arguments)
+
+
+def check_optimizer(spec: Mapping[str, Any], *, device: torch.device) -> None:
+    """ValueError, before any work, for an optimizer that cannot be made, or cannot step as training asks it to."""
+    layer = nn.Linear(2, 2, device=device)
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    groups = [{"params": [weight], "layers": layers} for weight, layers in ((layer.weight, True), (layer.bias, False))]
+    try:
+        build_optimizer(spec, groups).step()
+    except Exception as error:  # whatever the libraries raise
+        name = spec["_target_"].rpartition(".")[2]
+        raise ValueError(f"optimizer: {name} cannot train so: {' '.join(str(error).split())[:200]}") from error

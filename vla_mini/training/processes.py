@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.accelerators import XLAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 PATIENCE = 3  # seconds that the first process has to end by itself
@@ -23,10 +24,11 @@ PATIENCE = 3  # seconds that the first process has to end by itself
 
 def check_devices(accelerator: str, devices: int) -> None:
     """ValueError for devices that are not there, before any work."""
-    gpus = torch.cuda.device_count()
-    if accelerator in ("gpu", "cuda") and not gpus:
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    there = {"gpu": gpus or mps, "cuda": gpus, "mps": mps, "tpu": XLAAccelerator.is_available()}
+    if not there.get(accelerator, True):
         raise ValueError(f"trainer.accelerator={accelerator}: torch sees no such device here; auto takes what there is")
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpus and not torch.backends.mps.is_available())
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpus and not mps)
     if devices > max(gpus, 1) and not on_cpu:
         raise ValueError(
             f"trainer.devices={devices}: torch sees {gpus} CUDA devices here; trainer.accelerator=cpu takes as many as you say"

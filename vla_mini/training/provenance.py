@@ -22,7 +22,7 @@ PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "nu
 
 
 def provenance(settings: Mapping[str, Any], *, dataset: str, init_from: str | None = None) -> dict[str, Any]:
-    """`settings` are those of configs/train.yaml; `dataset` is its fingerprint, `init_from` that of the policy to begin from."""
+    """`settings` are those of configs/train.yaml; `dataset` is its fingerprint, `init_from` that of a policy to begin from."""
     trainer = settings["trainer"]
     return {
         "git_commit": _git("rev-parse", "HEAD"),

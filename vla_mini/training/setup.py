@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,12 +31,18 @@ from vla_mini.training.precision import check_precision
 
 def check_start(settings: Mapping[str, Any]) -> None:
     """ValueError for what can be refused before there are any demonstrations: what the machine and the environment lack."""
-    from vla_mini.training.compilation import check_compile  # Lightning takes seconds, and not all callers train
+    from vla_mini.training.compilation import check_compile, device_of  # Lightning takes seconds, and not all callers train
+    from vla_mini.training.loggers import check_loggers
+    from vla_mini.training.module import check_optimizer
     from vla_mini.training.processes import check_devices
+    from vla_mini.training.trainer import check_trainer
 
     trainer = settings["trainer"]
     check_devices(trainer["accelerator"], trainer["devices"])
     check_precision(trainer["precision"], accelerator=trainer["accelerator"])
+    check_trainer(settings)
+    check_optimizer(settings["optimizer"], device=device_of(trainer["accelerator"]))
+    check_loggers(settings["logger"])
     check_compile(settings["compile"], accelerator=trainer["accelerator"])
     examinations(settings["env"]["id"], further_splits=settings["evaluation"]["further_splits"])
 
@@ -93,11 +101,8 @@ def data_module(settings: Mapping[str, Any], demonstrations: Demonstrations, pol
     """The LightningDataModule that batches the demonstrations in the policy's own words."""
     from vla_mini.data.module import DemonstrationDataModule  # Lightning takes seconds, and not all callers train
 
-    keyframe, augment = settings["data"]["keyframe"], None
-    if settings["augmentation"]:
-        from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, too
-
-        augment = Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=demonstrations.features.image_size)
+    keyframe = settings["data"]["keyframe"]
+    augment = augmentation(settings, demonstrations.features.image_size) if settings["augmentation"] else None
     return DemonstrationDataModule(
         demonstrations,
         tokenize=policy.tokenize,
@@ -129,10 +134,34 @@ def collect_missing(settings: Mapping[str, Any]) -> None:
         )
 
 
+def augmentation(settings: Mapping[str, Any], image_size: tuple[int, int]) -> Any:
+    """What changes the images of training batches."""
+    from vla_mini.data.augmentation import Augmentation  # torchvision takes seconds, and not all callers train
+
+    return Augmentation(**settings["augmentation"], seed=settings["seed"], image_size=image_size)
+
+
 def rehearse(settings: Mapping[str, Any]) -> None:
     """Build both once, from two episodes: what does not fit is refused before thousands are collected."""
-    settings = {**settings, "data": {**settings["data"], "batch_size": 1}}
+    env_id, data = settings["env"]["id"], settings["data"]
+    longest = gymnasium.spec(env_id).max_episode_steps
+    several = settings["trainer"]["devices"] * data["batch_size"]
+    if longest and several > data["episodes"] * longest:
+        most = f"{data['episodes']} episodes of at most {longest} frames"
+        raise ValueError(f"data.batch_size={data['batch_size']}: a batch would need {several} frames, and there will be {most}")
     with TemporaryDirectory() as folder:
-        collect(settings["env"]["id"], Path(folder) / "data", episodes=1, validation_episodes=1, num_workers=1)
+        collect(env_id, Path(folder) / "data", episodes=1, validation_episodes=1, num_workers=1)
         demonstrations = read_dataset(Path(folder) / "data")
+        if longest:  # no two episodes tell how long the longest of thousands will be
+            demonstrations = _lengthened(demonstrations, longest)
+        settings = {**settings, "data": {**data, "batch_size": 1}}
         data_module(settings, demonstrations, _begin(settings, demonstrations))
+
+
+def _lengthened(demonstrations: Demonstrations, length: int) -> Demonstrations:
+    """The same episodes, each `length` frames long: where it was shorter its last frame stands still."""
+    bounds = zip(demonstrations.episode_starts, demonstrations.episode_ends, strict=True)
+    frames = np.concatenate([np.minimum(np.arange(start, start + length), end - 1) for start, end in bounds])
+    ends = length * np.arange(1, 1 + len(demonstrations.episode_ends))
+    per_frame = {name: getattr(demonstrations, name)[frames] for name in ("states", "actions", "task_index", "frames")}
+    return demonstrations._replace(episode_starts=ends - length, episode_ends=ends, **per_frame)

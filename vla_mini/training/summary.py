@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from vla_mini.autograd.norms import components
 from vla_mini.types import Batch
+
+DETERMINISTIC = """\
+deterministic=true: no cost on CPUs; on GPUs slower kernels, and an operation that has only others ends the run
+"""
 
 
 class Summary(Callback):
@@ -20,6 +25,8 @@ class Summary(Callback):
         if not self._done and trainer.is_global_zero:
             several = f", processes: {trainer.world_size}" if trainer.world_size > 1 else ""
             module.print(f"precision: {trainer.precision}{several}\n")  # above the progress bar
+            if torch.are_deterministic_algorithms_enabled():
+                module.print(DETERMINISTIC)
             module.print(f"{describe_batch(batch)}\n\n{describe_parameters(module.policy)}\n")
         self._done = True
 

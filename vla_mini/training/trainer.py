@@ -42,9 +42,7 @@ def build_training(
     """
     keep_freed_memory()
     hush_lightning()
-    arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
-    arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
-    arguments["strategy"] = choose_strategy(arguments["strategy"], devices=arguments["devices"])
+    arguments = trainer_arguments(settings)
     compiled = settings["compile"] != "none"
     if compiled:
         compile_policy(policy, settings["compile"], dynamic=settings["compile_dynamic"])
@@ -75,13 +73,28 @@ def build_training(
             Summary(),
             best,
             EndTogether(),
-            Progress(),
+            *([Progress()] if arguments.get("enable_progress_bar", True) else []),
             Checkpoints(run_dir / "checkpoints", **settings["checkpoint"], best=best),
         ],
         plugins=[WholeFiles(run)],
         default_root_dir=run_dir,
-        deterministic=settings["deterministic"],
-        enable_checkpointing=False,
-        enable_model_summary=False,
     )
     return trainer, PolicyModule(policy, optimizer=settings["optimizer"], **settings["schedule"])
+
+
+def trainer_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings say of Lightning's Trainer, without the parts that look on."""
+    arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
+    arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
+    arguments["strategy"] = choose_strategy(arguments["strategy"], devices=arguments["devices"])
+    arguments |= {"enable_checkpointing": False, "enable_model_summary": False, "deterministic": settings["deterministic"]}
+    return arguments
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """ValueError, before any work, for what Lightning's Trainer refuses."""
+    hush_lightning()
+    try:
+        lightning.Trainer(**trainer_arguments(settings), logger=False)
+    except Exception as error:  # of Lightning's own types
+        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error

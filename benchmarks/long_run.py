@@ -1,0 +1,89 @@
+"""Train for long, and see what grows: this process's memory, and what the run leaves on the disk.
+
+    python benchmarks/long_run.py [steps=10000] [every=1000] [output=benchmarks/results/long_run.json] [key=value ...]
+
+The settings are those of toy_pick_smoke, with fewer validations, and those of scripts/train.py that are given. Memory is what
+the process holds for itself (RssAnon), which Linux tells: frames in the page cache are not its own.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks._machine import print_table, read_arguments, save
+
+SETTINGS = ["experiment=toy_pick_smoke", "trainer.log_every_n_steps=20", "trainer.val_check_interval=500"]
+SETTINGS += ["evaluation.every_n_steps=500", "trainer.enable_progress_bar=false"]
+MEGABYTE = 2**20
+
+
+def main() -> None:
+    defaults = {"steps": 10_000, "every": 1_000, "output": "benchmarks/results/long_run.json", "others": []}
+    arguments = read_arguments(**defaults)
+    with TemporaryDirectory() as folder:
+        found = measure(Path(folder), steps=arguments["steps"], every=arguments["every"], others=arguments["others"])
+    print_table([tuple(look.values()) for look in found], header=tuple(found[0]))
+    grown = {f"{name}_grown": found[-1][name] - found[0][name] for name in ("memory_megabytes", "disk_megabytes")}
+    first, last = found[0]["steps"], found[-1]["steps"]
+    print(f"from step {first} to {last}: " + ", ".join(f"{name} by {size:+.1f}" for name, size in grown.items()))
+    save({"settings": [*SETTINGS, *arguments["others"]], "looks": found, **grown}, arguments["output"])
+
+
+def measure(folder: Path, *, steps: int, every: int, others: list[str]) -> list[dict[str, Any]]:
+    """What there is after each `every` steps: memory, disk, and the steps a second since the look before."""
+    import lightning
+    from lightning.pytorch.callbacks import LambdaCallback
+    from omegaconf import OmegaConf
+
+    from scripts.train import collect_missing
+    from vla_mini import config
+    from vla_mini.data.reader import read_dataset
+    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.trainer import build_training
+    from vla_mini.training.window import Stopwatch
+
+    places = [f"data.root={folder}/data", f"hydra.run.dir={folder}/run", f"trainer.max_steps={steps}"]
+    cfg = config.load("train", [*SETTINGS, *places, *others])
+    collect_missing(cfg)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    demonstrations = read_dataset(cfg.data.root)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    policy = untrained_policy(settings, demonstrations)
+    data = data_module(settings, demonstrations, policy)
+    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
+    found: list[dict[str, Any]] = []
+    start = time.perf_counter()
+
+    def look(*_: Any) -> None:
+        nonlocal start
+        if trainer.global_step % every == 0:
+            rate = every / (time.perf_counter() - start)
+            found.append(
+                {
+                    "steps": trainer.global_step,
+                    "memory_megabytes": own_memory() / MEGABYTE,
+                    "disk_megabytes": size_of(folder / "run") / MEGABYTE,
+                    "steps_per_second": rate,
+                }
+            )
+            start = time.perf_counter()
+
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=look))
+    trainer.fit(module, datamodule=data)
+    return found
+
+
+def own_memory() -> int:
+    """Bytes that this process holds for itself."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that the files below take up; names of one file count once."""
+    return sum({stat.st_ino: stat.st_size for stat in (path.stat() for path in folder.rglob("*") if path.is_file())}.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What it costs that training can be trusted: saving, verifying what is loaded, checking the config.
+
+    python benchmarks/trust.py [repeats=20] [output=benchmarks/results/trust.json] [key=value ...]
+
+Trains experiment=toy_pick once, with the settings of scripts/train.py that are given, at the default interval of checkpoints.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks._machine import print_table, read_arguments, save
+
+SETTINGS = ["experiment=toy_pick"]
+MOST = {
+    "saving_share": 0.01,
+    "policy_verification_seconds": 0.05,
+    "config_check_seconds": 0.5,
+    "frames_verification_seconds": 1.0,
+}
+
+
+def main() -> None:
+    arguments = read_arguments(repeats=20, output="benchmarks/results/trust.json", others=[])
+    with TemporaryDirectory() as folder:
+        figures = measure(Path(folder), arguments["repeats"], arguments["others"])
+    rows = [(name.replace("_", " "), figure, MOST.get(name)) for name, figure in figures.items()]
+    print_table(rows, header=("", "measured", "at most"))
+    save({"settings": [*SETTINGS, *arguments["others"]], **figures}, arguments["output"])
+
+
+def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
+    from unittest.mock import patch
+
+    import lightning
+    from omegaconf import OmegaConf
+
+    from scripts.train import collect_missing
+    from vla_mini import config, files, pretrained
+    from vla_mini.data import frames
+    from vla_mini.data.reader import read_dataset
+    from vla_mini.training.checkpoints import Checkpoints
+    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.trainer import build_training
+    from vla_mini.training.window import Stopwatch
+
+    arguments = [*SETTINGS, f"hydra.run.dir={folder}/run", *others]
+    cfg = config.load("train", arguments)  # once, which imports
+    checking = timed(lambda: config.load("train", arguments), repeats)
+    collect_missing(cfg)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    demonstrations = read_dataset(cfg.data.root)
+    lightning.seed_everything(cfg.seed, verbose=False)
+    policy = untrained_policy(settings, demonstrations)
+    data = data_module(settings, demonstrations, policy)
+    stopwatch = Stopwatch()
+    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
+    saving: list[float] = []
+    save_once = Checkpoints._save
+
+    def save_timed(*arguments: Any) -> None:
+        start = time.perf_counter()
+        save_once(*arguments)
+        saving.append(time.perf_counter() - start)
+
+    with patch.object(Checkpoints, "_save", save_timed):
+        trainer.fit(module, datamodule=data)
+    training = stopwatch.seconds
+
+    saved = folder / "run" / "policy"
+    cache = Path(cfg.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
+
+    def verify() -> None:
+        files.check_manifest(saved, pretrained.MANIFEST, files.digests(saved, saved.iterdir()))
+
+    return {
+        "training_seconds": training,
+        "saves": len(saving),
+        "saving_seconds": sum(saving),
+        "saving_share": sum(saving) / training,
+        "policy_megabytes": sum(path.stat().st_size for path in saved.iterdir()) / 2**20,
+        "policy_verification_seconds": timed(verify, repeats),
+        "config_check_seconds": checking,
+        "frames_megabytes": demonstrations.frames.nbytes / 2**20,
+        "frames_verification_seconds": timed(lambda: frames._is_whole(cache, size=demonstrations.frames.nbytes), 3),
+    }
+
+
+def timed(work: Callable[[], Any], repeats: int) -> float:
+    """The median of the seconds that it takes."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+if __name__ == "__main__":
+    main()

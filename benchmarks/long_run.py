@@ -36,17 +36,16 @@ def measure(folder: Path, *, steps: int, every: int, others: list[str]) -> list[
     from lightning.pytorch.callbacks import LambdaCallback
     from omegaconf import OmegaConf
 
-    from scripts.train import collect_missing
     from vla_mini import config
     from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     places = [f"data.root={folder}/data", f"hydra.run.dir={folder}/run", f"trainer.max_steps={steps}"]
     cfg = config.load("train", [*SETTINGS, *places, *others])
-    collect_missing(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     lightning.seed_everything(cfg.seed, verbose=False)
     policy = untrained_policy(settings, demonstrations)

@@ -38,20 +38,19 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
     import lightning
     from omegaconf import OmegaConf
 
-    from scripts.train import collect_missing
     from vla_mini import config, files, pretrained
     from vla_mini.data import frames
     from vla_mini.data.reader import read_dataset
     from vla_mini.training.checkpoints import Checkpoints
-    from vla_mini.training.setup import data_module, untrained_policy
+    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     arguments = [*SETTINGS, f"hydra.run.dir={folder}/run", *others]
     cfg = config.load("train", arguments)  # once, which imports
     checking = timed(lambda: config.load("train", arguments), repeats)
-    collect_missing(cfg)
     settings = OmegaConf.to_container(cfg, resolve=True)
+    collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     lightning.seed_everything(cfg.seed, verbose=False)
     policy = untrained_policy(settings, demonstrations)

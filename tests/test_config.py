@@ -201,11 +201,6 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["study=heads", "evaluation.seed=0,1"], ["evaluation.seed", "same scenes"]),
         ("compare", ["action=regression,flwo", "budget.steps=40"], ["variant flwo", "action=flwo", "'flow'"]),
         ("compare", ["optimizer.lr=1,fast", "budget.steps=40"], ["variant lr=fast", "optimizer.lr='fast'"]),
-        (
-            "compare",
-            ["action=regression,flow", "budget.steps=8", "budget.selections=2"],
-            ["variant regression", "warmup_steps=20"],
-        ),
         ("compare", ["study=words"], ["parameters.encoder is required"]),
         ("compare", ["study=words", "parameters.encodr=DIR"], ["parameters.encoder is required"]),
     ],

@@ -21,6 +21,7 @@ from vla_mini.training.freezing import freeze
 from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.progress import Progress
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.summary import Summary
 from vla_mini.training.trainer import build_training
@@ -168,6 +169,6 @@ def test_the_order_of_the_callbacks(tmp_path):
     trainer, _ = build_training(settings, make_policy(), run_dir=tmp_path, stopwatch=Stopwatch())
     order = [RandomNumbers, Unfreezing, WindowMean, NonFiniteGuard, GradientMonitor, WeightAverage, Summary, BestPolicy]
     assert [type(callback) for callback in trainer.callbacks[:8]] == order
-    assert type(trainer.callbacks[9]) is Checkpoints
+    assert [type(callback) for callback in trainer.callbacks[9:11]] == [Progress, Checkpoints]
     assert trainer.callbacks[3].patience == settings["guard"]["patience"]
     assert trainer.callbacks[4].every_n_steps == settings["trainer"]["log_every_n_steps"] == 1

@@ -148,7 +148,7 @@ def budgeted(arguments: Sequence[str], budget: Mapping[str, Any], *, speed: floa
 def calibration(variant: str, arguments: Sequence[str], budget: Mapping[str, Any], *, within: Path) -> Run:
     """The short run that tells a variant's speed: no evaluation but the smallest, and its clock written down often."""
     steps = budget["calibration_steps"]
-    short = [f"trainer.max_steps={steps}", "schedule.warmup_steps=0", f"trainer.log_every_n_steps={max(1, steps // 6)}"]
+    short = [f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={max(1, steps // 6)}"]
     short += ["evaluation.episodes=1", "evaluation.selection_episodes=1", "evaluation.every_n_steps=0"]
     return plan(variant, [*arguments, *short], seed=0, within=within, purpose="calibration")
 

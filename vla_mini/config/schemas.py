@@ -320,8 +320,6 @@ def refuse_contradictions(settings: dict[str, Any]) -> None:
             f"compile={mode} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the gradients of the "
             "micro-batch before; say compile=default"
         )
-    if "schedule" in settings and (warmup := settings["schedule"]["warmup_steps"]) > (last := settings["trainer"]["max_steps"]):
-        raise ValueError(f"schedule.warmup_steps={warmup} is more than trainer.max_steps={last}: the rise would never end")
     if settings.get("trainer", {}).get("limit_train_batches") == 0:
         raise ValueError("trainer.limit_train_batches=0 would train nothing: it has to be above 0")
     for name in ("lr", "adam_lr"):

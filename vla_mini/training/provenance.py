@@ -43,7 +43,11 @@ def provenance(settings: Mapping[str, Any], *, dataset: str, init_from: str | No
 def identity(settings: Mapping[str, Any], *, dataset: str, init_from: str | None = None) -> str:
     """What tells a run from all others, for its checkpoints: the SHA-256 of the fingerprints of its data and of what it began
     from, and of the settings that may not change, wherever all these are kept."""
-    same = {name: value for name, value in settings.items() if name not in ("run_dir", "resume", "compile", "compile_dynamic")}
+    same = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("run_dir", "resume", "logger", "compile", "compile_dynamic")
+    }
     same["trainer"] = {**settings["trainer"], "max_steps": None}
     same["data"] = {**settings["data"], "root": dataset}
     same["init_from"] = init_from

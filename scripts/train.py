@@ -21,13 +21,14 @@ def main(cfg: Any) -> None:
     from vla_mini.training.checkpoints import clear_up
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.provenance import check_provenance, identity, provenance, write_provenance
+    from vla_mini.training.provenance import identity, provenance, write_provenance
     from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     settings = OmegaConf.to_container(cfg, resolve=True)
-    check_start(settings)
+    if not config.rank():  # what the first of several processes finds right, is
+        check_start(settings)
     if cfg.resume:
         resumable(cfg)  # before anything is collected
     collect_missing(settings)
@@ -37,17 +38,16 @@ def main(cfg: Any) -> None:
     lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
     sources = {"dataset": demonstrations.fingerprint, "init_from": policy.source.get("init_from")}
     origin, run = provenance(settings, **sources), identity(settings, **sources)
-    steps, checkpoint = 0, None
-    if cfg.resume:
-        check_provenance(Path(cfg.resume), origin)
-        steps, checkpoint = resumable(cfg, run)
+    steps, checkpoint = resumable(cfg, origin, run) if cfg.resume else (0, None)
+
     run_dir = config.run_folder(cfg)  # all is checked: the work begins
     if cfg.resume and not config.rank():
         clear_up(run_dir, step=steps)
     write_provenance(run_dir, origin)
     stopwatch = Stopwatch()
-    known = {"run_dir": run_dir, "provenance": origin, "run": run, "steps": steps}
-    trainer, module = build_training(settings, policy, stopwatch=stopwatch, **known)
+    trainer, module = build_training(
+        settings, policy, run_dir=run_dir, stopwatch=stopwatch, provenance=origin, run=run, steps=steps
+    )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
@@ -76,11 +76,17 @@ def main(cfg: Any) -> None:
     print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
 
 
-def resumable(cfg: Any, run: str | None = None) -> tuple[int, Path | None]:
-    """Where a run goes on: the steps it has done, and their checkpoint. ValueError where there is nothing to go on with."""
+def resumable(cfg: Any, origin: dict[str, Any] | None = None, run: str | None = None) -> tuple[int, Path | None]:
+    """Where a run goes on: the steps it has done, and their checkpoint, of this `run` if its origin is known already.
+
+    ValueError where there is nothing to go on with.
+    """
     from vla_mini.training.checkpoints import newest_good
+    from vla_mini.training.provenance import check_provenance
 
     run_dir = Path(cfg.resume)
+    if origin is not None:
+        check_provenance(run_dir, origin)
     steps, checkpoint = newest_good(run_dir / "checkpoints", run=run)
     if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
         raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")

@@ -184,7 +184,6 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("compare", ["action=regression,flow", "budget.stps=4"], ["'budget.stps'", "'steps'"]),
         ("compare", ["study=hads"], ["study=hads", "'heads'"]),
         ("compare", ["study=heads", "sedes=[1]"], ["'sedes'", "'seeds'"]),
-        ("compare", ["action=regression,flow", "budget.steps=61"], ["budget.steps=61", "budget.steps=60"]),
         ("compare", ["study=heads", "evaluation.selection_episodes=1,2"], ["selection_episodes", "same scenes"]),
         ("compare", ["study=heads", "seeds=[]"], ["seeds=[]"]),
         ("compare", ["study=heads", "seeds=[1,1]"], ["seeds=[1, 1]", "once"]),

@@ -148,6 +148,8 @@ def test_every_run_is_evaluated_as_often_as_the_others():
         cfg = config.load("train", budgeted(["action=flow"], budget, speed=speed))
         assert cfg.trainer.max_steps / cfg.evaluation.every_n_steps == 4  # every so many steps, the last time at the end
     assert budgeted([], BUDGET | {"selections": None}, speed=None) == ["trainer.max_steps=32"]
+    told = budgeted([], BUDGET | {"steps": 61}, speed=None)  # of all variants alike
+    assert told == ["trainer.max_steps=61", "evaluation.every_n_steps=16"]
 
 
 def test_the_first_steps_do_not_count_as_speed(tmp_path):

@@ -65,14 +65,6 @@ def test_what_is_remembered_is_what_the_model_says(language):
     assert mask.any(dim=1).all()  # even of the empty one
 
 
-def test_the_mean_of_the_last_layers(language):
-    tokens, mask = language.tokenize([TASKS[0], TASKS[2]])
-    states = language.model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-    for layers, expected in ((1, states[2]), (2, (states[1] + states[2]) / 2), (3, (states[0] + states[1] + states[2]) / 3)):
-        language.layers = layers
-        torch.testing.assert_close(language._encode(tokens, mask), expected * mask[..., None])
-
-
 def test_a_frozen_model_knows_no_dropout_and_no_graph(language, calls):
     tokens, mask = language.tokenize(list(TASKS))
     acting = language(tokens, mask).clone()
@@ -196,8 +188,6 @@ def test_a_copy_remembers_for_itself(language):
         ({}, "needs a path .* or a config"),
         ({"config": CONFIG | {"vocab_size": 4}}, "config.vocab_size=4 is too small"),
         ({"config": CONFIG, "max_words": 600}, "config.max_position_embeddings=512 is too small: 600"),
-        ({"config": CONFIG, "layers": 0}, "language.layers=0"),
-        ({"config": CONFIG, "layers": 4}, "language.layers=4: it has 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):

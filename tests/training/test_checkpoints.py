@@ -113,7 +113,8 @@ def test_what_kills_and_bad_disks_left_is_cleared_up(tmp_path):
     clear_up(tmp_path, step=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "config.yaml", "policy"]
     names = [f"step_00000{step}.ckpt{suffix}" for step in (1, 2) for suffix in ("", ".sha256")]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    aside = ["step_000003.ckpt.bad", "step_000003.ckpt.sha256.bad"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, *aside]
 
 
 CALLED = []

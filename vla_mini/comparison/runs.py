@@ -18,6 +18,7 @@ was interrupted goes on where it stopped. A run's folder counts as finished by a
 
 import ast
 import functools
+import getpass
 import hashlib
 import itertools
 import json
@@ -131,7 +132,7 @@ def code_digest() -> str:
 def alone() -> Iterator[None]:
     """Refuses, by a ValueError, a second comparison on this machine at the same time: each would slow the other's runs."""
     try:
-        with FileLock(Path(tempfile.gettempdir()) / "vla-mini-compare.lock", timeout=0):
+        with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{getpass.getuser()}.lock", timeout=0):
             yield
     except Timeout:
         raise ValueError("another compare.py is at work on this machine, and two would slow each other: wait for it") from None
@@ -139,9 +140,10 @@ def alone() -> Iterator[None]:
 
 def budgeted(arguments: Sequence[str], budget: Mapping[str, Any], *, speed: float | None) -> list[str]:
     """`arguments` of train.py, for the steps of the budget (at `speed` steps a second), with its evaluations on the way."""
-    parts = budget["selections"] or 1  # of equal length: no variant gets more chances than another
+    parts = budget["selections"] or 1
+    # Seconds make other steps of each variant: whole stretches of them, so that none gets more chances than another.
     steps = budget["steps"] or parts * max(1, round(speed * budget["seconds"] / parts))
-    every = [f"evaluation.every_n_steps={steps // parts}"] if budget["selections"] else []
+    every = [f"evaluation.every_n_steps={-(-steps // parts)}"] if budget["selections"] else []
     return [*arguments, f"trainer.max_steps={steps}", *every]
 
 

@@ -44,7 +44,8 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
     """The config of a command: composed, checked, resolved, a read-only DictConfig. ValueError for any mistake."""
     from omegaconf import OmegaConf
 
-    from vla_mini.config.schemas import SCHEMAS, refuse_contradictions
+    from vla_mini.config.contradictions import refuse_contradictions
+    from vla_mini.config.schemas import SCHEMAS
 
     folder = resumed_folder(arguments) if name == "train" else None
     composed = compose_resumed(folder, arguments) if folder else compose(name, list(arguments))

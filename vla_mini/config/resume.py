@@ -10,7 +10,7 @@ from vla_mini.config import processes
 from vla_mini.config.compose import Composed, compose, escape
 
 CONFIG = "config.yaml"
-COMPILE = ("compile", "compile_dynamic")  # changes no number, and no checkpoint
+COMPILE = ("compile", "compile_dynamic")  # changes numbers by their rounding alone, and no checkpoint
 
 
 def resumed_folder(arguments: Sequence[str]) -> str | None:
@@ -23,8 +23,9 @@ def resumed_folder(arguments: Sequence[str]) -> str | None:
     if processes.rank():
         return os.environ[processes.RUN_DIR]
     folder = Path(values[-1])
-    while folder.is_symlink():
-        folder = folder.parent / folder.readlink()
+    for _ in range(8):  # a link may name itself
+        if folder.is_symlink():
+            folder = folder.parent / folder.readlink()
     if folder.name == "latest" and folder.is_file():  # where the file system knows no links
         folder = folder.parent / folder.read_text(encoding="utf-8").strip()
     return str(folder)
@@ -61,7 +62,7 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
         if any(argument.lstrip("+").startswith("trainer") for argument in others):
             settings["trainer"]["max_steps"] = said["trainer"]["max_steps"]
         keys = {argument.partition("=")[0].lstrip("+") for argument in others}
-        settings |= {key: said[key] for key in COMPILE if key in keys}
+        settings |= {key: said[key] for key in COMPILE if keys & set(COMPILE)}
     return Composed(settings | {"resume": folder}, run_dir=folder)
 
 

@@ -116,7 +116,8 @@ def validation(cut: ActionWindows, demonstrations: Demonstrations, policy: Polic
     bounds = zip(data.episode_starts, data.episode_ends, strict=True)
     episodes = [data.states[start:end].tobytes() + data.actions[start:end].tobytes() for start, end in bounds]
     trained, held_out = (episodes[slice(*data.splits[split])] for split in ("train", "validation"))
-    shared = sum(episode in set(trained) for episode in held_out)
+    seen = set(trained)
+    shared = sum(episode in seen for episode in held_out)
     if shared:
         measured = f"{shared} of {len(held_out)} validation episodes are in the training data, too"
         advice = "look at `splits` in meta/info.json, and at the seeds: what was seen in training judges nothing"

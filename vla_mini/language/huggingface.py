@@ -23,8 +23,6 @@ class HuggingFaceLanguage(nn.Module):
     - path: a hub id (sentence-transformers/all-MiniLM-L6-v2) or a local folder: pretrained, with its own tokenizer.
       None: untrained, as `config` says, with a tokenizer of the words in `tasks`
     - config: what transformers calls a config, {"model_type": "bert", "hidden_size": 64, ...}; a pretrained model has its own
-    - layers: how many of its last layers the vectors are the mean of. The last one is made for what the model was trained to
-      say; those before it know more of the single words (Devlin et al. 2019, section 5.3)
     - frozen: whether it stays as it is; then it also knows no dropout
     - noise: Gaussian, added to its vectors in training, in units of their root mean square. What follows then learns from a
       few words what holds in their neighbourhood, too, where words never heard lie: to train with noise is to ask for the
@@ -40,7 +38,6 @@ class HuggingFaceLanguage(nn.Module):
         *,
         path: str | None = None,
         config: dict[str, Any] | None = None,
-        layers: int = 1,
         frozen: bool = True,
         noise: float = 0.0,
         max_words: int = 32,
@@ -49,10 +46,7 @@ class HuggingFaceLanguage(nn.Module):
         folder: str | Path | None = None,
     ):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"language.layers={layers}: the mean of at least one layer")
-        self.layers, self.frozen, self.noise = layers, frozen, noise
-        self.max_words, self.trust_remote_code = max_words, trust_remote_code
+        self.frozen, self.noise, self.max_words, self.trust_remote_code = frozen, noise, max_words, trust_remote_code
         if path is None and config is None:
             raise ValueError("language=huggingface needs a path (a hub id or a folder) or a config")
         if path is not None:
@@ -106,13 +100,7 @@ class HuggingFaceLanguage(nn.Module):
         return vectors
 
     def _encode(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        said = self.model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=self.layers > 1)
-        vectors = said.last_hidden_state
-        if self.layers > 1:
-            if self.layers > len(said.hidden_states):
-                raise ValueError(f"language.layers={self.layers}: it has {len(said.hidden_states)}, its embeddings among them")
-            vectors = torch.stack(said.hidden_states[-self.layers :]).mean(dim=0)
-        return vectors * mask[..., None]
+        return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state * mask[..., None]
 
     @torch.compiler.disable  # looks at values
     def _recall(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:

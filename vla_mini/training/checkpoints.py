@@ -221,13 +221,16 @@ def _fault(step: int, path: Path, run: str | None) -> str | None:
 
 
 def clear_up(run_dir: Path, *, step: int) -> None:
-    """Before a run goes on after `step`: take away what kills left half written, what is newer (not good, or it would be gone
-    on from), and what was said of its end."""
+    """Before a run goes on after `step`: take away what kills left half written, and what was said of its end. Checkpoints that
+    are newer are not good, or it would be gone on from them: they are put aside, as *.bad."""
     for partial in [*run_dir.rglob(".*.partial-*")]:
         shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
     for number, path in numbered(run_dir / "checkpoints"):
         if number > step:
-            WholeFiles().remove_checkpoint(path)
+            for file in (path, _checksum_file(path)):
+                if file.exists():
+                    file.replace(file.with_name(f"{file.name}.bad"))
+            path.with_name(f"last{SUFFIX}").unlink(missing_ok=True)  # the next one will be
     for stale in ("report.html", "evaluation/metrics.json"):
         (run_dir / stale).unlink(missing_ok=True)
 

@@ -64,6 +64,8 @@ class EndTogether(Callback):
             signal.signal(signal.SIGTERM, self._on_sigterm)
             if trainer.world_size > 1 and trainer.is_global_zero:
                 self._watch(trainer.strategy.launcher)
+            elif trainer.world_size > 1:  # deaf to signals, so that the first one decides; not to outlive it
+                threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def _watch(self, launcher: Any) -> None:
         heard, number = os.pipe()
@@ -82,6 +84,10 @@ class EndTogether(Callback):
 
         threading.Thread(target=end, daemon=True).start()
 
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)  # what comes now is of this process alone
+
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher  # None where there is one process
         if launcher is None:
@@ -91,3 +97,9 @@ class EndTogether(Callback):
             if isinstance(exception, Exception) and process.poll() is not None:
                 print(f"process {number} ended first, with exit code {process.returncode}", file=sys.stderr)
             process.kill()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

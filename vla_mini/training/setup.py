@@ -5,16 +5,17 @@
 Every command that begins where train.py begins comes through here.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from tqdm import tqdm
 
+import vla_mini.envs
 from vla_mini import pretrained
 from vla_mini.autograd.norms import components
 from vla_mini.build import build_policy, nearest
@@ -144,7 +145,8 @@ def augmentation(settings: Mapping[str, Any], image_size: tuple[int, int]) -> An
 def rehearse(settings: Mapping[str, Any]) -> None:
     """Build both once, from two episodes: what does not fit is refused before thousands are collected."""
     env_id, data = settings["env"]["id"], settings["data"]
-    longest = gymnasium.spec(env_id).max_episode_steps
+    with contextlib.closing(vla_mini.envs.make(env_id)) as env:
+        longest = env.spec.max_episode_steps
     several = settings["trainer"]["devices"] * data["batch_size"]
     if longest and several > data["episodes"] * longest:
         most = f"{data['episodes']} episodes of at most {longest} frames"

@@ -3,6 +3,7 @@
 Reads from top to bottom as what happens. Everything goes into one new folder, runs/<experiment>/<date_time>/.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def main(cfg: Any) -> None:
     if not config.rank():  # what the first of several processes finds right, is
         check_start(settings)
     if cfg.resume:
-        resumable(cfg)  # before anything is collected
+        with warnings.catch_warnings(action="ignore"):  # they come again, below
+            resumable(cfg)  # before anything is collected
     collect_missing(settings)
     demonstrations = read_dataset(cfg.data.root)
     policy = untrained_policy(settings, demonstrations)
@@ -43,6 +45,7 @@ def main(cfg: Any) -> None:
     run_dir = config.run_folder(cfg)  # all is checked: the work begins
     if cfg.resume and not config.rank():
         clear_up(run_dir, step=steps)
+        print(f"{run_dir} goes on after step {steps}" if checkpoint else f"{run_dir} has no checkpoint yet: it begins anew")
     write_provenance(run_dir, origin)
     stopwatch = Stopwatch()
     trainer, module = build_training(

@@ -43,6 +43,8 @@ def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
         key = argument.partition("=")[0].lstrip("+")
         if key not in ("trainer.max_steps", *COMPILE) and key.partition(".")[0] != "logger":
             raise ValueError(f"{argument} with resume=: a run goes on as it began, but for trainer.max_steps, logger, compile")
+    if not Path(folder).is_dir():
+        raise ValueError(f"resume={folder}: there is no such folder")
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")

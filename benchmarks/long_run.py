@@ -32,25 +32,15 @@ def main() -> None:
 
 def measure(folder: Path, *, steps: int, every: int, others: list[str]) -> list[dict[str, Any]]:
     """What there is after each `every` steps: memory, disk, and the steps a second since the look before."""
-    import lightning
     from lightning.pytorch.callbacks import LambdaCallback
-    from omegaconf import OmegaConf
 
+    from benchmarks._training import ready
     from vla_mini import config
-    from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
-    from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     places = [f"data.root={folder}/data", f"hydra.run.dir={folder}/run", f"trainer.max_steps={steps}"]
     cfg = config.load("train", [*SETTINGS, *places, *others])
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed, verbose=False)
-    policy = untrained_policy(settings, demonstrations)
-    data = data_module(settings, demonstrations, policy)
-    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
+    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=Stopwatch())
     found: list[dict[str, Any]] = []
     start = time.perf_counter()
 

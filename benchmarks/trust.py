@@ -35,28 +35,18 @@ def main() -> None:
 def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
     from unittest.mock import patch
 
-    import lightning
-    from omegaconf import OmegaConf
-
+    from benchmarks._training import ready
     from vla_mini import config, files, pretrained
     from vla_mini.data import frames
     from vla_mini.data.reader import read_dataset
     from vla_mini.training.checkpoints import Checkpoints
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
-    from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     arguments = [*SETTINGS, f"hydra.run.dir={folder}/run", *others]
     cfg = config.load("train", arguments)  # once, which imports
     checking = timed(lambda: config.load("train", arguments), repeats)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed, verbose=False)
-    policy = untrained_policy(settings, demonstrations)
-    data = data_module(settings, demonstrations, policy)
     stopwatch = Stopwatch()
-    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
+    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=stopwatch)
     saving: list[float] = []
     save_once = Checkpoints._save
 
@@ -69,6 +59,7 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
         trainer.fit(module, datamodule=data)
     training = stopwatch.seconds
 
+    demonstrations = read_dataset(cfg.data.root)
     saved = folder / "run" / "policy"
     cache = Path(cfg.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
 

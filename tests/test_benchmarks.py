@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import _machine, gpu, inference, main_job, time_to_success, training_speed
+from benchmarks import _machine, gpu, inference, long_run, main_job, time_to_success, training_speed, trust
 from tests.factory import DEFAULTS, VARIANTS, make_observation, make_policy
 from vla_mini import machine
 from vla_mini.collection import collect
@@ -164,3 +164,17 @@ def test_the_gpus_benchmark_wants_a_gpu(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="measures on a CUDA device, and torch sees none here"):
         gpu.main()
+
+
+def test_a_long_run_is_looked_at_on_the_way(tmp_path):
+    others = ["data.episodes=8", "data.batch_size=4", "trainer.log_every_n_steps=1"]
+    looks = long_run.measure(tmp_path, steps=4, every=2, others=others)
+    assert [look["steps"] for look in looks] == [2, 4]
+    assert all(look["memory_megabytes"] > 1 and look["disk_megabytes"] > 0 < look["steps_per_second"] for look in looks)
+
+
+def test_what_trust_costs_is_measured(tmp_path):
+    others = ["experiment=toy_pick_smoke", "data.episodes=8", "data.batch_size=4", f"data.root={tmp_path}/data"]
+    figures = trust.measure(tmp_path, 1, others)
+    assert trust.MOST.keys() <= figures.keys() and figures["saves"] >= 1
+    assert 0 < figures["saving_seconds"] < figures["training_seconds"]

@@ -129,7 +129,7 @@ class Service(BaseHTTPRequestHandler):
         elif status:
             self.send_error(status)
 
-    do_GET = do_HEAD = do_POST  # noqa: N815
+    do_GET = do_HEAD = do_POST  # noqa: N815 (the names that http.server calls)
 
     def log_message(self, *_):
         pass

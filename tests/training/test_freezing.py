@@ -39,4 +39,4 @@ def test_a_step_with_a_frozen_part_takes_less_time():
         return time.process_time() - started
 
     full, part = zip(*((seconds(policy), seconds(frozen)) for _ in range(12)), strict=True)
-    assert min(part) < 0.9 * min(full)
+    assert min(part) < 0.85 * min(full)

@@ -15,7 +15,7 @@ install_import_hook("vla_mini", "beartype.beartype")  # before anything of the p
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.factory import VARIANTS  # noqa: E402
+from tests.factory import OTHERS  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what is to run in the background so, deaf to Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(params=[f"{group}={name}" for group, names in VARIANTS.items() for name in names])
+@pytest.fixture(params=["default", *(f"{group}={name}" for group, name in OTHERS)])
 def variant(request) -> dict[str, str]:
-    """Each variant that configs/ holds, found by itself, with the default parts around it."""
+    """Each variant that configs/ holds, found by itself, with the default parts around it, and once those alone."""
     group, _, name = request.param.partition("=")
-    return {group: name}
+    return {group: name} if name else {}

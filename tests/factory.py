@@ -17,6 +17,7 @@ CONFIGS = ROOT / "configs"
 GROUPS = ("vision", "language", "trunk", "action", "auxiliary")
 VARIANTS = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in GROUPS}
 DEFAULTS = {"vision": "conv", "language": "table", "trunk": "query", "action": "regression", "auxiliary": "keyframe"}
+OTHERS = [(group, name) for group, names in VARIANTS.items() for name in names if name != DEFAULTS[group]]
 
 
 def spec(group: str, name: str) -> dict:

@@ -154,30 +154,40 @@ def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Compose
 
     A command with an `experiment` of its own begins where train.py would: `training` holds the settings of that.
     """
+    own, training = split(name, arguments)
     if name == "compare":
-        from vla_mini.config.variants import expand, split_comparison
+        from vla_mini.config.variants import expand, refuse_base
 
-        own, training = split_comparison(arguments)
+        refuse_base(own)
         settings = _compose(name, own, resolve=resolve).settings
         folder = settings["name"] or sort_overrides(name, own).groups.get("study", "comparison")
         return Composed(settings | {"variants": expand(settings, training), "name": folder}, None)
-    own, training = split_training(name, arguments)
     composed = _compose(name, own, resolve=resolve)
     return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
 
 
-def split_training(name: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A command's arguments -> its own and, where it has an experiment, given or by default, those for train.py."""
-    command = read_command(name)
+def split(name: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """A command's arguments -> its own and, where it trains variants or has an experiment, given or by default, those for
+    train.py. ValueError for a key that neither knows."""
+    command, own_keys = read_command(name), known_keys(name)
     keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
-    if "experiment" not in command or (command["experiment"] is None and "experiment" not in keys):
+    begins = "experiment" in command and (command["experiment"] or "experiment" in keys)
+    if name != "compare" and not begins:
         return arguments, []
-    nodes = {key for key, value in command.items() if isinstance(value, dict)}
-    is_own = [key in command or key.partition(".")[0] in nodes for key in keys]
-    own = [argument for argument, known in zip(arguments, is_own, strict=True) if known]
-    shared = ("experiment", "seed")
-    training = [argument for argument, key, known in zip(arguments, keys, is_own, strict=True) if not known or key in shared]
-    return own, training if "experiment" in keys else [f"experiment={command['experiment']}", *training]
+    own, training = [], []
+    for argument, key in zip(arguments, keys, strict=True):
+        node = key.partition(".")[0]
+        # What is of no form at all is refused as the command's own.
+        is_own = key in own_keys or isinstance(command.get(node), dict) or "=" not in argument
+        if not is_own and node not in (*known_keys("train"), "hydra"):
+            raise ValueError(f"unknown key {key!r}: {did_you_mean(key, [*own_keys, *known_keys('train')])}")
+        if is_own:
+            own.append(argument)
+        if not is_own or (begins and key in ("experiment", "seed")):
+            training.append(argument)
+    if begins and "experiment" not in keys:
+        training = [f"experiment={command['experiment']}", *training]
+    return own, training
 
 
 def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:

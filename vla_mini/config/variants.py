@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_mini.config.compose import PATHS, TEXTS, did_you_mean, groups_of, known_keys
+from vla_mini.config.compose import PATHS, TEXTS, groups_of
 
 # What is the same for all variants, and how it is said instead.
 DECIDED = {
@@ -25,21 +25,13 @@ DECIDED = {
 SCENES = (("env", "id"), ("evaluation", "episodes"), ("evaluation", "seed"), ("evaluation", "selection_episodes"))
 
 
-def split_comparison(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are compare.py's own, and those of train.py. ValueError for a key that neither knows."""
-    own, training = known_keys("compare"), [*known_keys("train"), "hydra"]
-    parts: tuple[list[str], list[str]] = ([], [])
+def refuse_base(arguments: Sequence[str]) -> None:
+    """ValueError where compare.py's own arguments hold a study's base."""
     for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+")
-        top = key.partition(".")[0]
-        if top == "base":
+        if argument.partition("=")[0].lstrip("+") == "base":
             raise ValueError(
                 f"{argument}: on a command line train.py's settings stand by themselves, such as experiment=toy_pick"
             )
-        if top not in own and top not in training:
-            raise ValueError(f"unknown key {key!r}: {did_you_mean(key, [*own, *known_keys('train')])}")
-        parts[top not in own].append(argument)
-    return parts
 
 
 def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import _machine, gpu, inference, long_run, main_job, time_to_success, training_speed, trust
+from benchmarks import _machine, frozen_language, gpu, inference, long_run, main_job, time_to_success, training_speed, trust
 from tests.factory import DEFAULTS, VARIANTS, make_observation, make_policy
+from tests.language.test_huggingface_language import save_pretrained
 from vla_mini import machine
 from vla_mini.collection import collect
 
@@ -148,6 +149,16 @@ def test_both_loops_train_the_same(tmp_path):
     assert convolutions < figures["step_gigaflops"] < 2 * convolutions
     assert all(milliseconds >= 0 for milliseconds in figures["profile_milliseconds_per_step"].values())
     assert {"convolutions and matrix products", "optimizer"} <= figures["profile_milliseconds_per_step"].keys()
+
+
+def test_what_a_frozen_encoder_costs_is_measured(tmp_path):
+    collect("vla_mini/ToyPick-v0", tmp_path / "data", episodes=8, validation_episodes=1, num_workers=1)
+    save_pretrained(tmp_path / "encoder", start=True)
+    others = [f"data.root={tmp_path / 'data'}", "data.batch_size=16"]
+    figures = frozen_language.measure(str(tmp_path / "encoder"), 3, 1, others)
+    spent = figures["milliseconds_per_step"]
+    assert figures["cost"] > 0.5 and all(milliseconds > 1 for milliseconds in spent.values())
+    assert figures["profile_milliseconds_per_step"].keys() == spent.keys() == {"table", "encoder"}
 
 
 @pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run

@@ -4,8 +4,8 @@ python benchmarks/frozen_language.py path=DIR [rounds=15] [steps=20] [output=ben
                                      [key=value ...]
 
 `path` is a folder or a hub id, as language.path is. Two bare training loops, of experiment=toy_pick and of
-experiment=toy_pick_synonyms, take turns of `steps` steps in one process; the median of the rounds' ratios is the cost. All other
-arguments are those of scripts/train.py, for both.
+experiment=toy_pick_synonyms, take turns of `steps` steps in one process; the median of the rounds' ratios is the cost. All
+other arguments are those of scripts/train.py, for both.
 """
 
 from statistics import median

@@ -101,6 +101,12 @@ def configs(tmp_path, monkeypatch) -> Path:
             ["language.noise=1 with freeze=[language]"],
         ),
         ("train", ["language=huggingface", "language.noise=1", "lora.targets=[trunk]"], ["lora.also_train=[language]"]),
+        (
+            "train",
+            ["language=huggingface", "language.path=a", "language.config.hidden_size=8"],
+            ["config.hidden_size=8", "path=a"],
+        ),
+        ("train", ["ensemble=0.1", "execute=8"], ["ensemble=0.1", "execute=8"]),
         ("train", ["trainer.precision=bf16-mixd"], ["'bf16-mixd'", "'bf16-mixed'"]),
         ("train", ["trainer.callbacks=[]"], ["trainer.callbacks", "no setting"]),
         ("train", ["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),

@@ -50,7 +50,8 @@ def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
-    """The pretrained encoder in `folder`, in eval mode and fp32, and the config that it can be made again from.
+    """The pretrained encoder in `folder`, in fp32 and ready to learn, and the config that it can be made again from; of one
+    that is made by code that comes with it, the config says so by its `auto_map`.
 
     Of a model with a vision and a text encoder (CLIP, SigLIP) it is the one that `part` names; of an encoder with a decoder
     (T5), the encoder.
@@ -69,11 +70,11 @@ def load(folder: Path, *, part: Part, trust_remote_code: bool = False) -> tuple[
         if inner is not None:
             model, config = next((each, inner) for each in whole.modules() if getattr(each, "config", None) is inner)
         if trust_remote_code and getattr(config, "auto_map", None):
-            return model.eval(), _plain(config)  # made by code that the library does not have
+            return model.train(), _plain(config) | {"auto_map": config.auto_map}
         known = AutoConfig.for_model(config.model_type).to_dict()  # old files hold settings of long ago
         again, described = make({key: value for key, value in _plain(config).items() if key in known})
         again.load_state_dict((model.get_encoder() if config.is_encoder_decoder else model).state_dict())
-        return again.eval(), described
+        return again, described
 
 
 def fetch(path: str | Path, *, trust_remote_code: bool = False, files: Sequence[str] = FILES, setting: str = "path") -> Path:
@@ -132,8 +133,15 @@ def freeze_unused(model: nn.Module, output: Tensor) -> None:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config of transformers as what JSON can hold, defaults included, without where it came from."""
-    return {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if key not in _ORIGIN}
+    """A config of transformers as what JSON can hold, the model's own defaults included, without where it came from.
+
+    Left out are defaults that all models share: they change nothing, and come and go with the library's versions.
+    """
+    from transformers import PretrainedConfig
+
+    shared = json.loads(PretrainedConfig().to_json_string(use_diff=False))
+    whole = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in whole.items() if key not in _ORIGIN and not (key in shared and shared[key] == value)}
 
 
 @contextmanager

@@ -30,6 +30,9 @@ STAND_IN = """
         pathlib.Path("new").write_text(str(os.getpid()))
         os.rename("new", "pid")
         time.sleep(60)
+    if "EDIT" in os.environ:
+        with open(__file__, "a") as file:
+            file.write(os.environ["EDIT"])
     speed = 2 if settings["action"] == "flow" else 5
     rows = [f"{step - 1},{3 + step / speed}" for step in (20, 40, 120)]  # three seconds to set up
     (folder / "metrics.csv").write_text("\\n".join(["step,seconds", *rows]))
@@ -114,8 +117,25 @@ def test_the_digest_is_that_of_code_not_of_comments(tmp_path, monkeypatch):
     for text, other in (("a = 1\n", "b = 1"), ("a = 1  # one\n\n", "b = 2"), ("a = 2\n", "b = 2")):
         module.write_text(text)
         aside.write_text(other)
-        digests.append(runs.code_digest.__wrapped__())
+        digests.append(runs.code_digest())
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("edit", "counts"), [("\nedited = True\n", True), ("\n# a comment\n", False)])
+def test_code_that_is_changed_while_a_run_is_made_spoils_it(monkeypatch, edit, counts):
+    monkeypatch.setenv("EDIT", edit)
+    run = plan("flow", ["action=flow", "trainer.max_steps=32"], seed=0, within=Path("runs"))
+    assert (train(run) == "the code in vla_mini/ was changed while it ran: start it again") == counts
+    assert (run.folder / FINISHED).exists() != counts
+
+
+def test_a_hub_id_is_known_by_the_commit_that_it_stands_for(monkeypatch):
+    folders = []
+    for commit in ("abc", "def", "abc"):
+        monkeypatch.setattr(runs.hub, "fetch", lambda path, commit=commit, **options: Path("snapshots") / commit)
+        arguments = ["language=huggingface", "language.path=owner/name"]
+        folders.append(plan("a", arguments, seed=0, within=Path("runs")).folder)
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_failures_are_told_and_the_others_go_on():

@@ -1,13 +1,14 @@
 """A frozen encoder says each thing once; a learning one learns; a saved one needs nothing but its own folder."""
 
 import copy
+import json
 import shutil
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from tests.factory import make_batch, make_observation, make_policy, mean_loss, spec
+from tests.factory import command, make_batch, make_observation, make_policy, mean_loss, spec
 from vla_mini import hub, testing
 from vla_mini.language.huggingface import HuggingFaceLanguage
 from vla_mini.policy import Policy
@@ -46,6 +47,28 @@ def save_pretrained(folder, *, start: bool) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     model, _ = hub.make(CONFIG | {"vocab_size": len(words)})
     model.save_pretrained(folder)
+
+
+def test_a_pretrained_model_that_learns_knows_dropout_and_a_frozen_one_does_not(tmp_path):
+    save_pretrained(tmp_path, start=True)
+    for frozen in (True, False):
+        language = HuggingFaceLanguage(path=str(tmp_path), frozen=frozen)  # in the mode in which it is trained
+        said = [language(*language.tokenize([*TASKS])) for _ in range(2)]
+        assert torch.equal(*said) == frozen
+        language.eval()
+        assert torch.equal(*(language(*language.tokenize([*TASKS])) for _ in range(2)))
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run
+def test_the_synonyms_experiment_walks_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(tmp_path / "encoder", start=True)
+    small = ["data.episodes=8", "data.validation_episodes=1", "data.batch_size=8", "trainer.max_steps=2"]
+    small += ["evaluation.episodes=1", "evaluation.every_n_steps=0", "hydra.run.dir=run"]
+    assert command("train", "experiment=toy_pick_synonyms", "language.path=encoder", *small) == 0
+    splits = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["splits"]
+    assert {"synonyms", "synonyms_colours", "synonyms_shapes", "synonyms_verbs"} <= splits.keys()
+    assert Policy.from_pretrained("run/policy").language.noise == 2.0
 
 
 def test_each_distinct_instruction_is_encoded_once(language, calls):

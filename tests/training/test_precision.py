@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.factory import VARIANTS, command, make_batch, make_policy
+from tests.factory import VARIANTS, command, make_batch, make_observation, make_policy, mean_loss, spec
 from tests.harness import fit, keeping
 from vla_mini.training.average import WeightAverage
 from vla_mini.training.selection import BestPolicy
@@ -31,3 +31,18 @@ def test_policies_of_bf16_learn_and_are_played_and_saved(action, decay, tmp_path
     fit(policy, [make_batch(policy)] * 2, **with_best, precision="bf16-true", record=False)
     assert policy.action.state_dict().popitem()[1].dtype == torch.bfloat16 and best.best is not None
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_steps": 100}])
+@pytest.mark.parametrize("action", ["flow", "diffusion"])
+def test_noise_and_times_are_not_rounded_with_the_weights(action, arguments):
+    policies = [
+        make_policy(action=spec("action", action) | arguments, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    acted = [policy.act(make_observation(policy), torch.Generator().manual_seed(0)).float() for policy in policies]
+    torch.testing.assert_close(*acted, rtol=0, atol=0.1)
+    losses = []
+    for policy in policies:
+        torch.manual_seed(1)
+        losses.append(mean_loss(policy, make_batch(policy, 8)).float())
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)

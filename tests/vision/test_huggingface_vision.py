@@ -60,6 +60,27 @@ def test_pretrained_ones_bring_their_size_and_normalisation(folder):
     torch.testing.assert_close(vision(images), expected)
 
 
+def test_processors_are_read_as_transformers_5_writes_them(folder):
+    """Within processor_config.json; and what they say is not done, is not done."""
+    old = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Any", "image_processor": old}))
+    vision = HuggingFaceVision(path=str(folder))
+    assert vision.input_size == [24, 24] and vision.image_mean == [0.1, 0.2, 0.3]
+    plain = {"image_processor": old | {"do_normalize": False, "do_center_crop": False}}
+    (folder / "processor_config.json").write_text(json.dumps(plain))
+    vision = HuggingFaceVision(path=str(folder))
+    assert vision.input_size == [32, 32] and vision.image_mean == [0.0] * 3 and vision.image_std == [1.0] * 3
+
+
+def test_trust_that_was_not_needed_leaves_no_trace(folder, tmp_path):
+    policy = make_policy(vision=TARGET | {"path": str(folder), "trust_remote_code": True})
+    policy.save_pretrained(tmp_path / "policy")
+    shutil.rmtree(folder)
+    observation = make_observation(policy)
+    torch.testing.assert_close(Policy.from_pretrained(tmp_path / "policy").act(observation), policy.act(observation))
+
+
 def test_a_saved_policy_needs_the_folder_no_more(folder, tmp_path):
     policy = make_policy(vision=TARGET | {"path": str(folder)})
     policy.save_pretrained(tmp_path / "policy")

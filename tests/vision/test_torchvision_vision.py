@@ -83,6 +83,12 @@ def test_a_layer_may_be_named_and_images_resized():
     assert vision(torch.rand(1, 3, 64, 64)).shape == (1, 48, 256)
 
 
+def test_sides_that_the_stride_does_not_divide_are_rounded():
+    vision = TorchvisionVision(image_size=(100, 80), stride=8)
+    assert vision.grid == (13, 10) and vision.width == 128
+    assert vision(torch.rand(1, 3, 100, 80)).shape == (1, 130, 128)
+
+
 def test_no_norm_looks_across_the_batch():
     vision = TorchvisionVision(image_size=SIZE).train()
     images = torch.rand(4, 3, 64, 64)
@@ -94,8 +100,11 @@ def test_no_norm_looks_across_the_batch():
     [
         ({"name": "resnet81"}, "name='resnet81' is no classification network of torchvision; did you mean 'resnet18'"),
         ({"layer": "layr2"}, "layer='layr2' is not in the network; the nearest: layer2"),
-        ({"stride": 5}, r"stride=5: the network has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32"),
-        ({"name": "vit_b_16"}, r"input_size=\[64, 64\] is not for this network"),
+        ({"stride": 5}, r"stride=5: .* has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32"),
+        ({"name": "vit_b_16"}, "name='vit_b_16' is a transformer, which makes no maps"),
+        ({"name": "swin_t", "layer": "features.3"}, "name='swin_t' is a transformer"),
+        ({"name": "convnext_tiny", "layer": "features.1.0.block.2"}, "layer='features.1.0.block.2' gives no map"),
+        ({"name": "inception_v3", "input_size": [32, 32]}, r"input_size=\[32, 32\] is not for this network"),
         ({"path": "nowhere.pth"}, "path=nowhere.pth: there is no such file"),
         ({"path": __file__}, "holds no state_dict of ResNet"),
     ],

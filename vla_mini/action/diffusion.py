@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 
 from vla_mini.action._denoiser import Denoiser, several
+from vla_mini.layers import at_least_fp32
 from vla_mini.types import Context
 
 
@@ -61,10 +62,11 @@ class DiffusionHead(nn.Module):
             hidden=hidden,
             depth=depth,
         )
-        self.register_buffer("kept", kept_signal(levels), persistent=False)
+        self.kept = kept_signal(levels)  # no buffer: those are rounded where weights are bf16
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """The squared error of what is predicted, averaged over the action's size and the draws."""
+        actions = at_least_fp32(actions)  # noise needs the digits
         noise = torch.randn(len(actions), self.draws, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
         uniform = torch.rand(len(actions), self.draws, device=actions.device)
         level = (uniform * self.levels).long().clamp(max=self.levels - 1)
@@ -88,7 +90,7 @@ class DiffusionHead(nn.Module):
     def add_noise(
         self, actions: Float[Tensor, "b #n t a"], noise: Float[Tensor, "b n t a"], level: Int64[Tensor, "b n"]
     ) -> Float[Tensor, "b n t a"]:
-        kept = self.kept.to(actions.dtype)[level][..., None, None]
+        kept = torch.tensor(self.kept, dtype=actions.dtype, device=actions.device)[level][..., None, None]
         return kept.sqrt() * actions + (1 - kept).sqrt() * noise
 
     def step(
@@ -96,12 +98,11 @@ class DiffusionHead(nn.Module):
     ) -> Float[Tensor, "b t a"]:
         """One DDIM step, to the action below level 0. Actions beyond [-1, 1] do not exist, and are cut off before the noise
         is told from them."""
-        kept = self.kept[level]
-        kept_next = self.kept[next_level] if next_level >= 0 else torch.ones_like(kept)
-        action = output if self.target == "action" else (x - (1 - kept).sqrt() * output) / kept.sqrt()
+        kept, kept_next = self.kept[level], self.kept[next_level] if next_level >= 0 else 1.0
+        action = output if self.target == "action" else (x - math.sqrt(1 - kept) * output) / math.sqrt(kept)
         action = action.clamp(-1, 1)
-        noise = (x - kept.sqrt() * action) / (1 - kept).sqrt()
-        return kept_next.sqrt() * action + (1 - kept_next).sqrt() * noise
+        noise = (x - math.sqrt(kept) * action) / math.sqrt(1 - kept)
+        return math.sqrt(kept_next) * action + math.sqrt(1 - kept_next) * noise
 
     def _output(
         self, noisy: Float[Tensor, "n t a"], level: Int64[Tensor, " n"], condition: Float[Tensor, "n d"]
@@ -109,11 +110,11 @@ class DiffusionHead(nn.Module):
         return self.denoiser(noisy, level.to(noisy.dtype) / self.levels, condition)
 
 
-def kept_signal(levels: int) -> Float[Tensor, " levels"]:
+def kept_signal(levels: int) -> list[float]:
     """How much of the action's power is left at each level, from nearly all to nearly none (alpha bar; squared cosine)."""
 
     def cosine(share: float) -> float:
         return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
 
     lost = [min(1 - cosine((k + 1) / levels) / cosine(k / levels), 0.999) for k in range(levels)]
-    return torch.cumprod(1 - torch.tensor(lost, dtype=torch.float64), dim=0).float()
+    return torch.cumprod(1 - torch.tensor(lost, dtype=torch.float64), dim=0).tolist()

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from vla_mini.action._denoiser import Denoiser, several
+from vla_mini.layers import at_least_fp32
 from vla_mini.types import Context
 
 LAST_TIME = 0.999  # of training: the field is not asked where noise has gone
@@ -56,6 +57,7 @@ class FlowHead(nn.Module):
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """The squared error of the velocity, averaged over the action's size and the draws."""
+        actions = at_least_fp32(actions)  # times and noise need the digits
         noise = torch.randn(len(actions), self.draws, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
         uniform = torch.rand(len(actions), self.draws, dtype=actions.dtype, device=actions.device)
         time = LAST_TIME * (1 - uniform ** (1 / 1.5))[..., None, None]  # u^(1/1.5) is distributed as Beta(1.5, 1)

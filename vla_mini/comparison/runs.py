@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from vla_mini import config, files, pretrained
+from vla_mini import config, files, hub, pretrained
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.report import read_curves
 from vla_mini.training import setup
@@ -112,19 +112,25 @@ def contents(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["init_from"] = pretrained.identity(settings["init_from"])
     places = {name: settings[name].get("path") for name in ("vision", "language")} | {"data": settings["data"]["root"]}
     for name, place in places.items():
-        if place is not None and Path(place).exists():  # a hub id names what it holds
+        if place is not None and Path(place).exists():
             root = Path(place)
             found[name] = files.digests(
                 root.parent, [root] if root.is_file() else sorted(filter(Path.is_file, root.rglob("*")))
             )
+        elif place is not None and "trust_remote_code" in settings[name]:  # a hub id: the commit that it stands for now
+            found[name] = hub.fetch(place, trust_remote_code=settings[name]["trust_remote_code"]).name
     return found
 
 
-@functools.cache
 def code_digest() -> str:
     """SHA-256 over the syntax trees of the package, so that neither comments nor layout count."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ASIDE)
-    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in (*paths, TRAIN)]
+    return _digest(tuple(path.read_text(encoding="utf-8") for path in (*paths, TRAIN)))
+
+
+@functools.lru_cache(maxsize=1)
+def _digest(sources: tuple[str, ...]) -> str:
+    trees = [ast.dump(ast.parse(source)) for source in sources]
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()
 
 
@@ -132,10 +138,14 @@ def code_digest() -> str:
 def alone() -> Iterator[None]:
     """Refuses, by a ValueError, a second comparison on this machine at the same time: each would slow the other's runs."""
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{getpass.getuser()}.lock", timeout=0):
+        with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{_user()}.lock", timeout=0):
             yield
     except Timeout:
         raise ValueError("another compare.py is at work on this machine, and two would slow each other: wait for it") from None
+
+
+def _user() -> str | int:
+    return os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # not every user has a name
 
 
 def budgeted(arguments: Sequence[str], budget: Mapping[str, Any], *, speed: float | None) -> list[str]:
@@ -205,6 +215,7 @@ def train(run: Run) -> str | None:
     if (run.folder / FINISHED).is_file():
         return None
     _move_aside(run.folder)
+    code_before = code_digest()
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_name(f"{run.folder.name}.log")
     command = [sys.executable, str(TRAIN), *run.arguments, f"hydra.run.dir={run.folder}"]
@@ -218,8 +229,10 @@ def train(run: Run) -> str | None:
                 child.wait()
     if code:
         return _reason(log, code)
+    if code_digest() != code_before:  # and nobody knows which of it the run is of
+        return "the code in vla_mini/ was changed while it ran: start it again"
     os.replace(log, run.folder / "log.txt")
-    files.write_text(run.folder / FINISHED, json.dumps({"arguments": run.arguments, "code": code_digest()}, indent=2) + "\n")
+    files.write_text(run.folder / FINISHED, json.dumps({"arguments": run.arguments, "code": code_before}, indent=2) + "\n")
     return None
 
 

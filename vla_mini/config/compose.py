@@ -6,6 +6,7 @@ command line and one in a YAML file, which Hydra merges silently, meet the same 
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,6 +201,7 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     from yaml import YAMLError
 
     literals, groups, settings = sort_overrides(name, arguments)
+    _refuse_second_config(literals, settings)
     choices = [f"{group}={variant}" for group, variant in groups.items()]
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
@@ -229,6 +231,17 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
         raise ValueError(" ".join(f"{message}{reason}".split())) from error
     finally:
         HydraConfig.instance().cfg = None  # or Lightning would add hydra.* to the arguments of the processes that it starts
+
+
+def _refuse_second_config(literals: Mapping[str, Any], settings: Sequence[str]) -> None:
+    """ValueError for vision.config.* or language.config.* beside a path: what is pretrained has a config of its own."""
+    for part in ("vision", "language"):
+        path = literals.get(f"{part}.path")
+        for setting in settings if path else ():
+            if setting.startswith(f"++{part}.config"):
+                raise ValueError(
+                    f"{setting.lstrip('+')}: the model of {part}.path={path} has a config of its own; leave one out"
+                )
 
 
 def _check_package(group: str, choice: str | None) -> None:

@@ -42,6 +42,10 @@ def _refuse_training(settings: Settings) -> None:
     execute, horizon = settings["execute"], settings["data"]["horizon"]
     if execute > horizon:
         raise ValueError(f"execute={execute} is more than the data.horizon={horizon} of a chunk")
+    if settings["ensemble"] is not None and execute == horizon:
+        raise ValueError(
+            f"ensemble={settings['ensemble']:g} is for chunks that overlap: execute={execute} leaves none of a chunk"
+        )
     if settings["insulate"] and settings["action"]["_target_"].endswith(".BinsHead"):
         raise ValueError("insulate=true with action=bins: the backbone would learn from the same head; choose another action")
     if settings["trainer"].get("limit_train_batches") == 0:

@@ -14,6 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+TRIALS = 16  # of each transform when it is made: some change the size by chance
+
 
 class Augmentation:
     """Transforms, one after the other.
@@ -38,12 +40,12 @@ class Augmentation:
                 continue
             try:
                 self._transforms.append(_make(spec, image_size))
-                changed = self(trial, batch=0)
+                found = {(changed.dtype, changed.shape) for changed in (self(trial, batch=batch) for batch in range(TRIALS))}
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"augmentation.transforms.{name}: {' '.join(str(error).split())[:200]}") from error
-            if (changed.shape, changed.dtype) != (trial.shape, trial.dtype):
-                found = f"{changed.dtype} {tuple(changed.shape[2:])} of uint8 {tuple(trial.shape[2:])}"
-                raise ValueError(f"augmentation.transforms.{name} makes {found}: images have to stay as large, and bytes")
+            for dtype, shape in found - {(trial.dtype, trial.shape)}:
+                made = f"{dtype} {tuple(shape[2:])} of uint8 {tuple(trial.shape[2:])}"
+                raise ValueError(f"augmentation.transforms.{name} makes {made}: images have to stay as large, and bytes")
 
     def __call__(self, images: UInt8[Tensor, "b k c h w"], *, batch: int, rank: int = 0) -> Tensor:
         """The images changed; `batch` is the number of the batch since training began, `rank` that of the process."""

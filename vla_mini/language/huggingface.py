@@ -63,7 +63,7 @@ class HuggingFaceLanguage(nn.Module):
             self.model, config = hub.make({"vocab_size": self.tokenizer.get_vocab_size()} | config)
         _check_sizes(config, num_tokens=self.tokenizer.get_vocab_size(), max_words=max_words)
         # What a saved policy is made from again: no path, unless to code that is not ours.
-        self.config, self.path = config, path if trust_remote_code else None
+        self.config, self.path = config, path if "auto_map" in config else None
         self._remembered: dict[tuple[int, ...], Tensor] = {}
         self._remembered_of: object = None
         with hub.explained(f"model_type={config['model_type']} cannot read"):

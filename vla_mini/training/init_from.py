@@ -19,7 +19,8 @@ from vla_mini.data.reader import Demonstrations
 from vla_mini.policy import Policy
 from vla_mini.pretrained import PARTS
 
-FREE = {"frozen", "noise", "weight", "draws", "distance"}  # arguments that say how a part learns, not what it is
+# Arguments that say how a part learns or samples, not what it is.
+FREE = {"frozen", "noise", "weight", "draws", "distance", "num_steps"}
 WIDER = 1.2  # times the saved range: beyond, actions of the new data are worth a warning
 
 
@@ -53,6 +54,7 @@ def facts(policy: Policy) -> dict[str, Any]:
         "data.horizon": policy.action.horizon,
         "history": policy.history,
         "data.keyframe.state": policy.keyframe,
+        "blind": policy.blind,
     }
 
 

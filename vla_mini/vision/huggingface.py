@@ -46,7 +46,7 @@ class HuggingFaceVision(nn.Module):
             raise ValueError("vision=huggingface needs a path (a hub id or a folder) or a config")
         # What a saved policy is made from again: no path, unless to code that is not ours.
         self.config, self.trust_remote_code = config, trust_remote_code
-        self.path = path if trust_remote_code else None
+        self.path = path if "auto_map" in config else None
         self.made_for = _pair(config.get("image_size"))
         own_size = processor.get("size") or self.made_for
         if not own_size and not input_size:
@@ -80,11 +80,15 @@ class HuggingFaceVision(nn.Module):
 
 def _read_processor(folder: Path) -> dict[str, Any]:
     """How the images that a pretrained model knows were prepared: {"size": [h, w], "image_mean": ..., "image_std": ...}."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    found = json.loads(path.read_text())
-    size = found.get("crop_size") or found.get("size")  # what is left after cropping is what the model sees
+    found: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):  # the second is how transformers 5 writes it
+        if (folder / name).is_file():
+            whole = json.loads((folder / name).read_text())
+            found |= whole.get("image_processor", whole)
+    if found.get("do_normalize") is False:
+        found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    crop = found.get("crop_size") if found.get("do_center_crop", True) else None
+    size = crop or found.get("size")  # what is left after cropping is what the model sees
     if isinstance(size, dict):
         size = [size["height"], size["width"]] if "height" in size else size.get("shortest_edge")
     return found | {"size": _pair(size)}

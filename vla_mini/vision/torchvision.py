@@ -22,6 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from vla_mini.layers import resize, size_to_see
 
 FROM_TENSORFLOW = {"googlenet", "inception_v3"}
+OF_TOKENS = ("vit", "swin")  # networks whose layers hand on no maps, but tokens or maps with the channels last
 
 
 class TorchvisionVision(nn.Module):
@@ -31,7 +32,8 @@ class TorchvisionVision(nn.Module):
     norms keep the statistics that they came with (`frozen`, as in ACT, for pretrained weights), or make way for group norms
     (`group`, as in Diffusion Policy, for untrained ones).
 
-    - name: resnet18, convnext_tiny, efficientnet_b0 ...: any of torchvision.models whose maps are `b c h w`
+    - name: resnet18, convnext_tiny, efficientnet_b0 ...: any of torchvision.models that classifies, but ViT and Swin, whose
+      layers hand on other things than maps `b c h w`
     - path: a file with the whole network's state_dict, as safetensors or by torch.save. None: untrained
     - stride: pixels between tokens; the deepest map of that stride is taken, or
     - layer: the one that this part of the network, or node of its graph, gives (layer2, features.3)
@@ -85,6 +87,8 @@ def _make(name: str) -> nn.Module:
         close = get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         raise ValueError(f"name={name!r} is no classification network of torchvision; {hint}")
+    if name.startswith(OF_TOKENS):
+        raise ValueError(f"name={name!r} is a transformer, which makes no maps (b c h w): vision=huggingface takes such")
     return models.get_model(name, weights=None)
 
 
@@ -127,11 +131,16 @@ def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | Non
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"input_size={size} is not for this network: {' '.join(str(error).split())[:200]}") from error
     maps = {node: value.shape for node, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
-    wanted = (size[0] // stride, size[1] // stride)
-    for node in reversed(maps):
-        if layer or maps[node][2:] == wanted:
-            return node, maps[node][1], tuple(maps[node][2:])
+    # Pixels between cells, down and across: where the channels are last (inside of ConvNeXt's blocks), they are no such thing.
+    strides = {node: [side / cells for side, cells in zip(size, shape[2:], strict=True)] for node, shape in maps.items()}
+    maps = {node: shape for node, shape in maps.items() if max(strides[node]) < 2 * min(strides[node])}
+    wanted = [{side // stride, math.ceil(side / stride)} for side in size]  # networks differ in what they do with a rest
+    for node, shape in reversed(maps.items()):
+        if layer or all(cells in fitting for cells, fitting in zip(shape[2:], wanted, strict=True)):
+            return node, shape[1], tuple(shape[2:])
     if layer:
         raise ValueError(f"layer={layer!r} gives no map (b c h w)")
-    square = {size[0] // shape[2] for shape in maps.values() if size[0] // shape[2] == size[1] // shape[3]}
-    raise ValueError(f"stride={stride}: the network has no maps (b c h w) of that stride, but of {sorted(square)}")
+    raise ValueError(
+        f"stride={stride}: of input_size={size} the network has no maps (b c h w) of that stride, but of "
+        f"{sorted({round(strides[node][0]) for node in maps})}"
+    )

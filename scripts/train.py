@@ -23,7 +23,7 @@ def main(cfg: Any) -> None:
     from vla_mini.training.guard import raise_if_stopped
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.provenance import identity, provenance, write_provenance
-    from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
+    from vla_mini.training.setup import check_start, collect_missing, data_module, trusts_remote_code, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
@@ -61,8 +61,7 @@ def main(cfg: Any) -> None:
         return  # of several processes the first does the rest
     raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
 
-    trusted = any(cfg[part].get("trust_remote_code") for part in ("vision", "language"))
-    policy = type(policy).from_pretrained(run_dir / "policy", trust_remote_code=trusted)
+    policy = type(policy).from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
     metrics = evaluate(
         policy,
         cfg.env.id,

@@ -8,11 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import _machine, frozen_language, gpu, inference, long_run, main_job, time_to_success, training_speed, trust
+from benchmarks import (
+    _machine,
+    frozen_language,
+    gpu,
+    inference,
+    long_run,
+    main_job,
+    synonyms,
+    time_to_success,
+    training_speed,
+    trust,
+)
 from tests.factory import DEFAULTS, VARIANTS, make_observation, make_policy
 from tests.language.test_huggingface_language import save_pretrained
 from vla_mini import machine
 from vla_mini.collection import collect
+from vla_mini.envs.toy_pick import scene, wordings
 
 
 def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
@@ -159,6 +171,19 @@ def test_what_a_frozen_encoder_costs_is_measured(tmp_path):
     spent = figures["milliseconds_per_step"]
     assert figures["cost"] > 0.5 and all(milliseconds > 1 for milliseconds in spent.values())
     assert figures["profile_milliseconds_per_step"].keys() == spent.keys() == {"table", "encoder"}
+
+
+def test_a_reader_by_likeness_knows_the_known_words_and_guesses_the_others(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    tasks = [s.format(colour=c, shape=o) for s in wordings.TRAINING for c in wordings.COLOURS for o in wordings.SHAPES]
+    save_pretrained(tmp_path, start=True, tasks=tasks)
+    guessed = synonyms.read(str(tmp_path), episodes=40, seed=0)
+    assert guessed.keys() == {"synonyms", "synonyms_colours", "synonyms_shapes"}
+    assert all(rate < 0.6 for rate in guessed["synonyms"].values())
+    monkeypatch.setattr(scene, "SYNONYMS", {word: (word,) for word in scene.SYNONYMS})
+    monkeypatch.setattr(scene, "SYNONYM_VERBS", wordings.TRAINING)
+    known = synonyms.read(str(tmp_path), episodes=40, seed=0)
+    assert all(rates["word by word"] == 1 and rates["as a whole"] >= 0.8 for rates in known.values()), known
 
 
 @pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run

@@ -81,7 +81,7 @@ def test_none_in_the_place_of_a_transform_leaves_it_out():
         ({"_target_": V2 + "GaussianBlur", "kernel_size": 4}, r"augmentation.transforms.mine: Kernel size"),
         ({"_target_": V2 + "ColorJitter", "hue": 0.7}, r"augmentation.transforms.mine: .*hue"),
         ({"_target_": V2 + "Grayscale"}, r"transforms.mine makes torch.uint8 \(1, 12, 16\) of uint8 \(3, 12, 16\)"),
-        ({"_target_": V2 + "RandomZoomOut"}, r"transforms.mine makes torch.uint8 \(3, .* of uint8 \(3, 12, 16\)"),
+        ({"_target_": V2 + "RandomZoomOut", "p": 0.3}, r"transforms.mine makes torch.uint8 \(3, .* of uint8 \(3, 12, 16\)"),
         ({"_target_": V2 + "RGB", "colour": 1}, r"augmentation.transforms.mine: .*colour"),
     ],
 )

@@ -34,11 +34,11 @@ def calls(language):
     return sizes
 
 
-def save_pretrained(folder, *, start: bool) -> None:
-    """A model with a tokenizer of its own, with or without a special token at the start."""
+def save_pretrained(folder, *, start: bool, tasks=TASKS) -> None:
+    """A model with a tokenizer of its own, of the words in `tasks`, with or without a special token at the start."""
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", *sorted({word for task in TASKS for word in task.split()})]
+    words = ["[PAD]", "[UNK]", "[CLS]", *sorted({word for task in tasks for word in task.split()})]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if start:

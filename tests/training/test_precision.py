@@ -5,6 +5,7 @@ import torch
 
 from tests.factory import VARIANTS, command, make_batch, make_observation, make_policy, mean_loss, spec
 from tests.harness import fit, keeping
+from vla_mini.action._denoiser import Denoiser
 from vla_mini.training.average import WeightAverage
 from vla_mini.training.selection import BestPolicy
 from vla_mini.training.window import Stopwatch
@@ -41,8 +42,11 @@ def test_noise_and_times_are_not_rounded_with_the_weights(action, arguments):
     ]
     acted = [policy.act(make_observation(policy), torch.Generator().manual_seed(0)).float() for policy in policies]
     torch.testing.assert_close(*acted, rtol=0, atol=0.1)
-    losses = []
+    losses, times = [], []
     for policy in policies:
+        (field,) = (part for part in policy.action.children() if isinstance(part, Denoiser))
+        field.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1].dtype))
         torch.manual_seed(1)
         losses.append(mean_loss(policy, make_batch(policy, 8)).float())
+    assert times == [torch.float32] * 2
     torch.testing.assert_close(*losses, rtol=0.02, atol=0)

@@ -16,6 +16,7 @@ from vla_mini.pages.comparison import comparison_markdown, comparison_page, comp
 from vla_mini.pages.plots import Curve
 from vla_mini.pages.versions import versions
 from vla_mini.policy import Policy
+from vla_mini.training.setup import trusts_remote_code
 
 TARGET = 0.9  # success on the selection scenes, to which the time is given
 
@@ -111,5 +112,4 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _policy(run: Run) -> Policy:
     settings = config.load("train", run.arguments)
-    trusted = any(settings[part].get("trust_remote_code") for part in ("vision", "language"))
-    return Policy.from_pretrained(run.folder / "policy", trust_remote_code=trusted)
+    return Policy.from_pretrained(run.folder / "policy", trust_remote_code=trusts_remote_code(settings))

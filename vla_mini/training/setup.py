@@ -57,13 +57,17 @@ def untrained_policy(settings: Mapping[str, Any], demonstrations: Demonstrations
     return policy
 
 
+def trusts_remote_code(settings: Mapping[str, Any]) -> bool:
+    """Whether a model of the run may run code that came with it."""
+    return any(settings[part].get("trust_remote_code") for part in ("vision", "language"))
+
+
 def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Policy:
     check_history(demonstrations, settings["history"])  # before anything is made of so many frames
     folder = saved = None
     if settings["init_from"] is not None:  # first, since loading finds what is damaged
         folder = pretrained.locate(settings["init_from"], setting="init_from")
-        trusted = any(settings[part].get("trust_remote_code") for part in ("vision", "language"))
-        saved = pretrained.load(folder, trust_remote_code=trusted, setting="init_from")
+        saved = pretrained.load(folder, trust_remote_code=trusts_remote_code(settings), setting="init_from")
     torch.manual_seed(settings["seed"])
     parts = {name: settings[name] for name in ("vision", "language", "trunk", "action", "auxiliary")}
     if settings["insulate"]:

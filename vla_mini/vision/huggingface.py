@@ -84,9 +84,9 @@ def _read_processor(folder: Path) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):  # the second is how transformers 5 writes it
         if (folder / name).is_file():
             whole = json.loads((folder / name).read_text())
-            found |= whole.get("image_processor", whole)
+            found = found | whole.get("image_processor", whole)
     if found.get("do_normalize") is False:
-        found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        found = found | {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     crop = found.get("crop_size") if found.get("do_center_crop", True) else None
     size = crop or found.get("size")  # what is left after cropping is what the model sees
     if isinstance(size, dict):

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
+from benchmarks._training import begin
 from benchmarks.training_speed import SETTINGS, BareLoop, profile, seconds
 
 TARGET_COST = 1.2
@@ -57,18 +58,11 @@ def measure(path: str, rounds: int, steps: int, others: list[str]) -> dict[str, 
 
 def loop(arguments: list[str]) -> BareLoop:
     """A bare loop over a new policy, as scripts/train.py would make it."""
-    from omegaconf import OmegaConf
-
     from vla_mini import config
-    from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
 
     cfg = config.load("train", [*SETTINGS, *arguments])
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    policy = untrained_policy(settings, demonstrations)
-    return BareLoop(cfg, policy, data_module(settings, demonstrations, policy).train_dataloader())
+    _, policy, data = begin(cfg)
+    return BareLoop(cfg, policy, data.train_dataloader())
 
 
 if __name__ == "__main__":

@@ -58,34 +58,24 @@ def measure(
     """Samples a second over `steps` steps after the first ones, what compiling took, and the peak of the GPU's memory."""
     import gc
 
-    import lightning
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
-    from omegaconf import OmegaConf
 
+    from benchmarks._training import ready
     from vla_mini import config
-    from vla_mini.data.reader import read_dataset
     from vla_mini.training.compilation import WarmUp
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
-    from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     on_gpu = accelerator != "cpu"
     run = [f"compile={mode}", f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
     run += [f"trainer.max_steps={WARM_UP_STEPS + steps}", f"hydra.run.dir={folder}/run"]
     cfg = config.load("train", [*SETTINGS, *run, *others])
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    lightning.seed_everything(cfg.seed, verbose=False)
     torch.compiler.reset()  # nothing of the measurement before
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    policy = untrained_policy(settings, demonstrations)
-    data = data_module(settings, demonstrations, policy)
-    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
+    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=Stopwatch())
     times: list[float] = []
 
     def look(*_: Any) -> None:

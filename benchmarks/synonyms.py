@@ -4,8 +4,8 @@ python benchmarks/synonyms.py policy=DIR [episodes=200] [seed=0] [output=benchma
 python benchmarks/synonyms.py encoder=DIR [episodes=200] ...
 
 On selection scenes, in words of its own: the final examination (evaluation.further_splits=[synonyms]) has others. The second
-asks what a text encoder's vectors alone are good for, in both lists of words: how often the thing that is named is, of those in
-the scene, the nearest to what is said. So good would be a policy with perfect eyes that reads by likeness to the known words.
+asks what a text encoder's vectors alone are good for, in both lists of words, on scenes of its own: how often the thing that is
+named is, of those in the scene, the nearest to what is said. That is a policy with perfect eyes that reads by likeness.
 """
 
 import itertools

@@ -45,24 +45,18 @@ def train_until(
 ) -> dict[str, Any]:
     """One training; `seconds` and `steps` of its first checkpoint that reaches the target, None where none does."""
     from lightning.pytorch.callbacks import LambdaCallback
-    from omegaconf import OmegaConf
 
+    from benchmarks._training import begin
     from vla_mini import config
-    from vla_mini.data.reader import read_dataset
     from vla_mini.evaluation.rollout import rollout
     from vla_mini.training.selection import evaluating
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     # Selection of the best policy is what the checkpoints here stand for.
     own = [f"seed={seed}", f"hydra.run.dir={folder}/run", "evaluation.every_n_steps=0"]
     cfg = config.load("train", [*others, *own])
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    policy = untrained_policy(settings, demonstrations)
-    data = data_module(settings, demonstrations, policy)
+    settings, policy, data = begin(cfg)
     stopwatch = Stopwatch()
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
     options = {"purpose": "evaluation", "seed": cfg.evaluation.seed, "split": "seen"}

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
+from benchmarks._training import begin
 from vla_mini.machine import matrix_product_rates
 
 TARGET_COST, TARGET_SHARE = 0.05, 0.40
@@ -72,22 +73,15 @@ def main() -> None:
 def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[str, Any]:
     """Rounds of Lightning and of the bare loop in turns, then the bare loop's arithmetic and profile."""
     from lightning.pytorch.callbacks import LambdaCallback
-    from omegaconf import OmegaConf
     from torch.utils.flop_counter import FlopCounterMode
 
     from vla_mini import config
-    from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training
     from vla_mini.training.window import Stopwatch
 
     max_steps = (WARM_UP_ROUNDS + rounds) * steps
     cfg = config.load("train", [*SETTINGS, f"trainer.max_steps={max_steps}", f"hydra.run.dir={folder}/run", *others])
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
-    policy = untrained_policy(settings, demonstrations)
-    data = data_module(settings, demonstrations, policy)
+    settings, policy, data = begin(cfg)
     bare = BareLoop(cfg, copy.deepcopy(policy), data.train_dataloader())
     trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
     times: list[tuple[float, float]] = []  # seconds of each round: Lightning's, the bare loop's

@@ -75,11 +75,21 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
     assert describe(policy.language)["frozen"] is False and policy.language.model.encoder.layer[0].training
     chosen["language"]["noise"], chosen["auxiliary"]["weight"], chosen["action"]["distance"] = 0.5, 2.0, "mse"
     assert untrained_policy(chosen, demonstrations).auxiliary.weight == 2.0
+    adapters = {"targets": ["trunk"], "also_train": ["language"], "rank": 2, "alpha": 4.0, "dropout": 0.0, "save": "merged"}
+    noisy = untrained_policy(chosen | {"lora": adapters, "language": chosen["language"] | {"frozen": True}}, demonstrations)
+    assert noisy.language.training and noisy.language.noise == 0.5  # as a frozen part may be, for its noise
     chosen["language"]["config"]["num_attention_heads"] = 4  # weights of the same shapes, yet another function
     with pytest.raises(
         ValueError, match=r"its language.config.num_attention_heads is 2, here it is 4: say language.config.num"
     ):
         untrained_policy(chosen, demonstrations)
+
+
+def test_how_many_steps_a_sample_takes_may_change(tmp_path, demonstrations):
+    make_policy(action={"_target_": "vla_mini.action.flow.FlowHead"}).save_pretrained(tmp_path / "policy")
+    action = json.loads((tmp_path / "policy" / "config.json").read_text())["parts"]["action"]
+    chosen = settings(f"init_from={tmp_path / 'policy'}", action=action | {"num_steps": 3})
+    assert untrained_policy(chosen, demonstrations).action.num_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
         ("schedule.multipliers.camera=2", "no component 'camera'"),
         ("schedule.multipliers.vision=2 freeze=[vision]", "schedule.multipliers.vision: nothing in it learns"),
         ("lora.targets=[vision,trunk] freeze=[vision]", "lora.targets.vision.stem: nothing in it learns"),
-        ("lora.targets=[trunk] lora.also_train=[state] freeze=[state]", "lora.also_train.state: nothing in it learns"),
+        ("lora.targets=[trunk] lora.also_train=[state] freeze=[state]", "lora.also_train=[state] and freeze=[state]: say one"),
         ("unfreeze_at.vision=2 lora.targets=[trunk]", "unfreeze_at.vision: nothing in it learns"),
     ],
 )

@@ -100,7 +100,10 @@ def test_no_norm_looks_across_the_batch():
     [
         ({"name": "resnet81"}, "name='resnet81' is no classification network of torchvision; did you mean 'resnet18'"),
         ({"layer": "layr2"}, "layer='layr2' is not in the network; the nearest: layer2"),
-        ({"stride": 5}, r"stride=5: .* has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32"),
+        (
+            {"stride": 5},
+            r"stride=5: of input_size=\[64, 64\] the network has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32",
+        ),
         ({"name": "vit_b_16"}, "name='vit_b_16' is a transformer, which makes no maps"),
         ({"name": "swin_t", "layer": "features.3"}, "name='swin_t' is a transformer"),
         ({"name": "convnext_tiny", "layer": "features.1.0.block.2"}, "layer='features.1.0.block.2' gives no map"),

@@ -1,5 +1,6 @@
 """Settings of which each is right by itself, but not beside the others: refused, by a line that names both."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,9 @@ def _refuse_fine_tuning(settings: Settings) -> None:
     if not lora["targets"] and (lora["also_train"] or lora["save"] == "apart"):
         key = "also_train" if lora["also_train"] else "save"
         raise ValueError(f"lora.{key}={lora[key]} is for adapters: say lora.targets=[...], too")
+    for name, frozen in itertools.product(lora["also_train"], settings["freeze"]):
+        if f"{name}.".startswith(f"{frozen}."):
+            raise ValueError(f"lora.also_train=[{name}] and freeze=[{frozen}]: say one")
     if lora["alpha"] == 0:
         raise ValueError("lora.alpha=0 would multiply what adapters add by nothing: it has to be above 0")
     if lora["dropout"] >= 1:

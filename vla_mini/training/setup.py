@@ -96,7 +96,6 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
     freeze(policy, settings["freeze"])
     if policy.lora is not None:
         refuse_frozen(policy, policy.lora["layers"], setting="lora.targets")
-        refuse_frozen(policy, settings["lora"]["also_train"], setting="lora.also_train")
     check_stages(policy, settings["unfreeze_at"])
     for name in settings["schedule"]["multipliers"]:
         if name not in components(policy):

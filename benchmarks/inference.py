@@ -3,12 +3,15 @@ configs/, and for every language and trunk variant beside the defaults.
 
 python benchmarks/inference.py [repeats=200] [threads=1] [output=benchmarks/results/inference.json]
 
-The policies are untrained, as time does not depend on weights. Modes take turns, so that all meet the same machine.
+The policies are untrained, as time does not depend on weights; but that of action=fast hangs on how many tokens a chunk takes:
+study=heads times a trained one. Modes take turns, so that all meet the same machine.
 """
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,14 @@ from omegaconf import OmegaConf
 from benchmarks._machine import print_table, read_arguments, save
 from vla_mini import config
 from vla_mini.autograd.saved import count_saved_bytes
-from vla_mini.build import build_policy, variants
+from vla_mini.build import variants
+from vla_mini.collection import collect
+from vla_mini.data.reader import Demonstrations, read_dataset
 from vla_mini.envs import make
 from vla_mini.evaluation.latency import take_turns
 from vla_mini.evaluation.rollout import observe
-from vla_mini.features import Moments, Statistics
 from vla_mini.policy import Policy
+from vla_mini.training.setup import untrained_policy
 from vla_mini.types import Observation
 
 GROUPS = ("vision", "language", "trunk", "action")
@@ -44,9 +49,10 @@ def main() -> None:
     torch.set_num_threads(arguments["threads"])
     measured, cfg = [], config.load("train")
     defaults = {group: cfg[group]["_target_"].split(".")[-2] for group in GROUPS}
+    demonstrations = some_demonstrations()
     for parts in choices(defaults):
         try:
-            policy, observation = untrained(parts)
+            policy, observation = untrained(parts, demonstrations)
         except ValueError as error:  # a variant that needs more than its name, such as a folder with weights
             print(f"{parts}: left out ({error})")
             continue
@@ -71,25 +77,19 @@ def choices(defaults: Mapping[str, str]) -> list[dict[str, str]]:
     return [{**defaults, **parts} for parts in crossed + alone]
 
 
-def untrained(parts: Mapping[str, str]) -> tuple[Policy, Observation]:
+def some_demonstrations() -> Demonstrations:
+    """Enough to learn tokens from."""
+    with TemporaryDirectory() as folder:
+        collect(config.load("train")["env"]["id"], Path(folder) / "data", episodes=64)
+        return read_dataset(Path(folder) / "data")
+
+
+def untrained(parts: Mapping[str, str], demonstrations: Demonstrations) -> tuple[Policy, Observation]:
     """The policy of these parts, and one observation of its environment."""
     settings = OmegaConf.to_container(config.load("train", [f"{group}={name}" for group, name in parts.items()]))
-    env = make(settings["env"]["id"])
-    seen, _ = env.reset(seed=0)
-    features = env.unwrapped.features
-    policy = build_policy(
-        {group: settings[group] for group in (*GROUPS, "auxiliary")},
-        features=features,
-        statistics=Statistics(unit_moments(features.state_size), unit_moments(features.action_size)),
-        tasks=[seen["instruction"]],
-        horizon=settings["data"]["horizon"],
-        keyframe=(settings["data"]["keyframe"] or {}).get("state", ()),
-    ).eval()
+    policy = untrained_policy(settings, demonstrations).eval()
+    seen, _ = make(settings["env"]["id"]).reset(seed=0)
     return policy, observe(policy, [seen])
-
-
-def unit_moments(size: int) -> Moments:
-    return Moments(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
 
 
 def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str, Any]:

@@ -123,12 +123,13 @@ def test_inference_keeps_nothing_without_a_graph():
 
 def test_every_variant_acts_in_some_policy_that_is_measured():
     chosen = inference.choices({group: DEFAULTS[group] for group in inference.GROUPS})
+    demonstrations = inference.some_demonstrations()
     for group in inference.GROUPS:
         assert {parts[group] for parts in chosen} == set(VARIANTS[group])
     assert all(parts.keys() == set(inference.GROUPS) for parts in chosen)
     for parts in chosen:
         if sum(name != DEFAULTS[group] for group, name in parts.items()) == 1:
-            policy, observation = inference.untrained(parts)
+            policy, observation = inference.untrained(parts, demonstrations)
             assert policy.act(observation).shape == (1, 8, 4)
 
 

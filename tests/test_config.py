@@ -434,7 +434,7 @@ def test_variants_that_differ_in_more_have_names():
 
 def test_the_command_line_overrides_a_study_and_may_leave_variants_out():
     variants = told("study=heads", "budget.seconds=null", "variants.bins=null", "action.hidden=64", "experiment=toy_pick_smoke")
-    assert list(variants) == ["regression", "flow", "diffusion"]
+    assert list(variants) == ["regression", "flow", "diffusion", "fast"]
     assert variants["flow"] == ["experiment=toy_pick", "action=flow", "action.hidden=64", "experiment=toy_pick_smoke"]
     settings = config.load("train", variants["flow"])
     assert settings.action.hidden == 64 and settings.data.episodes == 16

@@ -12,6 +12,7 @@ from vla_mini.layers import Block
 from vla_mini.trunk.query import QueryTrunk
 
 MASK = torch.tensor([[True, True, True, True, True], [True, False, True, False, False]])
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
 
 def random(*shape):
@@ -32,12 +33,12 @@ ATTENTIONS = [numpy_attention, lambda q, k, v, mask=None: F.scaled_dot_product_a
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+@pytest.mark.parametrize("mask", [None, MASK[:, None], MASK[:, None] & CAUSAL], ids=["all", "masked", "causal"])
 def test_a_block_is_the_textbooks(attention, mask):
     torch.manual_seed(0)
     block, x = Block(width=12, num_heads=3).double(), random(2, 5, 12)
     q, k, v = rearrange(block.qkv(block.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=3)
-    seen = attention(q, k, v, None if mask is None else mask[:, None, None])
+    seen = attention(q, k, v, None if mask is None else mask[:, None])
     expected = x + block.merge(rearrange(seen, "b h n d -> b n (h d)"))
     expected = expected + block.perceptron(block.norm2(expected))
     torch.testing.assert_close(block(x, mask), expected, rtol=1e-12, atol=1e-12)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,7 +25,7 @@ GROUPS = ("vision", "language", "trunk", "action", "auxiliary")
 # Arguments that follow from the data or from another part: given by the code where a constructor names them, never by YAML.
 FACTS = frozenset(
     {"image_size", "num_cameras", "grid", "state_size", "action_size", "horizon", "keyframe_size", "tasks", "folder"}
-    | {"context_width", "num_tokens", "num_positions", "action_quantiles"}
+    | {"context_width", "num_tokens", "num_positions", "action_quantiles", "action_chunks"}
 )
 
 # Arguments of any part that are at least 1, as are all that begin with num_.
@@ -87,6 +88,7 @@ def build_policy(
     statistics: Statistics,
     horizon: int,
     tasks: Sequence[str] = (),
+    chunks: np.ndarray | None = None,
     folder: str | Path | None = None,
     history: int = 1,
     keyframe: Sequence[str] = (),
@@ -98,16 +100,18 @@ def build_policy(
 ) -> Policy:
     """A policy from the specs of its parts ({"vision": spec, ...}) and the facts about the data that they are built for.
 
-    The tokenizer is trained on `tasks` (instructions), or read from `folder` where a policy was saved.
+    Tokenizers are trained on `tasks` (instructions) and `chunks` (n t a, actions in raw units), or read from `folder` where a
+    policy was saved.
     """
     cameras = history * len(features.cameras)
     vision = build(parts["vision"], "vision", classes=classes, image_size=features.image_size)
     language = build(parts["language"], "language", classes=classes, tasks=tuple(tasks), folder=folder)
     trunk = build(parts["trunk"], "trunk", classes=classes, grid=vision.grid, num_cameras=cameras)
     head_facts = {"context_width": trunk.width, "num_tokens": trunk.num_tokens}
-    head_facts |= {"horizon": horizon, "action_size": features.action_size}
+    head_facts |= {"horizon": horizon, "action_size": features.action_size, "folder": folder}
     normalization, quantiles = Normalization(statistics, history=history), statistics.action.quantiles
     head_facts["action_quantiles"] = None if quantiles is None else normalization.action(torch.from_numpy(quantiles))
+    head_facts["action_chunks"] = None if chunks is None else normalization.action(torch.from_numpy(chunks))
     action = build(parts["action"], "action", classes=classes, **head_facts)
     backbone_action = None
     if parts.get("backbone_action"):

@@ -44,12 +44,12 @@ class Block(nn.Module):
         self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n d"]:
-        """`mask`: the tokens that may be looked at, by default all."""
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b #n n"] | None = None) -> Float[Tensor, "b n d"]:
+        """`mask`: the tokens that may be looked at, by all or by each; by default all."""
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         scores = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+            scores = scores.masked_fill(~mask[:, None], -torch.inf)
         weights = scores.softmax(dim=-1).to(v.dtype)
         x = x + self.merge(rearrange(weights @ v, "b h n d -> b n (h d)"))
         return x + self.perceptron(self.norm2(x))

@@ -192,7 +192,7 @@ class Policy(nn.Module):
     # ---- saving
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors, the tokenizer's files and manifest.json to a new folder.
+        """Write config.json, model.safetensors, tokenizers' files and manifest.json to a new folder.
 
         Low-rank adapters are merged into the weights, or written beside them to adapters.safetensors (`lora.save`).
         """

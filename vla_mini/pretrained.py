@@ -1,4 +1,4 @@
-"""Policy <-> folder: config.json, model.safetensors, the tokenizer's files, and manifest.json with the SHA-256 of each; with
+"""Policy <-> folder: config.json, model.safetensors, tokenizers' files, and manifest.json with the SHA-256 of each; with
 adapters.safetensors, where low-rank adapters are kept apart from the weights.
 
 A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,6 +25,13 @@ PARTS = ("vision", "language", "trunk", "action", "auxiliary", "backbone_action"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 ADAPTERS, MANIFEST = "adapters.safetensors", "manifest.json"
 FILES = ["*.json", "*.safetensors"]  # what is fetched from the hub
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A part with a tokenizer of its own: it writes it beside the weights, and finds it there by its argument `folder`."""
+
+    def save_tokenizer(self, folder: str | Path) -> None: ...
 
 
 def save(policy: Policy, folder: Path) -> None:
@@ -49,7 +57,9 @@ def save(policy: Policy, folder: Path) -> None:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         for file, tensors in weights.items():
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
-        policy.language.save_tokenizer(partial)
+        for part in policy.children():
+            if isinstance(part, Tokenizes):
+                part.save_tokenizer(partial)
         digests = files.digests(partial, sorted(partial.iterdir()))
         (partial / MANIFEST).write_text(files.manifest_text(digests))
         for path in [*partial.iterdir(), partial]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
-from vla_mini.data.windows import ActionWindows, Keyframe, WindowBatches
+from vla_mini.data.windows import ActionWindows, Keyframe, WindowBatches, sample_chunks
 from vla_mini.features import Features
 
 FEATURES = Features(("a", "b"), (2, 3), ("x", "y", "closed"), ("dx", "close"), 10)
@@ -106,6 +106,18 @@ def test_past_frames_follow_the_newest_and_never_cross_an_episodes_start(lengths
 def test_a_history_that_no_episode_has_is_refused(history):
     with pytest.raises(ValueError, match=f"history={history}: the longest episode has 5 frames, so 1 to 5 can be seen"):
         ActionWindows(demonstrations([3, 5, 2]), split="train", horizon=1, tokenize=tokenize, history=history)
+
+
+@pytest.mark.parametrize("most", [100, 5])
+def test_sampled_chunks_are_those_of_the_training_windows(most):
+    data = demonstrations([4, 1, 6, 9])
+    windows = ActionWindows(data, split="train", tokenize=tokenize, horizon=3)
+    expected = windows.__getitems__(range(len(windows))).actions.numpy()
+    chunks = sample_chunks(data, horizon=3, most=most)
+    if most > len(windows):
+        np.testing.assert_array_equal(chunks, expected)
+    found = [np.flatnonzero((expected == chunk).all((1, 2)))[0] for chunk in chunks]
+    assert len(chunks) == min(most, 11) and found[0] == 0 and found[-1] == 10 and sorted(set(found)) == found
 
 
 def test_a_batch_holds_what_the_robot_saw_felt_and_was_told():

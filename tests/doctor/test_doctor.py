@@ -22,7 +22,9 @@ def failing(findings) -> dict[str, str]:
     return {name: finding.measured for name, finding in findings.items() if finding.status in ("warn", "fail")}
 
 
-@pytest.mark.parametrize("variant", [[], ["vision=patch", "vision.width=32"], ["action=flow"], ["action=bins"]], ids=str)
+@pytest.mark.parametrize(
+    "variant", [[], ["vision=patch", "vision.width=32"], ["action=flow"], ["action=bins"], ["action=fast"]], ids=str
+)
 def test_the_healthy_pass(run, diagnose, variant):
     findings = diagnose(run(*variant))
     assert failing(findings) == {}

@@ -160,6 +160,15 @@ class WindowBatches:
         self._position, self._resuming = (state["epoch"], state["batches"]), True
 
 
+def sample_chunks(data: Demonstrations, *, horizon: int, most: int = 4096) -> np.ndarray:
+    """Chunks of the training split's actions, (n, horizon, a), evenly spaced, as `ActionWindows` gives them out."""
+    first, last = data.splits["train"]
+    ends = np.repeat(data.episode_ends, data.episode_ends - data.episode_starts)
+    start, end = data.episode_starts[first], data.episode_ends[last - 1]
+    frames = np.linspace(start, end - 1, min(most, end - start)).astype(int)
+    return data.actions[np.minimum(frames[:, None] + np.arange(horizon), ends[frames, None] - 1)]
+
+
 def check_history(data: Demonstrations, history: int) -> None:
     """ValueError for a history of no frames, or of more than any episode has."""
     longest = int((data.episode_ends - data.episode_starts).max())

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from vla_mini.action.bins import BinsHead
 from vla_mini.action.diffusion import DiffusionHead
+from vla_mini.action.fast import FastHead
 from vla_mini.action.flow import FlowHead
 from vla_mini.action.regression import DISTANCES, RegressionHead
 from vla_mini.autograd.flow import gradient_flow, mean_loss
@@ -135,6 +136,8 @@ def expected_loss(head: nn.Module, actions: Tensor) -> float | None:
     match head:
         case BinsHead():
             return math.log(head.bins)
+        case FastHead():
+            return math.log(len(head.lengths))
         case RegressionHead():
             return float(DISTANCES[head.distance](torch.zeros_like(actions), actions))
         case FlowHead():  # of the velocity, action - noise

@@ -21,7 +21,7 @@ from vla_mini.autograd.norms import components
 from vla_mini.build import build_policy, nearest
 from vla_mini.collection import collect
 from vla_mini.data.reader import Demonstrations, read_dataset
-from vla_mini.data.windows import Keyframe, check_history
+from vla_mini.data.windows import Keyframe, check_history, sample_chunks
 from vla_mini.evaluation.evaluate import examinations
 from vla_mini.policy import Policy
 from vla_mini.training import init_from
@@ -80,6 +80,7 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
         features=demonstrations.features,
         statistics=demonstrations.statistics,
         tasks=demonstrations.tasks,
+        chunks=sample_chunks(demonstrations, horizon=settings["data"]["horizon"]),
         folder=folder,
         horizon=settings["data"]["horizon"],
         history=settings["history"],

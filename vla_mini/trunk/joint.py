@@ -67,7 +67,7 @@ class JointTrunk(nn.Module):
         always = torch.ones(size, num_readouts + image.shape[1] + 1, dtype=torch.bool, device=x.device)
         seen = torch.cat([always[:, :-1], word_mask, always[:, -1:]], dim=1)
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, seen[:, None])
         readouts, seen, _ = self.norm(x).split([num_readouts, image.shape[1], words.shape[1] + 1], dim=1)
         scores = self.queries(readouts) @ self.keys(seen).transpose(1, 2) / math.sqrt(self.width)
         attention = at_least_fp32(scores).log_softmax(dim=-1)

@@ -29,7 +29,7 @@ FILES = ["*.json", "*.safetensors"]  # what is fetched from the hub
 
 @runtime_checkable
 class Tokenizes(Protocol):
-    """A part with a tokenizer of its own: it writes it beside the weights, and finds it there by its argument `folder`."""
+    """A head with a tokenizer of its own: it writes it beside the weights, and finds it there by its argument `folder`."""
 
     def save_tokenizer(self, folder: str | Path) -> None: ...
 
@@ -57,9 +57,9 @@ def save(policy: Policy, folder: Path) -> None:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         for file, tensors in weights.items():
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
-        for part in policy.children():
-            if isinstance(part, Tokenizes):
-                part.save_tokenizer(partial)
+        policy.language.save_tokenizer(partial)
+        if isinstance(policy.action, Tokenizes):
+            policy.action.save_tokenizer(partial)
         digests = files.digests(partial, sorted(partial.iterdir()))
         (partial / MANIFEST).write_text(files.manifest_text(digests))
         for path in [*partial.iterdir(), partial]:

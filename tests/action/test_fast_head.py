@@ -6,12 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.action.test_flow_head import SHAPE, make_context
-from tests.factory import FEATURES, make_batch, make_observation, make_policy, spec
+from tests.factory import make_batch, make_observation, make_policy
 from vla_mini import testing
 from vla_mini.action.fast import FILE, START, FastHead, cosines
-from vla_mini.build import build_policy
 from vla_mini.policy import Policy
-from vla_mini.pretrained import unit_statistics
 
 LONG = {"context_width": 8, "num_tokens": 2, "horizon": 8, "action_size": 2, "hidden": 32}
 
@@ -50,7 +48,7 @@ def test_what_is_spelled_is_read_again_up_to_rounding(action_chunks):
     certain = 99.0 * F.one_hot(tokens, len(head.lengths))
     head._logits = lambda context, so_far: certain[:, : so_far.shape[1]]
     predicted = head.predict(wide(make_context(1), 16))
-    assert torch.equal(head._say(wide(make_context(1), 16)), tokens)
+    assert torch.equal(head._decode(wide(make_context(1), 16)), tokens)
     error = cosines(8, like=actions) @ (predicted - actions)
     assert error.abs().max() <= 0.5 / 20 + 1e-5
     assert (predicted - actions).square().mean().sqrt() < 0.02
@@ -77,7 +75,7 @@ def test_every_chunk_is_full_whatever_the_network_says():
     torch.testing.assert_close(head.predict(contexts)[:5], head.predict(type(contexts)(*(t[:5] for t in contexts))))
     generator = torch.Generator().manual_seed(0)
     head._logits = lambda context, tokens: torch.randn(*tokens.shape, len(head.lengths), generator=generator)
-    tokens = head._say(contexts)
+    tokens = head._decode(contexts)
     lengths = head.lengths[tokens]
     assert (lengths.sum(dim=1) == 16).all()
     assert ((lengths > 0) | (lengths.cumsum(dim=1) == 16)).all(), "the start token comes again only where nothing is left"
@@ -126,7 +124,7 @@ def test_what_lies_past_the_end_is_not_learned():
 
 
 def test_two_ways_are_learned_as_two_and_not_as_their_mean():
-    """What regression cannot: half of the demonstrations go left, the others right. The likelier way is taken."""
+    """What regression cannot: two of five demonstrations go left, the others right. The likelier way is taken."""
     actions = torch.where(torch.arange(64) % 5 < 2, 0.8, -0.8)[:, None, None].expand(64, 8, 2)
     torch.manual_seed(0)
     head, context = FastHead(**LONG, action_chunks=actions), wide(make_context(1), 64)
@@ -139,19 +137,9 @@ def test_two_ways_are_learned_as_two_and_not_as_their_mean():
         assert (head.predict(context) + 0.8).abs().max() < 0.15
 
 
-def with_learned_tokens() -> Policy:
-    torch.manual_seed(0)
-    parts = {name: spec(name, variant) for name, variant in (("vision", "conv"), ("language", "table"), ("trunk", "query"))}
-    chunks = np.cumsum(np.random.default_rng(0).normal(0, 0.2, (300, 8, FEATURES.action_size)), axis=1).astype(np.float32)
-    statistics = unit_statistics(FEATURES)
-    action = spec("action", "fast")
-    return build_policy(parts | {"action": action}, features=FEATURES, statistics=statistics, chunks=chunks, horizon=8).eval()
-
-
 def test_the_tokens_are_saved_with_the_policy(tmp_path):
-    policy = with_learned_tokens()
-    alone = make_policy(action="fast").action.lengths
-    assert len(policy.action.lengths) > len(alone)
+    policy = make_policy(action="fast")
+    assert len(policy.action.lengths) > 2 * policy.action.largest + 2
     policy.save_pretrained(tmp_path / "policy")
     loaded, batch = Policy.from_pretrained(tmp_path / "policy"), make_batch(policy)
     assert torch.equal(loaded.loss(batch)[0], policy.loss(batch)[0])
@@ -159,6 +147,38 @@ def test_the_tokens_are_saved_with_the_policy(tmp_path):
     (tmp_path / "policy" / FILE).unlink()
     with pytest.raises(ValueError, match=f"{FILE} is missing"):
         Policy.from_pretrained(tmp_path / "policy")
+
+
+def test_a_file_of_tokens_that_does_not_fit_is_refused(tmp_path):
+    learned().save_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=f"{FILE} of scale=6 lacks 4 of 36 single tokens"):
+        FastHead(**LONG, scale=6.0, folder=tmp_path)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path}/{FILE} is missing"):
+        FastHead(**LONG, folder=tmp_path)
+
+
+def test_actions_are_spelled_alike_under_autocast():
+    head, actions = learned(scale=50.0), smooth(64, seed=3)
+    expected = head.tokenize(actions)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head.tokenize(actions), expected)
+        predicted = head.predict(wide(make_context(1), 2))
+    assert predicted.dtype == torch.float32
+
+
+def test_of_actions_that_are_not_finite_the_loss_is_not_either():
+    head, actions = learned(), smooth(4, seed=2)
+    actions[1, 3, 0], actions[2, 0, 1] = torch.nan, torch.inf
+    loss = head.loss(make_context(4), actions, torch.zeros(4, 8, dtype=torch.bool))
+    assert loss.isfinite().all(dim=1).tolist() == [True, False, False, True]
+    learned(action_chunks=actions)
+
+
+def test_context_tokens_are_told_apart():
+    head, context = learned(), make_context(2)
+    swapped = context._replace(tokens=context.tokens.flip(1))
+    assert (head.predict(swapped) - head.predict(context)).abs().max() > 1e-4
 
 
 def test_it_acts_the_same_each_time():
@@ -170,8 +190,10 @@ def test_it_acts_the_same_each_time():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scale": 0.0}, "scale=0 and"),
-        ({"vocab_size": 19}, "scale=5 and vocab_size=19: 20 are needed"),
+        ({"scale": 0.0}, "scale=0: a number above 0"),
+        ({"scale": float("inf")}, "scale=inf: a number above 0"),
+        ({"vocab_size": 19}, "scale=5, vocab_size=19: 20 are needed"),
+        ({"depth": 0}, "depth=0: at least 1"),
         ({"num_heads": 5}, "num_heads=5"),
     ],
 )

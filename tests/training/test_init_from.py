@@ -92,6 +92,17 @@ def test_how_many_steps_a_sample_takes_may_change(tmp_path, demonstrations):
     assert untrained_policy(chosen, demonstrations).action.num_steps == 3
 
 
+def test_learned_tokens_are_taken_over(tmp_path, demonstrations):
+    saved = make_policy(action="fast")
+    saved.save_pretrained(tmp_path / "policy")
+    policy = begin(tmp_path / "policy", demonstrations, "action=fast")
+    assert policy.action.tokenizer.to_str() == saved.action.tokenizer.to_str()
+    observation = make_observation(saved)
+    assert torch.equal(policy.act(observation), saved.act(observation))
+    with pytest.raises(ValueError, match=r"its data\.horizon is 8, here it is 2"):
+        begin(tmp_path / "policy", demonstrations, "action=fast", "data.horizon=2", "execute=1")
+
+
 @pytest.mark.parametrize(
     ("argument", "says"),
     [

@@ -55,64 +55,69 @@ class FastHead(nn.Module):
         super().__init__()
         self.horizon, self.action_size, self.hidden, self.depth, self.num_heads = horizon, action_size, hidden, depth, num_heads
         self.scale, self.vocab_size = scale, vocab_size
+        if depth < 1:
+            raise ValueError(f"depth={depth}: at least 1 is needed, or no token would see the context")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale:g}: a number above 0 is needed")
         self.largest = math.ceil(scale * math.sqrt(horizon))  # coefficient of actions within [-1, 1]
-        if scale <= 0 or 2 * self.largest + 2 > vocab_size:
+        letters = [chr(FIRST + number) for number in range(2 * self.largest + 1)]
+        if len(letters) + 1 > vocab_size:
             raise ValueError(
-                f"scale={scale:g} and vocab_size={vocab_size}: {2 * self.largest + 2} are needed for single coefficients alone"
+                f"scale={scale:g}, vocab_size={vocab_size}: {len(letters) + 1} are needed for single coefficients alone"
             )
         if folder is not None and (Path(folder) / FILE).is_file():
             self.tokenizer = Tokenizer.from_file(f"{folder}/{FILE}")
+        elif folder is not None and action_chunks is None:
+            raise ValueError(f"{folder}/{FILE} is missing")
         else:
-            self.tokenizer = self._learned([] if action_chunks is None else self._spell(action_chunks))
+            self.tokenizer = self._learned(letters, [] if action_chunks is None else self._spell(action_chunks))
+        if missing := {START, *letters} - self.tokenizer.get_vocab().keys():
+            raise ValueError(f"{FILE} of scale={scale:g} lacks {len(missing)} of {len(letters) + 1} single tokens")
+        self.start = self.tokenizer.token_to_id(START)
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         spelled = [[] if word == START else [ord(letter) - FIRST - self.largest for letter in word] for word, _ in words]
         # What each token stands for: coefficients, followed by zeros, and how many they are.
-        padded = [[*each, *[0] * (horizon * action_size - len(each))] for each in spelled]
-        self.register_buffer("coefficients", torch.tensor(padded), persistent=False)
+        size = horizon * action_size
+        self.register_buffer("coefficients", torch.tensor([[*each, *[0] * size][:size] for each in spelled]), persistent=False)
         self.register_buffer("lengths", torch.tensor([len(each) for each in spelled]), persistent=False)
         near = torch.cdist(self.coefficients.float(), self.coefficients.float(), p=math.inf) <= 1
         self.register_buffer("alike", near & (self.lengths[:, None] == self.lengths), persistent=False)
         self.enter = nn.Linear(context_width, hidden)
         self.embed = nn.Embedding(len(words), hidden)
-        self.place = nn.Embedding(horizon * action_size + 1, hidden)  # how many coefficients were said before
+        self.kinds = nn.Parameter(torch.zeros(num_tokens, hidden))  # what tells context tokens apart
+        self.place = nn.Embedding(size + 1, hidden)  # how many coefficients were said before
         self.blocks = nn.ModuleList(Block(width=hidden, num_heads=num_heads) for _ in range(depth))
         self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(words)))
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """Cross-entropy of the next token, in nats, averaged over the chunk's tokens: the same for each of its actions.
 
-        Past an episode's end, its last action goes on."""
+        Past an episode's end, its last action goes on. Of actions that are not finite, the loss is not, either."""
         last = (~is_pad).sum(dim=1, keepdim=True) - 1
         held = torch.minimum(torch.arange(self.horizon, device=last.device), last)
         tokens = self.tokenize(actions.take_along_dim(held[..., None], dim=1))
         logits = rearrange(self._logits(context, tokens).to(actions.dtype), "b l v -> b v l")
         real = self.lengths[tokens] > 0
         nats = F.cross_entropy(logits, tokens, reduction="none") * real
-        return (nats.sum(dim=1) / real.sum(dim=1))[:, None].expand(-1, self.horizon)
+        mean = nats.sum(dim=1) / real.sum(dim=1) + 0 * actions.sum(dim=(1, 2))
+        return mean[:, None].expand(-1, self.horizon)
 
     def predict(self, context: Context, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
         """The likeliest token after each; of each, the mean of those like it, by their probabilities, which is differentiable.
 
         Like it are tokens as long, none of whose coefficients is further away than the next: two ways are never averaged."""
-        tokens = self._say(context)
+        tokens = self._decode(context)
         chances = at_least_fp32(self._logits(context, tokens)).masked_fill(~self.alike[tokens], -math.inf).softmax(dim=-1)
-        expected = chances @ self.coefficients.to(chances.dtype)
-        # A token's coefficients stand behind those of the tokens before it.
-        number = torch.arange(expected.shape[-1], device=tokens.device)
-        places = self._said(tokens)[..., None] + number
-        own = number < self.lengths[tokens][..., None]
-        spelled = expected.new_zeros(len(tokens), places.shape[-1] + 1)  # the last one is for zeros behind a token's own
-        spelled = spelled.scatter_add(1, torch.where(own, places, places.shape[-1]).flatten(1), expected.flatten(1))[:, :-1]
-        spelled = rearrange(spelled, "b (t a) -> b t a", t=self.horizon)
-        return cosines(self.horizon, like=spelled).T @ spelled / self.scale
+        with torch.autocast(chances.device.type, enabled=False):  # coefficients need more than bf16's three digits
+            expected = chances @ self.coefficients.to(chances.dtype)
+            return cosines(self.horizon, like=expected).T @ self._joined(tokens, expected) / self.scale
 
     @torch.compiler.disable  # looks at values
     def tokenize(self, actions: Float[Tensor, "b t a"]) -> Int64[Tensor, "b l"]:
         """The tokens that spell normalised actions; shorter ones are followed by the start token."""
         encodings = self.tokenizer.encode_batch(self._spell(actions))
         longest = max(len(encoding.ids) for encoding in encodings)
-        start = self.tokenizer.token_to_id(START)
-        rows = [[*encoding.ids, *[start] * (longest - len(encoding.ids))] for encoding in encodings]
+        rows = [[*encoding.ids, *[self.start] * (longest - len(encoding.ids))] for encoding in encodings]
         return torch.tensor(rows, device=actions.device)
 
     def save_tokenizer(self, folder: str | Path) -> None:
@@ -121,29 +126,35 @@ class FastHead(nn.Module):
     @torch.no_grad()
     def _spell(self, actions: Float[Tensor, "b t a"]) -> list[str]:
         """Each chunk's rounded coefficients as letters, the lowest frequencies first."""
-        actions = at_least_fp32(actions)
+        actions = actions.double()  # which autocast leaves alone: the same letters in training as where they were learned
         rounded = (self.scale * cosines(self.horizon, like=actions) @ actions).round().clamp(-self.largest, self.largest)
-        rows = rearrange(rounded.long() + self.largest + FIRST, "b t a -> b (t a)").tolist()
+        rows = rearrange(rounded.nan_to_num().long() + self.largest + FIRST, "b t a -> b (t a)").tolist()
         return ["".join(map(chr, row)) for row in rows]
 
-    def _learned(self, texts: list[str]) -> Tokenizer:
+    def _learned(self, letters: list[str], texts: list[str]) -> Tokenizer:
         """A byte-pair encoding: what often stands side by side becomes one token, as long as there is room."""
-        letters = [chr(FIRST + number) for number in range(2 * self.largest + 1)]
         tokenizer = Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size, special_tokens=[START], initial_alphabet=letters, show_progress=False
-        )
+        options = {"vocab_size": self.vocab_size, "min_frequency": 2, "show_progress": False}
+        trainer = trainers.BpeTrainer(special_tokens=[START], initial_alphabet=letters, **options)
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer
 
-    def _said(self, tokens: Int64[Tensor, "b l"]) -> Int64[Tensor, "b l"]:
+    def _joined(self, tokens: Int64[Tensor, "b l"], expected: Float[Tensor, "b l n"]) -> Float[Tensor, "b t a"]:
+        """The coefficients of each token behind those of the tokens before it."""
+        number = torch.arange(expected.shape[-1], device=tokens.device)
+        place, own = self._offsets(tokens)[..., None] + number, number < self.lengths[tokens][..., None]
+        joined = expected.new_zeros(len(tokens), len(number) + 1)  # the last one is for zeros behind a token's own
+        joined = joined.scatter_add(1, torch.where(own, place, len(number)).flatten(1), expected.flatten(1))
+        return rearrange(joined[:, :-1], "b (t a) -> b t a", t=self.horizon)
+
+    def _offsets(self, tokens: Int64[Tensor, "b l"]) -> Int64[Tensor, "b l"]:
         """How many coefficients were said before each token."""
         return self.lengths[tokens].cumsum(dim=1) - self.lengths[tokens]
 
     def _logits(self, context: Context, tokens: Int64[Tensor, "b l"]) -> Float[Tensor, "b l v"]:
         """Of each token, from the context and the tokens before it."""
-        before = F.pad(tokens[:, :-1], (1, 0), value=self.tokenizer.token_to_id(START))
-        x = torch.cat([self.enter(context.tokens), self.embed(before) + self.place(self._said(tokens))], dim=1)
+        before = F.pad(tokens[:, :-1], (1, 0), value=self.start)
+        x = torch.cat([self.enter(context.tokens) + self.kinds, self.embed(before) + self.place(self._offsets(tokens))], dim=1)
         size, num_seen, length = len(x), context.tokens.shape[1], x.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         seen = torch.cat([context.mask, context.mask.new_ones(size, length - num_seen)], dim=1)
@@ -153,7 +164,7 @@ class FastHead(nn.Module):
         return self.leave(x[:, num_seen:])
 
     @torch.no_grad()
-    def _say(self, context: Context) -> Int64[Tensor, "b l"]:
+    def _decode(self, context: Context) -> Int64[Tensor, "b l"]:
         """The likeliest next token, again and again, of those that the chunk has room for, until all chunks are full."""
         tokens = torch.zeros(len(context.tokens), 0, dtype=torch.int64, device=context.tokens.device)
         while True:

@@ -49,6 +49,7 @@ def make_policy(
         features=features,
         statistics=Statistics(_moments(features.state_size), _moments(features.action_size)),
         tasks=TASKS,
+        chunks=_chunks(features.action_size, seed=seed),
         horizon=HORIZON,
         history=history,
         keyframe=("x", "y"),
@@ -96,6 +97,12 @@ def as_float64(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
     policy = copy.deepcopy(policy).double()
     policy.zero_grad()
     return policy, batch
+
+
+def _chunks(size: int, *, seed: int) -> np.ndarray:
+    """Actions that wander, (n, horizon, a): for heads that learn tokens from them."""
+    steps = np.random.default_rng(seed).normal(0, 0.2, (256, HORIZON, size))
+    return steps.cumsum(axis=1).astype(np.float32)
 
 
 def _moments(size: int) -> Moments:

@@ -1,7 +1,8 @@
 """torch.compile in training: `compile` and `compile_dynamic` of the settings -> a policy whose call is compiled.
 
 What is compiled is the call, `policy(batch)`: the loss, from the bytes of the images to its last term. That is one graph
-forward and one backward for every variant (but for a frozen language model, which looks up what it said before in Python).
+forward and one backward for every variant (but for a frozen language model, which looks up what it said before in Python, and
+action=fast, which spells actions there).
 Only `training_step` calls the policy. All else says `policy.loss`, `act` or `predict` and stays eager: validation, closed
 loops, the guard's replay with its hooks on submodules, every analysis. To compile the parts one by one instead would compile
 acting, too, anew for each number of environments that still run, and would leave out the heads, whose `loss` is no call.

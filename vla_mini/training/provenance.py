@@ -18,7 +18,7 @@ from vla_mini import files
 from vla_mini.training.precision import choose_precision
 
 RUN = "run.json"
-PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "numpy", "gymnasium")
+PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "tokenizers", "numpy", "gymnasium")
 
 
 def provenance(settings: Mapping[str, Any], *, dataset: str, init_from: str | None = None) -> dict[str, Any]:

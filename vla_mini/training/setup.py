@@ -97,6 +97,8 @@ def _begin(settings: Mapping[str, Any], demonstrations: Demonstrations) -> Polic
     freeze(policy, settings["freeze"])
     if policy.lora is not None:
         refuse_frozen(policy, policy.lora["layers"], setting="lora.targets")
+        noisy = {"language"} if settings["language"].get("noise") else set()  # in training mode, though it does not learn
+        refuse_frozen(policy, [name for name in settings["lora"]["also_train"] if name not in noisy], setting="lora.also_train")
     check_stages(policy, settings["unfreeze_at"])
     for name in settings["schedule"]["multipliers"]:
         if name not in components(policy):

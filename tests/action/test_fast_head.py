@@ -177,6 +177,7 @@ def test_of_actions_that_are_not_finite_the_loss_is_not_either():
 
 def test_context_tokens_are_told_apart():
     head, context = learned(), make_context(2)
+    torch.nn.init.normal_(head.kinds)  # as training will, which begins at nothing
     swapped = context._replace(tokens=context.tokens.flip(1))
     assert (head.predict(swapped) - head.predict(context)).abs().max() > 1e-4
 

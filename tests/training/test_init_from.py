@@ -78,6 +78,9 @@ def test_how_a_part_learns_may_change(tmp_path, demonstrations):
     adapters = {"targets": ["trunk"], "also_train": ["language"], "rank": 2, "alpha": 4.0, "dropout": 0.0, "save": "merged"}
     noisy = untrained_policy(chosen | {"lora": adapters, "language": chosen["language"] | {"frozen": True}}, demonstrations)
     assert noisy.language.training and noisy.language.noise == 0.5  # as a frozen part may be, for its noise
+    still = chosen["language"] | {"frozen": True, "noise": 0.0}
+    with pytest.raises(ValueError, match=r"lora\.also_train\.language: nothing in it learns"):
+        untrained_policy(chosen | {"lora": adapters, "language": still}, demonstrations)
     chosen["language"]["config"]["num_attention_heads"] = 4  # weights of the same shapes, yet another function
     with pytest.raises(
         ValueError, match=r"its language.config.num_attention_heads is 2, here it is 4: say language.config.num"

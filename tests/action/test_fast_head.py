@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tests.action.test_flow_head import SHAPE, make_context
 from tests.factory import make_batch, make_observation, make_policy
 from vla_mini import testing
-from vla_mini.action.fast import FILE, START, FastHead, cosines
+from vla_mini.action.fast import FILE, FastHead, cosines
 from vla_mini.policy import Policy
 
 LONG = {"context_width": 8, "num_tokens": 2, "horizon": 8, "action_size": 2, "hidden": 32}
@@ -111,7 +111,7 @@ def test_the_loss_is_the_mean_surprise_of_a_chunks_tokens():
     tokens = head.tokenize(actions)
     chances = head._logits(context, tokens).softmax(dim=-1)
     for row in range(4):
-        real = [i for i, token in enumerate(tokens[row]) if token != head.tokenizer.token_to_id(START)]
+        real = [i for i, token in enumerate(tokens[row]) if token != head.start]
         surprise = -torch.stack([chances[row, i, tokens[row, i]].log() for i in real]).mean()
         torch.testing.assert_close(loss[row], surprise.expand(8))
 

@@ -126,7 +126,8 @@ class FastHead(nn.Module):
     @torch.no_grad()
     def _spell(self, actions: Float[Tensor, "b t a"]) -> list[str]:
         """Each chunk's rounded coefficients as letters, the lowest frequencies first."""
-        actions = actions.double()  # which autocast leaves alone: the same letters in training as where they were learned
+        # Letters are for the CPU, where there is float64; autocast leaves that alone: spelled as where the tokens were learned.
+        actions = actions.cpu().double()
         rounded = (self.scale * cosines(self.horizon, like=actions) @ actions).round().clamp(-self.largest, self.largest)
         rows = rearrange(rounded.nan_to_num().long() + self.largest + FIRST, "b t a -> b (t a)").tolist()
         return ["".join(map(chr, row)) for row in rows]

@@ -1,10 +1,9 @@
-"""Damage files at random, and count what is loaded as if nothing had happened: it has to be nothing.
+"""Damage files at random, and count those that are loaded without a warning or an error, of which there have to be none.
 
     python benchmarks/damage.py [trials=1000] [seed=0] [output=benchmarks/results/damage.json]
 
-A run of toy_pick_smoke is made in a folder of its own, and thrown away. In each trial one of its files (a checkpoint, a
-policy's, a dataset's, its decoded frames) gets one bit flipped, is cut short, or changes places with another one beside it;
-then it is loaded.
+A run of toy_pick_smoke is made in a temporary folder. In each trial one of its files (of a checkpoint, a policy, a dataset or
+its decoded frames) gets one bit flipped, is cut short, or is swapped with another one beside it; then it is loaded.
 """
 
 import random
@@ -19,7 +18,8 @@ from tempfile import TemporaryDirectory
 from benchmarks._machine import print_table, read_arguments, save
 
 ROOT = Path(__file__).parents[1]
-SAID = {"the one before": "going back", "decoded anew": "decoded anew"}  # outcome -> what the warning says
+# Outcome -> part of the warning.
+WARNINGS = {"the one before": "resuming from the one before", "decoded again": "decoded again"}
 LOADED = {"run/checkpoints": "step_000004"}
 KINDS = ("flipped bit", "cut short", "swapped")
 
@@ -38,35 +38,35 @@ def main() -> None:
 
 
 def make_run(folder: Path) -> None:
-    """data/ and run/ in `folder`: what the smoke experiment collects and leaves."""
+    """Run the smoke experiment, with its dataset in `folder`/data and its results in `folder`/run."""
     settings = ["experiment=toy_pick_smoke", f"data.root={folder}/data", f"hydra.run.dir={folder}/run"]
     subprocess.run([sys.executable, "scripts/train.py", *settings], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, str]]:
-    """(what, kind of damage, outcome) -> how often; the outcome is "refused", one of SAID, or "silent"."""
+    """(what, kind of damage, outcome) -> how often; the outcome is "refused", one of WARNINGS, or "silent"."""
     (cache,) = (folder / ".cache").glob("*.u8")
-    cache.with_name("other.u8").write_bytes(cache.read_bytes()[::-1])  # of another dataset, as large
-    draw = random.Random(seed)
+    cache.with_name("other.u8").write_bytes(cache.read_bytes()[::-1])  # of another dataset of the same size
+    generator = random.Random(seed)
     outcomes: Counter[tuple[str, str, str]] = Counter()
     for trial in range(trials):
         what, load = list(LOADERS.items())[trial % len(LOADERS)]
         kind = KINDS[trial // len(LOADERS) % len(KINDS)]
         root = folder / what
         paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "last.ckpt"]
-        # Older checkpoints are not loaded as long as the newest is good, nor are another dataset's frames.
+        # Older checkpoints are not loaded as long as the newest is intact, nor are another dataset's frames.
         loaded = [path for path in paths if path.name.startswith(LOADED.get(what, "")) and path.name != "other.u8"]
-        path = draw.choice(loaded)
+        path = generator.choice(loaded)
         others = [other for other in paths if other.suffix == path.suffix and other.read_bytes() != path.read_bytes()]
-        other = draw.choice(others) if kind == "swapped" and others else None
+        other = generator.choice(others) if kind == "swapped" and others else None
         before = {file: file.read_bytes() for file in (path, other) if file is not None}
-        _spoil(path, other, kind, draw)
+        _damage_file(path, other, kind, generator)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 load(root)
-                said = " ".join(str(warning.message) for warning in caught)
-                outcome = next((name for name, words in SAID.items() if words in said), "silent")
+                messages = " ".join(str(warning.message) for warning in caught)
+                outcome = next((name for name, words in WARNINGS.items() if words in messages), "silent")
             except ValueError:
                 outcome = "refused"
         for file, content in before.items():
@@ -75,15 +75,15 @@ def damage(folder: Path, *, trials: int, seed: int) -> Counter[tuple[str, str, s
     return outcomes
 
 
-def _spoil(path: Path, other: Path | None, kind: str, draw: random.Random) -> None:
+def _damage_file(path: Path, other: Path | None, kind: str, generator: random.Random) -> None:
     content = bytearray(path.read_bytes())
     if kind == "cut short":
-        path.write_bytes(content[: draw.randrange(len(content))])
+        path.write_bytes(content[: generator.randrange(len(content))])
     elif other is not None:
         path.write_bytes(other.read_bytes())
         other.write_bytes(content)
     else:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
         path.write_bytes(content)
 
 

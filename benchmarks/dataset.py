@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
-    # Imported here, because the processes that collect import this file, too, and need no torch.
+    # Imported here, since the processes that collect import this file, too, and need no torch.
     from vla_mini.collection import collect
     from vla_mini.data.reader import read_dataset
 
@@ -49,23 +49,23 @@ def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
 
 
 def samples_per_second(data: Any) -> float:
-    """The median over epochs of what the training's loader gives, after a first epoch that warms the page cache."""
+    """The median rate of training's loader over several epochs, after a first one that fills the page cache."""
     from statistics import median
 
     import torch
 
-    from vla_mini.data.windows import ActionWindows, Keyframe, WindowBatches
+    from vla_mini.data.chunks import ActionChunkDataset, BatchLoader
 
     def tokenize(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.ones(len(texts), 12, dtype=torch.int64), torch.ones(len(texts), 12, dtype=torch.bool)
 
-    keyframe = Keyframe(state=("x", "y"), closes="close")
-    windows = ActionWindows(data, split="train", horizon=8, tokenize=tokenize, keyframe=keyframe)
-    batches = WindowBatches(windows, batch_size=BATCH_SIZE, seed=0)
+    targets = {"keyframe": data.states[:, :2], "has_keyframe": data.actions[:, -1] > 0}  # as large as the keyframe loss's
+    dataset = ActionChunkDataset(data, split="train", horizon=8, tokenize=tokenize, targets=targets)
+    loader = BatchLoader(dataset, batch_size=BATCH_SIZE, seed=0)
     rates = []
     for epoch in range(1 + EPOCHS):
-        batches.sampler.set_epoch(epoch)
-        seconds, samples = timed(lambda: sum(len(batch.is_pad) for batch in batches))
+        loader.sampler.set_epoch(epoch)
+        seconds, samples = timed(lambda: sum(len(batch.is_pad) for batch in loader))
         rates.append(samples / seconds)
     return median(rates[1:])
 

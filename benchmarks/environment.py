@@ -1,4 +1,4 @@
-"""toy_pick itself: frames a second on one core, rendering included, and how often the scripted expert succeeds.
+"""toy_pick itself: frames per second on one core, rendering included, and how often the scripted expert succeeds.
 
 python benchmarks/environment.py [episodes=1000] [output=benchmarks/results/environment.json]
 """
@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import numpy as np
-from _machine import print_table, read_arguments, save
 
+from benchmarks._machine import print_table, read_arguments, save
 from vla_mini.collection import demonstrate
 from vla_mini.envs import make
 
@@ -18,22 +18,22 @@ def main() -> None:
     env = make("vla_mini/ToyPick-v0")
     frames_per_second, clean = play(env, episodes=arguments["episodes"])
     kept = [
-        demonstrate(env, purpose="evaluation", seed=0, attempt=attempt, disturbance=1.0) is not None
+        demonstrate(env, purpose="evaluation", seed=0, attempt=attempt, action_noise=1.0) is not None
         for attempt in range(arguments["episodes"])
     ]
     figures = {
         "episodes": arguments["episodes"],
         "frames_per_second": frames_per_second,
         "expert_success_rate": clean,
-        "expert_success_rate_disturbed": float(np.mean(kept)),
+        "expert_success_rate_with_action_noise": float(np.mean(kept)),
     }
-    targets = {"frames_per_second": 4000, "expert_success_rate": 0.995, "expert_success_rate_disturbed": 0.99}
+    targets = {"frames_per_second": 4000, "expert_success_rate": 0.995, "expert_success_rate_with_action_noise": 0.99}
     print_table([(name, value, targets.get(name)) for name, value in figures.items()], header=("", "measured", "target"))
     save(figures, arguments["output"])
 
 
 def play(env: Any, *, episodes: int) -> tuple[float, float]:
-    """The clean expert on `episodes` scenes: frames a second in this one process, and its success rate."""
+    """The expert without action noise in `episodes` scenes: frames per second in this one process, and its success rate."""
     frames = successes = 0
     start = time.perf_counter()
     for episode in range(episodes):
@@ -43,7 +43,7 @@ def play(env: Any, *, episodes: int) -> tuple[float, float]:
             _, _, terminated, truncated, info = env.step(env.unwrapped.expert_action())
             frames += 1
             over = terminated or truncated
-        frames += 1  # the one that reset drew
+        frames += 1  # the one that reset rendered
         successes += info["success"]
     return frames / (time.perf_counter() - start), successes / episodes
 

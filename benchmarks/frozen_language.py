@@ -1,4 +1,4 @@
-"""What a frozen text encoder costs in training, whose vectors are remembered, over a learned table of words.
+"""What a frozen text encoder, whose vectors are cached, costs in training, compared with a learned table of words.
 
 python benchmarks/frozen_language.py path=DIR [rounds=15] [steps=20] [output=benchmarks/results/frozen_language.json]
                                      [key=value ...]
@@ -12,24 +12,24 @@ from statistics import median
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
-from benchmarks._training import begin
+from benchmarks._training import build_data
 from benchmarks.training_speed import SETTINGS, BareLoop, profile, seconds
 
 TARGET_COST = 1.2
-WARM_UP_ROUNDS = 2  # in which every instruction comes by
+WARM_UP_ROUNDS = 2  # in which every instruction is encoded once
 
 
 def main() -> None:
     defaults = {"path": "", "rounds": 15, "steps": 20, "output": "benchmarks/results/frozen_language.json", "others": []}
     arguments = read_arguments(**defaults)
     if not arguments["path"]:
-        raise SystemExit("say which encoder: path=DIR")
+        raise SystemExit("give the encoder: path=DIR")
     figures = measure(arguments["path"], arguments["rounds"], arguments["steps"], arguments["others"])
     table, encoder = (figures["milliseconds_per_step"][name] for name in ("table", "encoder"))
     print_table(
         [
-            ("table, ms a step", table, None),
-            ("encoder, ms a step", encoder, None),
+            ("table, ms per step", table, None),
+            ("encoder, ms per step", encoder, None),
             ("encoder / table", figures["cost"], f"at most {TARGET_COST}"),
         ],
         header=("", "measured", "target"),
@@ -57,12 +57,12 @@ def measure(path: str, rounds: int, steps: int, others: list[str]) -> dict[str, 
 
 
 def loop(arguments: list[str]) -> BareLoop:
-    """A bare loop over a new policy, as scripts/train.py would make it."""
+    """A bare loop that trains a new policy, as scripts/train.py would build it."""
     from vla_mini import config
 
-    cfg = config.load("train", [*SETTINGS, *arguments])
-    _, policy, data = begin(cfg)
-    return BareLoop(cfg, policy, data.train_dataloader())
+    settings = config.load("train", [*SETTINGS, *arguments])
+    policy, data = build_data(settings)
+    return BareLoop(settings, policy, data.train_dataloader())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python benchmarks/gpu.py [steps=100] [output=benchmarks/results/gpu.json] [data.batch_size=1024 vision=torchvision ...]
 
-The main job's own training, with all callbacks, but without evaluation and validation; the first steps, in which kernels are
-chosen and compiled, are counted apart. All other arguments are those of scripts/train.py.
+The training of the main job, with all callbacks, but without evaluation and validation. The first steps, in which kernels are
+selected and compiled, are counted separately. All other arguments are those of scripts/train.py.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu.py measures on a CUDA device, and torch sees none here")
+        raise SystemExit("benchmarks/gpu.py needs a CUDA device, and torch finds none here")
     measured: list[dict[str, Any]] = []
     for precision in PRECISIONS:
         for mode in MODES:
@@ -55,48 +55,47 @@ def main() -> None:
 def measure(
     folder: Path, *, mode: str, precision: str, steps: int, others: list[str], accelerator: str = "gpu"
 ) -> dict[str, Any]:
-    """Samples a second over `steps` steps after the first ones, what compiling took, and the peak of the GPU's memory."""
+    """Samples per second over `steps` steps after the first ones, the time of compiling, and the peak of the GPU's memory."""
     import gc
 
     import torch
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from benchmarks._training import ready
+    from benchmarks._training import build
     from vla_mini import config
-    from vla_mini.training.compilation import WarmUp
-    from vla_mini.training.window import Stopwatch
+    from vla_mini.training.trainer import WarmUp
 
     on_gpu = accelerator != "cpu"
     run = [f"compile={mode}", f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
     run += [f"trainer.max_steps={WARM_UP_STEPS + steps}", f"hydra.run.dir={folder}/run"]
-    cfg = config.load("train", [*SETTINGS, *run, *others])
-    torch.compiler.reset()  # nothing of the measurement before
+    settings = config.load("train", [*SETTINGS, *run, *others])
+    torch.compiler.reset()  # so that nothing is left of the measurement before
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=Stopwatch())
+    trainer, module, data = build(settings)
     times: list[float] = []
 
-    def look(*_: Any) -> None:
+    def note_time(*_: Any) -> None:
         if trainer.global_step in (WARM_UP_STEPS, WARM_UP_STEPS + steps):
             if on_gpu:
-                torch.cuda.synchronize()  # the GPU works while Python runs ahead
+                torch.cuda.synchronize()  # Python runs ahead of the GPU
             times.append(time.perf_counter())
 
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=look))
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=note_time))
     trainer.fit(module, datamodule=data)
     (warmup,) = [callback.seconds for callback in trainer.callbacks if isinstance(callback, WarmUp)] or [None]
-    samples = steps * cfg.data.batch_size * cfg.trainer.accumulate_grad_batches
+    samples = steps * settings.data.batch_size * settings.trainer.accumulate_grad_batches
     return {
         "mode": mode,
         "precision": precision,
-        "batch_size": cfg.data.batch_size,
+        "batch_size": settings.data.batch_size,
         "samples_per_second": samples / (times[-1] - times[0]),
         "compile_seconds": warmup,
         "allocated_megabytes": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
-        "reserved_megabytes": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,  # with the CUDA graphs' own
-        "loss": trainer.callback_metrics["train/loss"].item(),
+        "reserved_megabytes": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,  # including that of CUDA graphs
+        "loss": module.step.loss,
     }
 
 

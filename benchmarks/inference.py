@@ -1,10 +1,10 @@
-"""How long `act` takes at batch 1 with one thread, and what autograd adds: for every vision with every action variant in
-configs/, and for every language and trunk variant beside the defaults.
+"""How long `act` takes at batch size 1 with one thread, and what autograd adds: for every vision with every action variant in
+configs/, and for every language and trunk variant with the default parts.
 
 python benchmarks/inference.py [repeats=200] [threads=1] [output=benchmarks/results/inference.json]
 
-The policies are untrained, as time does not depend on weights; but that of action=fast hangs on how many tokens a chunk takes:
-study=heads times a trained one. Modes take turns, so that all meet the same machine.
+The policies are untrained, since the time does not depend on the weights. Only that of action=fast depends on the number of
+tokens in a chunk: study=heads times a trained one. The modes take turns, so that other load affects all of them alike.
 """
 
 import itertools
@@ -16,39 +16,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from benchmarks._machine import print_table, read_arguments, save
 from vla_mini import config
-from vla_mini.autograd.saved import count_saved_bytes
-from vla_mini.build import variants
+from vla_mini.acting import observe
+from vla_mini.autograd.inference import MODES, count_saved_bytes
 from vla_mini.collection import collect
 from vla_mini.data.reader import Demonstrations, read_dataset
 from vla_mini.envs import make
 from vla_mini.evaluation.latency import take_turns
-from vla_mini.evaluation.rollout import observe
 from vla_mini.policy import Policy
+from vla_mini.registry import variants
 from vla_mini.training.setup import untrained_policy
 from vla_mini.types import Observation
 
 GROUPS = ("vision", "language", "trunk", "action")
 TARGET_MILLISECONDS, OTHERS_TARGET_MILLISECONDS = 3.0, 10.0  # of the default policy, and of any other
-MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 COLUMNS = {
     **{group: group for group in GROUPS},
     "act_milliseconds_median": "act, ms",
     "act_milliseconds_p95": "p95, ms",
     **{f"{mode}_milliseconds_median": f"{mode}, ms" for mode in MODES},
-    "grad_saved_bytes": "grad keeps, bytes",
-    "no_grad_saved_bytes": "no_grad keeps",
+    "grad_saved_bytes": "saved by grad, bytes",
+    "no_grad_saved_bytes": "saved by no_grad",
 }
 
 
 def main() -> None:
     arguments = read_arguments(repeats=200, threads=1, output="benchmarks/results/inference.json")
     torch.set_num_threads(arguments["threads"])
-    measured, cfg = [], config.load("train")
-    defaults = {group: cfg[group]["_target_"].split(".")[-2] for group in GROUPS}
+    measured, settings = [], config.load("train")
+    chosen = {"vision": settings.vision, "language": settings.language, "trunk": settings.trunk, "action": settings.action}
+    defaults = {group: part.target.split(".")[-2] for group, part in chosen.items()}
     demonstrations = some_demonstrations()
     for parts in choices(defaults):
         try:
@@ -65,9 +64,9 @@ def main() -> None:
         f"the default policy acts in {default:.2f} ms (target: {TARGET_MILLISECONDS} ms), the slowest in {slowest:.2f} ms "
         f"(target: {OTHERS_TARGET_MILLISECONDS} ms)"
     )
-    settings = {name: arguments[name] for name in ("repeats", "threads")}
+    record = {name: arguments[name] for name in ("repeats", "threads")}
     targets = {"target_milliseconds": TARGET_MILLISECONDS, "others_target_milliseconds": OTHERS_TARGET_MILLISECONDS}
-    save(settings | targets | {"policies": measured}, arguments["output"])
+    save(record | targets | {"policies": measured}, arguments["output"])
 
 
 def choices(defaults: Mapping[str, str]) -> list[dict[str, str]]:
@@ -78,27 +77,27 @@ def choices(defaults: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def some_demonstrations() -> Demonstrations:
-    """Enough to learn tokens from."""
+    """A few demonstrations, from which action tokens can be trained."""
     with TemporaryDirectory() as folder:
-        collect(config.load("train")["env"]["id"], Path(folder) / "data", episodes=64)
+        collect(config.load("train").env.id, Path(folder) / "data", episodes=64)
         return read_dataset(Path(folder) / "data")
 
 
 def untrained(parts: Mapping[str, str], demonstrations: Demonstrations) -> tuple[Policy, Observation]:
     """The policy of these parts, and one observation of its environment."""
-    settings = OmegaConf.to_container(config.load("train", [f"{group}={name}" for group, name in parts.items()]))
+    settings = config.load("train", [f"{group}={name}" for group, name in parts.items()])
     policy = untrained_policy(settings, demonstrations).eval()
-    seen, _ = make(settings["env"]["id"]).reset(seed=0)
-    return policy, observe(policy, [seen])
+    first, _ = make(settings.env.id).reset(seed=0)
+    return policy, observe(policy, [first])
 
 
 def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str, Any]:
-    """Milliseconds of `act`, and of the same prediction in each mode; bytes that grad mode keeps for backward."""
+    """Milliseconds of `act`, and of the same prediction in each mode; bytes that each mode saves for a backward pass."""
     generator = torch.Generator().manual_seed(0)
 
     def predict() -> torch.Tensor:
         images, words, mask, state = policy.prepare(observation)
-        return policy.predict(images, words, state, generator, word_mask=mask)
+        return policy.predict(images, words, state, policy.draw_noise(len(state), generator), word_mask=mask)
 
     predictions = {mode: context()(predict) for mode, context in MODES.items()}
     times = take_turns({"act": lambda: policy.act(observation, generator), **predictions}, repeats=repeats)

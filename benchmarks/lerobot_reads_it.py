@@ -1,13 +1,13 @@
-"""The proof that LeRobot itself reads what vla-mini writes, and gives the same images, states, actions and tasks.
+"""Check that LeRobot itself reads what vla-mini writes, as the same images, states, actions and tasks.
 
-LeRobot needs other versions of the libraries that vla-mini uses, so it lives in a virtual environment of its own:
+LeRobot needs other versions of the libraries that vla-mini uses, so it is installed in a virtual environment of its own:
 
     python3 -m venv .lerobot && .lerobot/bin/pip install lerobot==0.4.4
     python benchmarks/lerobot_reads_it.py lerobot=.lerobot/bin/python [data=DIR]
 
-Without `data` a small dataset of toy_pick is collected. What vla-mini reads from it is put into a .npz file; then this
-same file runs under LeRobot's interpreter, where it compares every frame of `LeRobotDataset` with that and with a plain
-reading by pandas and Pillow. The other way round, LeRobot writes a dataset there, and vla-mini reads it.
+Without `data` a small dataset of toy_pick is collected. What vla-mini reads from it is written to a .npz file; then this
+script runs under LeRobot's interpreter, where it compares every frame of `LeRobotDataset` with that file and with a plain
+reading by pandas and Pillow. There LeRobot also writes a dataset, which vla-mini reads.
 """
 
 import io
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def save(path: Path, data) -> None:
-    """What vla-mini reads from a dataset, frame by frame, for others to compare with."""
+    """Write what vla-mini reads from a dataset, frame by frame, to a .npz file."""
     tasks = [data.tasks[i] for i in data.task_index]
     cameras = {f"images.{camera}": data.frames[:, k] for k, camera in enumerate(data.features.cameras)}
     np.savez(path, states=data.states, actions=data.actions, tasks=tasks, ends=data.episode_ends, **cameras)
@@ -73,9 +73,9 @@ def inside_lerobot(root: Path, expected: Path, foreign: Path) -> None:
     check("timestamp", np.array([item["timestamp"].item() for item in theirs], np.float32), plain["timestamp"])
     last = np.array([episode["dataset_to_index"] for episode in dataset.meta.episodes])
     check("episodes' ends", last, ours["ends"])
-    windows = LeRobotDataset("local/vla_mini", root=root, delta_timestamps={"action": [0, 1 / dataset.fps]})
-    padded = np.array([windows[i]["action_is_pad"][1].item() for i in range(len(windows))])
-    check("action_is_pad of the next action", padded, np.isin(np.arange(len(windows)) + 1, ours["ends"]))
+    chunks = LeRobotDataset("local/vla_mini", root=root, delta_timestamps={"action": [0, 1 / dataset.fps]})
+    padded = np.array([chunks[i]["action_is_pad"][1].item() for i in range(len(chunks))])
+    check("action_is_pad of the next action", padded, np.isin(np.arange(len(chunks)) + 1, ours["ends"]))
     check("stats.json's action mean", dataset.meta.stats["action"]["mean"], ours["actions"].astype(float).mean(0))
     write_foreign(LeRobotDataset, foreign)
 
@@ -94,7 +94,7 @@ def read_plainly(root: Path) -> dict:
 
 
 def write_foreign(dataset_class, root: Path) -> None:
-    """A dataset of LeRobot's own making: two cameras, no validation split."""
+    """Write a dataset by LeRobot: two cameras, no validation split."""
     generator = np.random.default_rng(0)
     image = {"dtype": "image", "shape": (24, 32, 3), "names": ["height", "width", "channels"]}
     features = {
@@ -123,7 +123,7 @@ def write_foreign(dataset_class, root: Path) -> None:
 
 
 def compare_foreign(read, expected: Path) -> None:
-    """vla-mini's reading of what LeRobot wrote."""
+    """Compare what vla-mini reads with what LeRobot wrote."""
     print(f"vla-mini reads what lerobot wrote: {json.dumps(read.features._asdict())}, splits {read.splits}")
     with np.load(expected) as wrote:
         check(f"images {read.frames.shape}", read.frames, wrote["images"].transpose(0, 1, 4, 2, 3))

@@ -1,9 +1,9 @@
-"""Train for long, and see what grows: this process's memory, and what the run leaves on the disk.
+"""Train for long, and measure what grows: the memory of the process, and the run's folder on the disk.
 
     python benchmarks/long_run.py [steps=10000] [every=1000] [output=benchmarks/results/long_run.json] [key=value ...]
 
-The settings are those of toy_pick_smoke, with fewer validations, and those of scripts/train.py that are given. Memory is what
-the process holds for itself (RssAnon), which Linux tells: frames in the page cache are not its own.
+The settings are those of toy_pick_smoke, with fewer validations, and those of scripts/train.py that are given. Memory is the
+anonymous memory of the process (RssAnon of Linux's /proc), without the frames in the page cache.
 """
 
 import time
@@ -23,28 +23,26 @@ def main() -> None:
     arguments = read_arguments(**defaults)
     with TemporaryDirectory() as folder:
         found = measure(Path(folder), steps=arguments["steps"], every=arguments["every"], others=arguments["others"])
-    print_table([tuple(look.values()) for look in found], header=tuple(found[0]))
+    print_table([tuple(measurement.values()) for measurement in found], header=tuple(found[0]))
     grown = {f"{name}_grown": found[-1][name] - found[0][name] for name in ("memory_megabytes", "disk_megabytes")}
     first, last = found[0]["steps"], found[-1]["steps"]
     print(f"from step {first} to {last}: " + ", ".join(f"{name} by {size:+.1f}" for name, size in grown.items()))
-    save({"settings": [*SETTINGS, *arguments["others"]], "looks": found, **grown}, arguments["output"])
+    save({"settings": [*SETTINGS, *arguments["others"]], "measurements": found, **grown}, arguments["output"])
 
 
 def measure(folder: Path, *, steps: int, every: int, others: list[str]) -> list[dict[str, Any]]:
-    """What there is after each `every` steps: memory, disk, and the steps a second since the look before."""
+    """Memory, disk and steps per second after each `every` steps."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from benchmarks._training import ready
+    from benchmarks._training import build
     from vla_mini import config
-    from vla_mini.training.window import Stopwatch
 
     places = [f"data.root={folder}/data", f"hydra.run.dir={folder}/run", f"trainer.max_steps={steps}"]
-    cfg = config.load("train", [*SETTINGS, *places, *others])
-    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=Stopwatch())
+    trainer, module, data = build(config.load("train", [*SETTINGS, *places, *others]))
     found: list[dict[str, Any]] = []
     start = time.perf_counter()
 
-    def look(*_: Any) -> None:
+    def measure_now(*_: Any) -> None:
         nonlocal start
         if trainer.global_step % every == 0:
             rate = every / (time.perf_counter() - start)
@@ -58,19 +56,19 @@ def measure(folder: Path, *, steps: int, every: int, others: list[str]) -> list[
             )
             start = time.perf_counter()
 
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=look))
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=measure_now))
     trainer.fit(module, datamodule=data)
     return found
 
 
 def own_memory() -> int:
-    """Bytes that this process holds for itself."""
+    """Bytes of anonymous memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def size_of(folder: Path) -> int:
-    """Bytes that the files below take up; names of one file count once."""
+    """Bytes of the files below `folder`; a file with several names (hard links) counts once."""
     return sum({stat.st_ino: stat.st_size for stat in (path.stat() for path in folder.rglob("*") if path.is_file())}.values())
 
 

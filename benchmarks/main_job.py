@@ -1,10 +1,10 @@
-"""The main job as a user runs it, from no demonstrations to a report: seconds of each phase, peak memory, success.
+"""The main job as a user runs it, from collecting demonstrations to the report: seconds of each phase, peak memory, success.
 
 python benchmarks/main_job.py [seeds=[0]] [output=benchmarks/results/main_job.json] [key=value ...]
 
-Runs scripts/train.py experiment=toy_pick, once for each training seed, in a folder of its own that is thrown away. All
-other arguments are handed on to it. Memory is what cannot be dropped, anonymous and shared (RssAnon + RssShmem of Linux's
-/proc), summed over all processes of the job. The rates of the seeds are pooled, episode by episode.
+Runs scripts/train.py experiment=toy_pick, once for each training seed, in a temporary folder. All other arguments are passed
+on to it. Memory is anonymous and shared memory (RssAnon + RssShmem of Linux's /proc), summed over all processes of the job.
+The rates of the seeds are averaged, weighted by their episodes.
 """
 
 import json
@@ -23,13 +23,13 @@ from vla_mini.evaluation.metrics import wilson
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 SAMPLE_SECONDS = 0.1
 
-# Name -> what the figure must reach: at least a rate of success, at most the others.
+# Name -> target: lower bounds of success rates, upper bounds of everything else.
 AT_LEAST = {
     "seen": 0.95,
     "seen, the worst seed": 0.93,
     "seen, two words needed": 0.90,
     "held_out_pairs": 0.85,
-    "held_out_wordings": 0.90,
+    "held_out_phrasings": 0.90,
     "swapped": 0.90,
 }
 AT_MOST = {"wrong object": 0.03, "blank above chance": 0.10, "seconds, the slowest": 300.0, "peak memory, GB": 2.5}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def run_job(folder: Path, settings: list[str]) -> dict[str, Any]:
-    """One main job from nothing, within `folder`: its phases, its memory, its metrics.json."""
+    """One main job, without demonstrations, within `folder`: its phases, its memory, its metrics.json."""
     data, run = folder / "data" / "demonstrations", folder / "run"
     command = [sys.executable, TRAIN, "experiment=toy_pick", f"data.root={data}", f"hydra.run.dir={run}", *settings]
     start = time.time()
@@ -61,7 +61,7 @@ def run_job(folder: Path, settings: list[str]) -> dict[str, Any]:
         try:
             samples = watch(child)
         finally:
-            child.terminate()  # where we are interrupted; it is not in our session, so nothing else tells it
+            child.terminate()  # after an interrupt, which does not reach its session
     end = time.time()
     if child.returncode:
         raise SystemExit(f"{(folder / 'log.txt').read_text()[-3000:]}\nthe main job ended with exit code {child.returncode}")
@@ -78,7 +78,7 @@ def run_job(folder: Path, settings: list[str]) -> dict[str, Any]:
 
 
 def phases(start: float, end: float, *, data: Path, run: Path) -> dict[str, tuple[float, float]]:
-    """When each phase began and ended, read from when the files that end it were last written."""
+    """When each phase began and ended, by the modification times of the files that are written at its end."""
     marks = {
         "collecting": data / "meta" / "info.json",
         "decoding": run / "config.yaml",
@@ -87,11 +87,11 @@ def phases(start: float, end: float, *, data: Path, run: Path) -> dict[str, tupl
         "report": run / "report.html",
     }
     times = [start, *(path.stat().st_mtime for path in marks.values()), end]
-    return dict(zip([*marks, "leaving"], pairwise(times), strict=True))
+    return dict(zip([*marks, "exiting"], pairwise(times), strict=True))
 
 
 def watch(child: subprocess.Popen) -> list[tuple[float, int]]:
-    """(time, bytes in use) of a process and all that it started, until it ends. It leads a session of its own."""
+    """(time, bytes in use) of a process and its descendants, until it ends. It is the leader of a session of its own."""
     samples = []
     while True:
         samples.append((time.time(), sum(memory(pid) for pid in family(child.pid))))
@@ -108,8 +108,8 @@ def family(leader: int) -> set[int]:
     members = {leader}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
-        except OSError:  # gone meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()  # the name before may hold brackets
+        except OSError:  # it has ended
             continue
         parents[int(folder.name)] = int(fields[1])
         if int(fields[3]) == leader:
@@ -120,7 +120,7 @@ def family(leader: int) -> set[int]:
 
 
 def memory(pid: int) -> int:
-    """Anonymous and shared bytes of a process; 0 once it is gone. Clean pages of mapped files are not its own."""
+    """Anonymous and shared bytes of a process, without pages of mapped files; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -143,7 +143,7 @@ def pool(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "seen, two words needed": weighted([split["two_words"] for split in seen], "success_rate"),
         "wrong object": weighted(seen, "wrong_object_rate"),
         "held_out_pairs": weighted([each["splits"]["held_out_pairs"] for each in metrics], "success_rate"),
-        "held_out_wordings": weighted([each["splits"]["held_out_wordings"] for each in metrics], "success_rate"),
+        "held_out_phrasings": weighted([each["splits"]["held_out_phrasings"] for each in metrics], "success_rate"),
         "swapped": weighted([each["grounding"]["swapped"] for each in metrics], "success_rate"),
         "blank above chance": weighted(blank, "original_object_rate") - weighted(blank, "chance_rate"),
     }
@@ -156,7 +156,7 @@ def weighted(parts: Iterable[dict[str, Any]], rate: str) -> float:
 
 
 def compared(name: str, value: Any) -> tuple[str, str, str, str]:
-    """A row of the table: the figure, its target, and whether it is met."""
+    """A row of the table: name, figure, target, and "missed" where it is."""
     rate = not name.startswith(("seconds", "peak"))
 
     def text(number: float) -> str:
@@ -171,13 +171,13 @@ def compared(name: str, value: Any) -> tuple[str, str, str, str]:
 
 
 def print_phases(jobs: list[dict[str, Any]]) -> None:
-    """A line for each phase, a pair of columns for each seed."""
+    """Print a row for each phase, a pair of columns for each seed."""
     header = ["", *(f"seed {job['seed']}, {unit}" for job in jobs for unit in ("s", "GB"))]
     rows = []
     for name in jobs[0]["phases"]:
         cells = [(job["phases"][name]["seconds"], job["phases"][name]["peak_bytes"]) for job in jobs]
         rows.append((name, *(cell for spent, peak in cells for cell in (spent, peak and peak / 1e9))))
-    rows.append(("in all", *(cell for job in jobs for cell in (job["seconds"], job["peak_bytes"] / 1e9))))
+    rows.append(("total", *(cell for job in jobs for cell in (job["seconds"], job["peak_bytes"] / 1e9))))
     print_table(rows, header=tuple(header))
     print()
 

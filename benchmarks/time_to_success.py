@@ -3,9 +3,9 @@
 python benchmarks/time_to_success.py [seeds=[0,1,2]] [every_n_steps=10] [episodes=200] [target=0.95]
                                      [output=benchmarks/results/time_to_success.json] [data.root=DIR ...]
 
-Trains as scripts/train.py does, through its own functions, and stops at the first checkpoint that reaches the target.
-The clock runs from the first optimizer step and stands still while a checkpoint plays; the learning rate falls as over
-the whole run. All other arguments are those of scripts/train.py.
+Trains as scripts/train.py does, by the same functions, and stops at the first evaluation that reaches the target. Time is
+counted from the first optimizer step, without the evaluations; the learning rate decays over the whole run. All other
+arguments are those of scripts/train.py.
 """
 
 import tempfile
@@ -29,8 +29,8 @@ def main() -> None:
     for seed in arguments["seeds"]:
         with tempfile.TemporaryDirectory() as folder:
             runs.append(train_until(Path(folder), seed=seed, others=arguments["others"], **settings))
-        rates.append(matrix_product_rates())  # between the runs, too: a machine's speed changes with its other guests
-    figures = settings | summarise(runs, rates) | {"targets": TARGETS, "runs": runs}
+        rates.append(matrix_product_rates())  # between the runs, too, since the speed changes with other load
+    figures = settings | summarize(runs, rates) | {"targets": TARGETS, "runs": runs}
     columns = ("seed", "seconds", "evaluation_seconds", "steps", "success_rate")
     print_table([tuple(run[name] for name in columns) for run in runs], header=columns)
     print()
@@ -43,38 +43,35 @@ def main() -> None:
 def train_until(
     folder: Path, *, seed: int, every_n_steps: int, episodes: int, target: float, others: list[str]
 ) -> dict[str, Any]:
-    """One training; `seconds` and `steps` of its first checkpoint that reaches the target, None where none does."""
+    """One training; `seconds` and `steps` at its first evaluation that reaches the target, None where none does."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from benchmarks._training import begin
+    from benchmarks._training import build
     from vla_mini import config
     from vla_mini.evaluation.rollout import rollout
-    from vla_mini.training.selection import evaluating
-    from vla_mini.training.trainer import build_training
-    from vla_mini.training.window import Stopwatch
+    from vla_mini.training.callbacks import evaluating
 
-    # Selection of the best policy is what the checkpoints here stand for.
+    # The evaluations here take the place of the selection of the best policy.
     own = [f"seed={seed}", f"hydra.run.dir={folder}/run", "evaluation.every_n_steps=0"]
-    cfg = config.load("train", [*others, *own])
-    settings, policy, data = begin(cfg)
-    stopwatch = Stopwatch()
-    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=stopwatch)
-    options = {"purpose": "evaluation", "seed": cfg.evaluation.seed, "split": "seen"}
+    settings = config.load("train", [*others, *own])
+    trainer, module, data = build(settings)
+    policy, stopwatch = module.policy, module.step.stopwatch
+    options = {"purpose": "evaluation", "seed": settings.evaluation.seed, "split": "seen"}
     checkpoints: list[dict[str, float]] = []
 
-    def play(*_: Any) -> None:
+    def evaluate(*_: Any) -> None:
         step, last = trainer.global_step, checkpoints[-1]["steps"] if checkpoints else 0
-        if step == last or (step % every_n_steps and step < cfg.trainer.max_steps):
+        if step == last or (step % every_n_steps and step < settings.trainer.max_steps):
             return
         seconds, start = stopwatch.seconds, time.perf_counter()
         with stopwatch.paused(), evaluating(policy):
-            results = rollout(policy, cfg.env.id, episodes=range(episodes), options=options)
+            results = rollout(policy, settings.env.id, episodes=range(episodes), options=options)
         success = sum(result.success for result in results) / episodes
         evaluation = time.perf_counter() - start
         checkpoints.append({"steps": step, "seconds": seconds, "success_rate": success, "evaluation_seconds": evaluation})
         trainer.should_stop = success >= target
 
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=play))
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=evaluate))
     trainer.fit(module, datamodule=data)
     last, reached = checkpoints[-1], checkpoints[-1]["success_rate"] >= target
     return {
@@ -87,8 +84,8 @@ def train_until(
     }
 
 
-def summarise(runs: list[dict[str, Any]], rates: list[dict[str, float]]) -> dict[str, Any]:
-    """Median and worst over the seeds, in seconds and times the bf16 rate; None where that many did not reach the target."""
+def summarize(runs: list[dict[str, Any]], rates: list[dict[str, float]]) -> dict[str, Any]:
+    """Median and maximum over the seeds, in seconds and multiplied by the bf16 rate; None where the target was not reached."""
     seconds = sorted(float("inf") if run["seconds"] is None else run["seconds"] for run in runs)
     figures: dict[str, Any] = {"seconds_median": median(seconds), "seconds_worst": seconds[-1]}
     rate = median(measured["bfloat16"] for measured in rates)

@@ -1,10 +1,10 @@
-"""What Lightning costs over a bare PyTorch loop, how much of the processor training uses, and where the rest goes.
+"""What Lightning costs over a bare PyTorch loop, which share of the processor's rate training reaches, and where the time goes.
 
 python benchmarks/training_speed.py [rounds=10] [steps=20] [output=benchmarks/results/training_speed.json] [data.root=DIR ...]
 
 Both loops train the same policy from the same weights on the same batches in the same precision, in one process: after
-every `steps` steps of Lightning, with all callbacks of the main job, a callback holds it and the bare loop does as many.
-The median of the rounds' ratios is what Lightning costs. Evaluation and validation are left out, since neither is a step.
+every `steps` steps of Lightning, with all callbacks of the main job, a callback pauses it while the bare loop makes as many.
+The median of the rounds' ratios is the cost of Lightning. Evaluation and validation are left out, since neither is a step.
 All other arguments are those of scripts/train.py.
 """
 
@@ -20,23 +20,23 @@ from statistics import median
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
-from benchmarks._training import begin
+from benchmarks._training import build
 from vla_mini.machine import matrix_product_rates
 
 TARGET_COST, TARGET_SHARE = 0.05, 0.40
 WARM_UP_ROUNDS = 1
 PROFILED_STEPS = 10
-# Neither evaluation nor validation; and a constant learning rate, which needs no trainer to ask for the number of steps.
+# Neither evaluation nor validation, and a constant learning rate after the warm-up.
 SETTINGS = ["evaluation.every_n_steps=0", "trainer.limit_val_batches=0", "schedule.decay=constant", "trainer.accelerator=cpu"]
 
-# An operation belongs to the first category one of whose words its name holds.
+# An operation belongs to the first category of which its name contains a word.
 CATEGORIES = {
     "convolutions and matrix products": ("conv", "mm", "linear", "matmul", "mkldnn"),
     "normalisation and softmax": ("norm", "softmax", "logsumexp"),
     "copies": ("copy", "clone", "contiguous", "cat", "stack", "gather", "index", "to_copy"),
     "element-wise and sums": ("",),
 }
-PHASES = {"batch": "batches", "optimizer": "optimizer"}  # all that happens in these counts as theirs
+PHASES = {"batch": "batches", "optimizer": "optimizer"}  # all operations within these belong to them
 OVERHEAD = "Python and autograd"
 
 
@@ -76,41 +76,38 @@ def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[st
     from torch.utils.flop_counter import FlopCounterMode
 
     from vla_mini import config
-    from vla_mini.training.trainer import build_training
-    from vla_mini.training.window import Stopwatch
 
     max_steps = (WARM_UP_ROUNDS + rounds) * steps
-    cfg = config.load("train", [*SETTINGS, f"trainer.max_steps={max_steps}", f"hydra.run.dir={folder}/run", *others])
-    settings, policy, data = begin(cfg)
-    bare = BareLoop(cfg, copy.deepcopy(policy), data.train_dataloader())
-    trainer, module = build_training(settings, policy, run_dir=folder / "run", stopwatch=Stopwatch())
+    settings = config.load("train", [*SETTINGS, f"trainer.max_steps={max_steps}", f"hydra.run.dir={folder}/run", *others])
+    trainer, module, data = build(settings)
+    bare = BareLoop(settings, copy.deepcopy(module.policy), data.train_dataloader())
     times: list[tuple[float, float]] = []  # seconds of each round: Lightning's, the bare loop's
-    released = time.perf_counter()
+    resumed = time.perf_counter()
 
-    def hold(*_: Any) -> None:
-        nonlocal released
+    def train_bare(*_: Any) -> None:
+        nonlocal resumed
         if trainer.global_step % steps == 0:
-            lightning = time.perf_counter() - released
+            lightning = time.perf_counter() - resumed
             times.append((lightning, seconds(lambda: bare.train(steps))))
-            released = time.perf_counter()
+            resumed = time.perf_counter()
 
-    trainer.callbacks.append(LambdaCallback(on_train_batch_end=hold))
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=train_bare))
     trainer.fit(module, datamodule=data)
     times, bare_loss = times[WARM_UP_ROUNDS:], bare.loss.item()
     with FlopCounterMode(display=False) as counter:
         bare.train(1)
-    samples, step_flops = steps * cfg.data.batch_size, counter.get_total_flops()
+    samples, step_flops = steps * settings.data.batch_size, counter.get_total_flops()
     lightning, plain = (median(column) for column in zip(*times, strict=True))
     return {
         "rounds": rounds,
         "steps": steps,
-        "batch_size": cfg.data.batch_size,
+        "batch_size": settings.data.batch_size,
         "precision": trainer.precision,
         "lightning_samples_per_second": samples / lightning,
         "bare_samples_per_second": samples / plain,
         "lightning_cost": median(a / b for a, b in times) - 1,
-        "lightning_loss": trainer.callback_metrics["train/loss"].item(),  # both of the last step, if it was logged:
-        "bare_loss": bare_loss,  # the same but for rounding
+        "lightning_loss": module.step.loss,  # both of the last step, if it was logged: equal but for rounding
+        "bare_loss": bare_loss,
         "round_seconds": times,
         "step_gigaflops": step_flops / 1e9,
         "gigaflops_per_second": step_flops / (lightning / steps) / 1e9,
@@ -121,18 +118,16 @@ def measure(folder: Path, rounds: int, steps: int, others: list[str]) -> dict[st
 class BareLoop:
     """The training loop as one writes it without Lightning: same loss, optimizer, precision and clipping."""
 
-    def __init__(self, cfg: Any, policy: Any, batches: Any) -> None:
+    def __init__(self, settings: Any, policy: Any, loader: Any) -> None:
         import torch
-        from omegaconf import OmegaConf
 
-        from vla_mini.training.module import PolicyModule
-        from vla_mini.training.precision import choose_precision
+        from vla_mini.training.module import build_optimizer
+        from vla_mini.training.trainer import choose_precision
 
-        self.policy, self.batches, self.clip = policy, self._forever(batches), cfg.trainer.gradient_clip_val
-        module = PolicyModule(policy, optimizer=OmegaConf.to_container(cfg.optimizer), **cfg.schedule)
-        configured = module.configure_optimizers()
-        self.optimizer, self.schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-        bf16 = choose_precision(cfg.trainer.precision, accelerator="cpu") == "bf16-mixed"
+        self.policy, self.batches, self.clip = policy, self._forever(loader), settings.trainer.gradient_clip_val
+        self.optimizer = build_optimizer(policy, settings.optimizer, settings.schedule.multipliers)
+        self.warmup_steps, self.step = settings.schedule.warmup_steps, 0
+        bf16 = choose_precision(settings.trainer.precision, accelerator="cpu") == "bf16-mixed"
         self.precision = (lambda: torch.autocast("cpu", torch.bfloat16)) if bf16 else nullcontext
 
     def train(self, steps: int, *, mark: Callable[[str], Any] = nullcontext) -> None:
@@ -152,20 +147,22 @@ class BareLoop:
             with mark("optimizer"):
                 if self.clip:
                     clip_grad_norm_(self.policy.parameters(), self.clip)
+                self.step += 1
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * min(1.0, self.step / max(1, self.warmup_steps))
                 self.optimizer.step()
-                self.schedule.step()
             self.loss = mean.detach()
 
     @staticmethod
-    def _forever(batches: Any) -> Iterator[Any]:
+    def _forever(loader: Any) -> Iterator[Any]:
         while True:
-            yield from batches
-            batches.sampler.set_epoch(batches.sampler.epoch + 1)
+            yield from loader
+            loader.sampler.set_epoch(loader.sampler.epoch + 1)
 
 
 def profile(bare: BareLoop, *, steps: int = PROFILED_STEPS) -> dict[str, float]:
-    """Milliseconds of a step by category, from each event's own time; largest first."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler has things to say about missing GPUs
+    """Milliseconds of a step by category, from each event's own time, the largest first."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # no messages of the profiler about missing GPUs
     import torch
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

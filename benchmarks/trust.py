@@ -1,4 +1,4 @@
-"""What it costs that training can be trusted: saving, verifying what is loaded, checking the config.
+"""What safety costs: saving checkpoints, checking what is loaded, validating the settings.
 
     python benchmarks/trust.py [repeats=20] [output=benchmarks/results/trust.json] [key=value ...]
 
@@ -35,18 +35,17 @@ def main() -> None:
 def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
     from unittest.mock import patch
 
-    from benchmarks._training import ready
-    from vla_mini import config, files, pretrained
-    from vla_mini.data import frames
+    from benchmarks._training import build
+    from vla_mini import config
+    from vla_mini.data.frames import is_intact
     from vla_mini.data.reader import read_dataset
-    from vla_mini.training.checkpoints import Checkpoints
-    from vla_mini.training.window import Stopwatch
+    from vla_mini.pretrained import read_config
+    from vla_mini.training.callbacks import Checkpoints
 
     arguments = [*SETTINGS, f"hydra.run.dir={folder}/run", *others]
-    cfg = config.load("train", arguments)  # once, which imports
+    settings = config.load("train", arguments)  # the first time it also imports modules
     checking = timed(lambda: config.load("train", arguments), repeats)
-    stopwatch = Stopwatch()
-    trainer, module, data = ready(cfg, run_dir=folder / "run", stopwatch=stopwatch)
+    trainer, module, data = build(settings)
     saving: list[float] = []
     save_once = Checkpoints._save
 
@@ -57,30 +56,26 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
 
     with patch.object(Checkpoints, "_save", save_timed):
         trainer.fit(module, datamodule=data)
-    training = stopwatch.seconds
+    training = module.step.stopwatch.seconds
 
-    demonstrations = read_dataset(cfg.data.root)
+    demonstrations = read_dataset(settings.data.root)
     saved = folder / "run" / "policy"
-    cache = Path(cfg.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
-
-    def verify() -> None:
-        files.check_manifest(saved, pretrained.MANIFEST, files.digests(saved, saved.iterdir()))
-
+    cache = Path(settings.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
     return {
         "training_seconds": training,
         "saves": len(saving),
         "saving_seconds": sum(saving),
         "saving_share": sum(saving) / training,
         "policy_megabytes": sum(path.stat().st_size for path in saved.iterdir()) / 2**20,
-        "policy_verification_seconds": timed(verify, repeats),
+        "policy_verification_seconds": timed(lambda: read_config(saved), repeats),
         "config_check_seconds": checking,
         "frames_megabytes": demonstrations.frames.nbytes / 2**20,
-        "frames_verification_seconds": timed(lambda: frames._is_whole(cache, size=demonstrations.frames.nbytes), 3),
+        "frames_verification_seconds": timed(lambda: is_intact(cache), 3),
     }
 
 
 def timed(work: Callable[[], Any], repeats: int) -> float:
-    """The median of the seconds that it takes."""
+    """The median of the seconds that `work` takes."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

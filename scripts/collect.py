@@ -1,28 +1,35 @@
 """Collect demonstrations of an environment's scripted expert as a LeRobotDataset."""
 
+from typing import TYPE_CHECKING
+
 from vla_mini import config
+
+if TYPE_CHECKING:
+    from vla_mini.command_settings import CollectSettings
 
 
 @config.main("collect")
-def main(cfg) -> None:
+def main(settings: "CollectSettings") -> None:
     from tqdm import tqdm
 
     from vla_mini.collection import collect
 
-    total = cfg.episodes + cfg.validation_episodes
-    with tqdm(desc="collecting", unit=" episodes", total=total, delay=0.1) as bar:  # nothing shows of a refused command
+    if settings.env.id is None:
+        raise ValueError("env=none: there is no environment to collect in; choose one, such as env=toy_pick")
+    total = settings.episodes + settings.validation_episodes
+    with tqdm(desc="collecting", unit=" episodes", total=total, delay=0.1) as bar:  # a refused command shows no bar
         collected = collect(
-            cfg.env.id,
-            cfg.output,
-            episodes=cfg.episodes,
-            validation_episodes=cfg.validation_episodes,
-            seed=cfg.seed,
-            disturbance=cfg.disturbance,
-            num_workers=cfg.num_workers,
+            settings.env.id,
+            settings.output,
+            episodes=settings.episodes,
+            validation_episodes=settings.validation_episodes,
+            seed=settings.seed,
+            action_noise=settings.action_noise,
+            num_workers=settings.num_workers,
             progress=lambda done, total: bar.update(done - bar.n),
         )
-    split = f"{cfg.episodes} to train on and {cfg.validation_episodes} to validate on"
-    print(f"{cfg.output}: {collected.episodes} episodes ({split}), {collected.frames} frames")
+    split = f"{settings.episodes} to train on and {settings.validation_episodes} to validate on"
+    print(f"{settings.output}: {collected.episodes} episodes ({split}), {collected.frames} frames")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,43 @@
 """Compare variants: train each with each seed under one budget, one run after the other, and evaluate all on the same scenes.
 
-Runs lie in runs/<study>/ and are found again: what was finished before is not repeated. The table and the picture go into
-a new folder.
+The runs are in runs/<study>/. Those that finished before are found there and not repeated. The table and the page go into a new
+folder.
 """
 
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vla_mini import config
 
+if TYPE_CHECKING:
+    from vla_mini.command_settings import CompareSettings
+
 
 @config.main("compare")
-def main(cfg: Any) -> None:
-    from omegaconf import OmegaConf
+def main(settings: "CompareSettings") -> None:
+    from vla_mini.comparison.results import comparison_results
+    from vla_mini.comparison.runs import Comparison, collect_missing, dry_run, exclusive, train_all
+    from vla_mini.reports.comparison import comparison_table, write_comparison
 
-    from vla_mini.comparison.figures import figures, write_comparison
-    from vla_mini.comparison.runs import alone, collect_missing, rehearse, train_all
-    from vla_mini.pages.comparison import comparison_table
-
-    settings = OmegaConf.to_container(cfg)
-    within = Path("runs") / cfg.name
-    variants, budget = settings["variants"], settings["budget"]
-    with alone():
-        rehearse(variants, budget)
-        output = config.new_folder(cfg.output or within / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-        collect_missing(variants, budget)
-        trained = train_all(variants, seeds=settings["seeds"], budget=budget, within=within)
-        results = write_comparison(settings | {"variants": figures(trained)}, output)
+    folder = Path("runs") / settings.name
+    load_settings = partial(config.load, "train")
+    comparison = Comparison(settings.variants, settings.seeds, settings.budget, folder, load_settings)
+    with exclusive():
+        dry_run(comparison)
+        output = config.new_folder(settings.output or folder / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        collect_missing(comparison)
+        trained = train_all(comparison)
+        results = comparison_results(comparison, trained, name=settings.name, question=settings.question)
+        page = write_comparison(output, results)
     print(comparison_table(results))
-    print(output / "comparison.html")
+    print(page)
     if trained.failures:
-        print(f"compare: {len(trained.failures)} of {len(trained.runs)} runs failed; the table says why", file=sys.stderr)
+        print(
+            f"compare: {len(trained.failures)} of {len(trained.runs)} runs failed; the table gives the reasons", file=sys.stderr
+        )
         sys.exit(1)
 
 

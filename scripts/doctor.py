@@ -1,85 +1,86 @@
 """Find what is wrong with a training run before hours are spent on it: machine, demonstrations, policy, learning, speed.
 
-Prints a line for each check, and what to do where one does not pass; exit code 1 if one fails. Nothing is trained or kept,
-but doctor.json in the folder `output`, where that is given.
+Prints a line for each check, and what to do where one does not pass. The exit code is 1 if one fails. Nothing is kept, except
+for doctor.json in the folder `output`, where that is given.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vla_mini import config
 
-EPISODES = 64  # collected where the demonstrations are missing
+if TYPE_CHECKING:
+    from vla_mini.command_settings import DoctorSettings
+    from vla_mini.settings import TrainSettings
+
+EPISODES = 64  # that are collected where the demonstrations are missing
 
 
 @config.main("doctor")
-def main(cfg: Any) -> None:
-    from omegaconf import OmegaConf
-
+def main(settings: "DoctorSettings") -> None:
     from vla_mini.data.reader import read_dataset
-    from vla_mini.doctor.examine import examine
+    from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.files import write_text
+    from vla_mini.files import write_json
     from vla_mini.machine import describe_machine
     from vla_mini.training.setup import check_start, data_module, untrained_policy
 
     start = time.perf_counter()
-    settings = OmegaConf.to_container(cfg.training, resolve=True)
-    check_start(settings)
-    if settings["resume"]:
-        raise ValueError(f"resume={settings['resume']}: the doctor looks at runs that begin")
-    with demonstrations_for(settings) as root:
-        demonstrations = read_dataset(root)
-        policy = untrained_policy(settings, demonstrations)
-        data = data_module(settings, demonstrations, policy)
+    check_start(settings.training)
+    if settings.training.resume:
+        raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
+    with demonstrations_of(settings.training) as training:
+        demonstrations = read_dataset(training.data.root)
+        policy = untrained_policy(training, demonstrations)
+        data = data_module(training, demonstrations, policy)
 
-        output = config.new_folder(cfg.output) if cfg.output else None  # all is checked: the work begins
+        output = config.new_folder(settings.output) if settings.output else None
         config.start_work()
         found = []
-        for finding in examine(settings, demonstrations, policy, data.train_windows, data.validation_windows):
+        for finding in run_checks(TrainingRun(training, demonstrations, policy, data.train_dataset, data.validation_dataset)):
             print(describe(finding), flush=True)
             found.append(finding)
     seconds = time.perf_counter() - start
+    passed = all(finding.status != "fail" for finding in found)
     if output:
         results = {
-            "experiment": cfg.experiment,
-            "passed": all(finding.status != "fail" for finding in found),
+            "experiment": settings.experiment,
+            "passed": passed,
             "seconds": round(seconds, 3),
             "machine": describe_machine(),
             "checks": [finding._replace(value=finite(finding.value))._asdict() for finding in found],
         }
-        write_text(output / "doctor.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_json(output / "doctor.json", results)
     print(f"{summary(found)}; {seconds:.0f} s{f'; {output}/doctor.json' if output else ''}")
-    if any(finding.status == "fail" for finding in found):
+    if not passed:
         raise SystemExit(1)
 
 
 @contextmanager
-def demonstrations_for(settings: dict[str, Any]) -> Iterator[Path]:
-    """Where the run's demonstrations lie; where they are still to be collected, a few of them in a temporary folder."""
+def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
+    """The settings, with demonstrations that exist: where they are missing, a few are collected in a temporary folder."""
     from vla_mini.collection import collect
 
-    data = settings["data"]
-    if Path(data["root"]).exists() or not data["episodes"]:
-        yield Path(data["root"])
+    data = settings.data
+    if Path(data.root).exists() or not data.episodes or settings.env.id is None:
+        yield settings  # read_dataset refuses what does not exist
         return
     with TemporaryDirectory() as temporary:
-        root = Path(temporary) / "data"
-        episodes = min(EPISODES, data["episodes"])
-        print(f"collecting {episodes} demonstrations, since {data['root']} is still to be collected", flush=True)
-        collect(settings["env"]["id"], root, episodes=episodes, validation_episodes=2, seed=data["seed"], num_workers=1)
-        data["batch_size"] = min(data["batch_size"], 8 * episodes)  # so few of them hold no larger one
-        yield root
+        root, episodes = Path(temporary) / "data", min(EPISODES, data.episodes)
+        print(f"collecting {episodes} demonstrations, since {data.root} does not exist yet", flush=True)
+        collect(settings.env.id, root, episodes=episodes, validation_episodes=2, seed=data.seed, num_workers=1)
+        batch_size = min(data.batch_size, 8 * episodes)  # larger ones may exceed the frames of so few episodes
+        collected = data.model_copy(update={"root": str(root), "batch_size": batch_size})
+        yield settings.model_copy(update={"data": collected})
 
 
 def finite(value: float | None) -> float | None:
-    """JSON knows no NaN and no infinity: they become null."""
+    """NaN and infinity, which JSON does not have, as None."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -3,34 +3,47 @@
 Writes metrics.json and videos/ into a new folder: `output`, or evaluations/<date_time>/ beside the policy.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vla_mini import config
 
+if TYPE_CHECKING:
+    from vla_mini.command_settings import EvaluateSettings
+
 
 @config.main("evaluate")
-def main(cfg: Any) -> None:
-    from vla_mini import Policy
-    from vla_mini.evaluation.evaluate import evaluate, examinations
+def main(settings: "EvaluateSettings") -> None:
+    from vla_mini import Controller, Policy
+    from vla_mini.envs import get_spec
+    from vla_mini.evaluation.evaluate import evaluate, evaluation_splits, save_metrics
     from vla_mini.evaluation.metrics import headline, table
+    from vla_mini.reports.videos import write_videos
 
-    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
-    if "env" not in policy.source:
-        raise ValueError(f"policy={cfg.policy} does not say which environment it was made for")
-    examinations(policy.source["env"], further_splits=cfg.further_splits)  # refuses a split that there is not
-    output = config.new_folder(cfg.output or config.default_output(cfg.policy, "evaluations"))
-    metrics = evaluate(
+    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
+    env_id = policy.source.get("env")
+    if env_id is None:
+        raise ValueError(f"policy={settings.policy} was trained with env=none: there is no environment to evaluate it in")
+    if settings.num_steps is not None:
+        policy.action.change(num_steps=settings.num_steps)
+    acting = {"execute": settings.execute, "ensemble": settings.ensemble}
+    Controller(policy, **acting)  # refuses what does not fit the policy, before work starts
+    evaluation_splits(env_id, settings.further_splits)  # refuses an unknown split
+    output = config.new_folder(settings.output or config.default_output(settings.policy, "evaluations"))
+    found = evaluate(
         policy,
-        policy.source["env"],
-        episodes=cfg.episodes,
-        seed=cfg.seed,
-        further_splits=list(cfg.further_splits),
-        output=output,
-        num_envs=cfg.num_envs,
+        env_id,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        further_splits=settings.further_splits,
+        num_envs=settings.num_envs,
+        num_recordings=2,
         progress=True,
+        **acting,
     )
-    print(table(metrics))
-    print(f"{headline(metrics)}; {metrics['seconds']:.1f} s; {output}")
+    write_videos(output / "videos", found.episodes, rates=get_spec(env_id).rates)
+    save_metrics(output, found.metrics)
+    print(table(found.metrics))
+    print(f"{headline(found.metrics)}; {found.metrics['seconds']:.1f} s; {output}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,45 @@
-"""Ask a saved policy for one chunk of actions: an image, an instruction and a state in, one JSON object out.
+"""Predict one chunk of actions with a saved policy: an image, an instruction and a state in, one JSON object out.
 
-`mode` is what autograd does meanwhile: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The
-actions are the same; the time, and the bytes kept for a backward pass, are not.
+`mode` is the mode of autograd: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The actions are
+the same; the time, and the bytes kept for a backward pass, are not.
 """
 
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_mini import config
 
+if TYPE_CHECKING:
+    from vla_mini.command_settings import InferSettings
+
 
 @config.main("infer")
-def main(cfg: Any) -> None:
+def main(settings: "InferSettings") -> None:
     import torch
 
-    from vla_mini import Policy
-    from vla_mini.autograd.saved import count_saved_bytes
-    from vla_mini.evaluation.rollout import observe
+    from vla_mini import Controller, Policy
+    from vla_mini.autograd.inference import MODES, count_saved_bytes
 
-    if not cfg.instruction.strip():
-        raise ValueError("instruction='' is empty: say what to do, such as 'pick up the red cube'")
-    policy = Policy.from_pretrained(cfg.policy, trust_remote_code=cfg.trust_remote_code)
-    now, *past = read_frames(cfg, policy)
-    observation = observe(policy, [now], past=[past])
-    if unknown := policy.language.unknown_words(cfg.instruction):
+    if not settings.instruction.strip():
+        raise ValueError("instruction='' is empty: give a task, such as 'pick up the red cube'")
+    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
+    if settings.num_steps is not None:
+        policy.action.change(num_steps=settings.num_steps)
+    controller = Controller(policy)
+    for frame in reversed(read_frames(settings, policy)):  # the oldest first
+        observation = controller.observe(frame)
+    if unknown := policy.language.unknown_words(settings.instruction):
         words = ", ".join(map(repr, unknown))
-        print(f"infer: warning: the policy does not know the words {words}: to it they are all the same", file=sys.stderr)
-    generator = torch.Generator().manual_seed(cfg.seed)
-    mode = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[cfg.mode]
+        print(f"infer: warning: the words {words} are not in the policy's vocabulary: they share one vector", file=sys.stderr)
+    noise = policy.draw_noise(1, torch.Generator().manual_seed(settings.seed))
 
     def predict() -> torch.Tensor:
-        pixels, words, mask, state = policy.prepare(observation)
-        return policy.predict(pixels, words, state, generator.manual_seed(cfg.seed), word_mask=mask)
+        images, words, mask, state = policy.prepare(observation)
+        return policy.predict(images, words, state, noise, word_mask=mask)
 
-    with mode():
+    with MODES[settings.mode]():
         predict()  # the first pass also pays for setting up
         start = time.perf_counter()
         actions = predict()
@@ -45,8 +49,8 @@ def main(cfg: Any) -> None:
     answer = {
         "actions": actions[0].tolist(),
         "action_names": policy.features.action,
-        "instruction": cfg.instruction,
-        "mode": cfg.mode,
+        "instruction": settings.instruction,
+        "mode": settings.mode,
         "requires_grad": actions.requires_grad,
         "milliseconds": round(milliseconds, 3),
         "saved_bytes": saved.bytes,
@@ -54,22 +58,23 @@ def main(cfg: Any) -> None:
     print(json.dumps(answer, ensure_ascii=False))
 
 
-def read_frames(cfg: Any, policy: Any) -> list[dict[str, Any]]:
-    """What the robot sees and feels, and what it saw and felt before as far as that is given, as an environment says it."""
+def read_frames(settings: "InferSettings", policy: Any) -> list[dict[str, Any]]:
+    """The observation as an environment gives it, and those before it as far as they are given: the newest first."""
     cameras, state_names = policy.features.cameras, policy.features.state
-    images = [read_image(path) for path in ([cfg.image] if isinstance(cfg.image, str) else cfg.image)]
+    paths = [settings.image] if isinstance(settings.image, str) else list(settings.image)
+    images = [read_image(path) for path in paths]
     frames, rest = divmod(len(images), len(cameras))
     if rest or not 1 <= frames <= policy.history:
-        seen = f" in each of 1 to {policy.history} frames, the newest first" if policy.history > 1 else ""
-        raise ValueError(f"image={cfg.image}: the policy has {len(cameras)} camera(s){seen}: {', '.join(cameras)}")
-    if len(cfg.state) != frames * len(state_names):
-        of = f" of {frames} frames, as many as there are images of" if policy.history > 1 else ""
-        raise ValueError(f"state={cfg.state}: the policy feels {', '.join(state_names)}{of}")
+        each = f" in each of 1 to {policy.history} frames, the newest first" if policy.history > 1 else ""
+        raise ValueError(f"image={','.join(paths)}: the policy has {len(cameras)} camera(s){each}: {', '.join(cameras)}")
+    if len(settings.state) != frames * len(state_names):
+        each = f" for each of {frames} frames, as many as there are images of" if policy.history > 1 else ""
+        raise ValueError(f"state={list(settings.state)}: the policy takes {', '.join(state_names)}{each}")
     return [
         {
             "images": dict(zip(cameras, images[age * len(cameras) :], strict=False)),
-            "state": list(cfg.state[age * len(state_names) : (age + 1) * len(state_names)]),
-            "instruction": cfg.instruction,
+            "state": list(settings.state[age * len(state_names) : (age + 1) * len(state_names)]),
+            "instruction": settings.instruction,
         }
         for age in range(frames)
     ]

@@ -1,97 +1,114 @@
 """Train a policy: demonstrations, training, closed-loop evaluation, report.
 
-Reads from top to bottom as what happens. Everything goes into one new folder, runs/<experiment>/<date_time>/.
+It reads from top to bottom in the order in which things happen. Everything is written to one new folder,
+runs/<experiment>/<date_time>/.
 """
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_mini import config
 
+if TYPE_CHECKING:
+    from vla_mini.settings import TrainSettings
+
 
 @config.main("train")
-def main(cfg: Any) -> None:
+def main(settings: "TrainSettings") -> None:
     import lightning
-    from omegaconf import OmegaConf
 
     from vla_mini.data.reader import read_dataset
-    from vla_mini.evaluation.evaluate import evaluate
-    from vla_mini.evaluation.metrics import headline, table
-    from vla_mini.evaluation.report import write_report
-    from vla_mini.training.checkpoints import clear_up
-    from vla_mini.training.guard import raise_if_stopped
-    from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.provenance import identity, provenance, write_provenance
-    from vla_mini.training.setup import check_start, collect_missing, data_module, trusts_remote_code, untrained_policy
-    from vla_mini.training.trainer import build_training
-    from vla_mini.training.window import Stopwatch
+    from vla_mini.training.checkpoints import clean_run_folder, identity, provenance, write_provenance
+    from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
+    from vla_mini.training.trainer import build_training, choose_precision
 
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    if not config.rank():  # what the first of several processes finds right, is
+    if not config.rank():  # one of several processes checks for all
         check_start(settings)
-    if cfg.resume:
-        with warnings.catch_warnings(action="ignore"):  # they come again, below
-            resumable(cfg)  # before anything is collected
+    if settings.resume:
+        with warnings.catch_warnings(action="ignore"):  # they are repeated below
+            find_checkpoint(settings)  # before anything is collected
     collect_missing(settings)
-    demonstrations = read_dataset(cfg.data.root)
+    demonstrations = read_dataset(settings.data.root)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
-    lightning.seed_everything(cfg.seed + config.rank(), verbose=False)  # equal weights, and each process its own noise
+    lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own
     sources = {"dataset": demonstrations.fingerprint, "init_from": policy.source.get("init_from")}
-    origin, run = provenance(settings, **sources), identity(settings, **sources)
-    steps, checkpoint = resumable(cfg, origin, run) if cfg.resume else (0, None)
+    precision = choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator)
+    origin, run = provenance(precision, **sources), identity(settings, **sources)
+    steps, checkpoint = find_checkpoint(settings, origin, run) if settings.resume else (0, None)
 
-    run_dir = config.run_folder(cfg)  # all is checked: the work begins
-    if cfg.resume and not config.rank():
-        clear_up(run_dir, step=steps)
-        print(f"{run_dir} goes on after step {steps}" if checkpoint else f"{run_dir} has no checkpoint yet: it begins anew")
+    run_dir = config.run_folder(settings)  # everything is checked: work starts
+    if settings.resume and not config.rank():
+        clean_run_folder(run_dir, step=steps)
+        print(f"{run_dir} resumes after step {steps}" if checkpoint else f"{run_dir} has no checkpoint yet: it starts again")
     write_provenance(run_dir, origin)
-    stopwatch = Stopwatch()
-    trainer, module = build_training(
-        settings, policy, run_dir=run_dir, stopwatch=stopwatch, provenance=origin, run=run, steps=steps
-    )
+    trainer, module = build_training(settings, policy, run_dir=run_dir, provenance=origin, run=run, steps=steps)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
         if trainer.is_global_zero and (run_dir / "policy").is_dir():
             config.point_latest(run_dir)
-    seconds = stopwatch.seconds
-    if not trainer.is_global_zero:
-        return  # of several processes the first does the rest
-    raise_if_stopped(trainer)  # by the guard; the checkpoint holds the last good weights
+    if trainer.is_global_zero:  # of several processes the first does the rest
+        module.step.raise_if_stopped()  # the checkpoint holds the last good weights
+        finish(settings, trainer, module, run_dir)
 
-    policy = type(policy).from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
-    metrics = evaluate(
-        policy,
-        cfg.env.id,
-        episodes=cfg.evaluation.episodes,
-        seed=cfg.evaluation.seed,
-        further_splits=settings["evaluation"]["further_splits"],
-        output=run_dir / "evaluation",
-        progress=True,
-    )
-    rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in metrics["splits"].items()}
+
+def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) -> None:
+    """Evaluate the saved policy, where there is an environment; close the loggers, write the report, print the result."""
+    from vla_mini import Policy
+    from vla_mini.curves import read_curves
+    from vla_mini.envs import get_spec
+    from vla_mini.evaluation.evaluate import evaluate, save_metrics
+    from vla_mini.evaluation.metrics import headline, table
+    from vla_mini.reports.run import write_report
+    from vla_mini.reports.videos import write_videos
+    from vla_mini.training.loggers import finish_loggers
+    from vla_mini.training.setup import trusts_remote_code
+
+    seconds, rates, evaluation = module.step.stopwatch.seconds, {}, settings.evaluation
+    if settings.env.id is None:
+        steps, losses = read_curves(run_dir / "metrics.csv")["validation/loss"]
+        best = f"{min(losses):.4g} after step {steps[losses.index(min(losses))]:.0f}"
+        result = f"validation loss {best} (the policy that was saved); trained {seconds:.0f} s"
+    else:
+        policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
+        found = evaluate(
+            policy,
+            settings.env.id,
+            episodes=evaluation.episodes,
+            seed=evaluation.seed,
+            further_splits=evaluation.further_splits,
+            num_recordings=2,
+            progress=True,
+        )
+        write_videos(run_dir / "evaluation" / "videos", found.episodes, rates=get_spec(settings.env.id).rates)
+        save_metrics(run_dir / "evaluation", found.metrics)
+        rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in found.metrics["splits"].items()}
+        print(table(found.metrics))
+        times = f"trained {seconds:.0f} s, evaluated {found.metrics['seconds']:.0f} s"
+        result = f"{headline(found.metrics)}; {times}"
     finish_loggers(trainer.loggers, rates, step=trainer.global_step - 1)
-    report = write_report(run_dir)
-    print(table(metrics))
-    print(f"{headline(metrics)}; trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s; {report}")
+    print(f"{result}; {write_report(run_dir)}")
 
 
-def resumable(cfg: Any, origin: dict[str, Any] | None = None, run: str | None = None) -> tuple[int, Path | None]:
-    """Where a run goes on: the steps it has done, and their checkpoint, of this `run` if its origin is known already.
+def find_checkpoint(
+    settings: "TrainSettings", origin: dict[str, Any] | None = None, run: str | None = None
+) -> tuple[int, Path | None]:
+    """Where a run resumes: the steps that it has made, and their checkpoint.
 
-    ValueError where there is nothing to go on with.
+    - origin, run: what the run would be made with now, and its identity, once they are known
+
+    ValueError where there is nothing to resume from.
     """
-    from vla_mini.training.checkpoints import newest_good
-    from vla_mini.training.provenance import check_provenance
+    from vla_mini.training.checkpoints import check_provenance, newest_good
 
-    run_dir = Path(cfg.resume)
+    run_dir = Path(settings.resume)
     if origin is not None:
         check_provenance(run_dir, origin)
     steps, checkpoint = newest_good(run_dir / "checkpoints", run=run)
-    if steps >= cfg.trainer.max_steps and (run_dir / "report.html").exists():
-        raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would go on")
+    if steps >= settings.trainer.max_steps and (run_dir / "report.html").exists():
+        raise ValueError(f"resume={run_dir}: its {steps} steps are done; trainer.max_steps={2 * steps} would train further")
     return steps, checkpoint
 
 

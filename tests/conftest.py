@@ -5,19 +5,19 @@ import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and threads that wait for one another cost most
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and threads that wait for one another cost the most
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 
-install_import_hook("vla_mini", "beartype.beartype")  # before anything of the package is imported
+install_import_hook("vla_mini", "beartype.beartype")  # has to come before the first import of the package
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.factory import OTHERS  # noqa: E402
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what is to run in the background so, deaf to Ctrl-C
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(params=["default", *(f"{group}={name}" for group, name in OTHERS)])
+@pytest.fixture(params=["default", *(f"{kind}={name}" for kind, name in OTHERS)])
 def variant(request) -> dict[str, str]:
-    """Each variant that configs/ holds, found by itself, with the default parts around it, and once those alone."""
-    group, _, name = request.param.partition("=")
-    return {group: name} if name else {}
+    """The default parts, and each other variant in configs/ with the default parts around it."""
+    kind, _, name = request.param.partition("=")
+    return {kind: name} if name else {}

@@ -1,4 +1,4 @@
-"""Policies and batches for tests, derived from the configs and from the features: no test invents shapes of its own."""
+"""Policies and batches for tests, built from configs/ and from the features: no test has shapes of its own."""
 
 import importlib.util
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vla_mini import config, testing
+from vla_mini import testing
+from vla_mini.parts import KINDS
 from vla_mini.policy import Policy
 from vla_mini.testing import FEATURES, make_batch, make_observation, mean_loss
 
@@ -14,27 +15,28 @@ __all__ = ["FEATURES", "command", "make_batch", "make_observation", "make_policy
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-GROUPS = ("vision", "language", "trunk", "action", "auxiliary")
-VARIANTS = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in GROUPS}
+VARIANTS = {kind: sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml")) for kind in KINDS}
 DEFAULTS = {"vision": "conv", "language": "table", "trunk": "query", "action": "regression", "auxiliary": "keyframe"}
-OTHERS = [(group, name) for group, names in VARIANTS.items() for name in names if name != DEFAULTS[group]]
+OTHERS = [(kind, name) for kind, names in VARIANTS.items() for name in names if name != DEFAULTS[kind]]
 
 
-def spec(group: str, name: str) -> dict:
-    """What configs/<group>/<name>.yaml says."""
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+def spec(kind: str, name: str) -> dict:
+    """The settings in configs/<kind>/<name>.yaml."""
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / kind / f"{name}.yaml"))
 
 
 def make_policy(**parts) -> Policy:
-    """The default policy of configs/ with other `parts`, by name (vision="patch") or as a spec, in eval mode."""
-    named = {group: parts.pop(group, name) for group, name in DEFAULTS.items()}
+    """The default policy of configs/ in eval mode, with other `parts`: by name (vision="patch") or as settings."""
+    named = {kind: parts.pop(kind, name) for kind, name in DEFAULTS.items()}
     return testing.make_policy(
-        **{group: spec(group, part) if isinstance(part, str) else part for group, part in named.items()}, **parts
+        **{kind: spec(kind, part) if isinstance(part, str) else part for kind, part in named.items()}, **parts
     )
 
 
 def command(name: str, *arguments: str) -> int:
-    """Runs scripts/<name>.py with these arguments in this process; its exit code."""
+    """The exit code of scripts/<name>.py with these arguments, run in this process."""
+    from vla_mini import config
+
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -1,34 +1,52 @@
-"""A real Trainer on a few small batches, with all the callbacks that ask for it, and a record of what came by."""
+"""A real Trainer on a few small batches, and a record of what the optimizer gets."""
 
+import csv
+import pkgutil
 import warnings
 from pathlib import Path
 
 import lightning
 
-from vla_mini.training.checkpoints import Checkpoints, WholeFiles
+from vla_mini.schema import settings_model
+from vla_mini.training.callbacks import BestPolicy, Checkpoints, WeightAverage
+from vla_mini.training.checkpoints import AtomicCheckpointIO
 from vla_mini.training.module import PolicyModule
-from vla_mini.training.selection import BestPolicy
-from vla_mini.training.window import Stopwatch, WindowMean
+from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.step import OptimizerStep
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.1}
+
+
+def optimizer_settings(settings):
+    """{"_target_": ..., ...} as the settings that training gets; also with a learning rate of 0."""
+    return settings_model(pkgutil.resolve_name(settings["_target_"]), exclude=("params",)).model_validate(settings)
+
+
+def read_rows(folder):
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 class Record(lightning.Callback):
-    """Keeps what the optimizer is about to see, and in which precision the layers work."""
+    """The trainer, the module and its step; with `hooks` also the gradients of each step as the optimizer gets them, and the
+    data types that the layers compute in."""
 
-    def __init__(self):
-        self.gradients, self.dtypes = [], set()
+    def __init__(self, *, hooks):
+        self.hooks, self.gradients, self.dtypes = hooks, [], set()
 
-    def on_fit_start(self, trainer, module):
-        self.trainer = trainer
-        module.policy.trunk.queries.register_forward_hook(lambda *call: self.dtypes.add(call[2].dtype))
+    def on_train_start(self, trainer, module):
+        self.trainer, self.module, self.step = trainer, module, module.step
+        if self.hooks:
+            module.policy.trunk.queries.register_forward_hook(lambda *call: self.dtypes.add(call[2].dtype))
+            trainer.optimizers[0].register_step_post_hook(lambda *_: self.gradients.append(self._copies()))
 
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradients.append({n: p.grad.clone() for n, p in module.policy.named_parameters() if p.grad is not None})
+    def _copies(self):
+        parameters = self.module.policy.named_parameters()
+        return {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
 
 
 class Loader:
-    """An iterable of batches; a bare list would mean several loaders to Lightning."""
+    """An iterable of batches; Lightning would take a bare list for several loaders."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -40,41 +58,54 @@ class Loader:
         return len(self.batches)
 
 
-def keeping(best: BestPolicy, folder: Path) -> dict:
-    """What a Trainer needs for the best policy to be saved."""
-    return {"callbacks": [best, Checkpoints(folder, every_n_steps=100, keep=1, best=best)], "plugins": [WholeFiles()]}
+def saving(best: BestPolicy, folder: Path) -> dict:
+    """What a Trainer needs so that the best policy is saved."""
+    return {"callbacks": [best, Checkpoints(folder, every_n_steps=100, keep=1, best=best)], "plugins": [AtomicCheckpointIO()]}
 
 
 def fit(
     policy,
     batches,
     *,
-    accelerator="cpu",
     callbacks=(),
     optimizer=SGD,
-    logger=False,
     steps=None,
-    record=True,
     warmup_steps=0,
+    decay="constant",
     multipliers=None,
+    clip_value=None,
+    clip_algorithm=None,
+    patience=5,
+    monitor=None,
+    average: WeightAverage | None = None,
+    validate=(),
+    resume=None,
+    record=True,
     **trainer,
 ):
-    """Train on `batches`, one micro-batch each; the recorder of what happened."""
-    recorders = [Record()] if record else []
+    """Train on `batches`, one micro-batch each, until they end or for some steps. Returns the record of it."""
+    record = Record(hooks=record)
+    step = OptimizerStep(
+        policy,
+        monitor=monitor or GradientMonitor(every_n_steps=0, histograms=0),
+        warmup_steps=warmup_steps,
+        decay=decay,
+        clip_value=clip_value,
+        clip_algorithm=clip_algorithm,
+        patience=patience,
+    )
+    module = PolicyModule(policy, step, optimizer_settings(optimizer), multipliers=multipliers or {}, average=average)
+    defaults = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Lightning has to say about such a small loader
+        warnings.simplefilter("ignore")  # Lightning's, about such a small loader
         trainer = lightning.Trainer(
             max_steps=steps or -1,
             max_epochs=-1 if steps else 1,
-            accelerator=accelerator,
-            callbacks=[WindowMean(Stopwatch()), *callbacks, *recorders],
-            logger=logger,
+            callbacks=[*([average] if average else []), *callbacks, record],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            **trainer,
+            **defaults | trainer,
         )
-        schedule = {"warmup_steps": warmup_steps, "decay": "constant", "multipliers": multipliers}
-        module = PolicyModule(policy, optimizer=optimizer, **schedule)
-        trainer.fit(module, train_dataloaders=Loader(batches))
-    return recorders[0] if record else None
+        trainer.fit(module, Loader(batches), Loader(validate) if validate else None, ckpt_path=resume)
+    return record

@@ -1,4 +1,4 @@
-"""Expert + environment -> dataset: reproducible, clean labels, nothing left behind by a failure."""
+"""Expert + environment -> dataset: reproducible, with the expert's actions as labels; a failure leaves nothing behind."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ import vla_mini.envs
 from vla_mini import collection
 from vla_mini.collection import collect, demonstrate
 from vla_mini.data.reader import read_dataset
+from vla_mini.envs import Environment, EnvSpec
 from vla_mini.features import Features
 
 TOY_PICK = "vla_mini/ToyPick-v0"
@@ -29,15 +30,17 @@ def toy_pick(tmp_path_factory):
     return root, collected, read_dataset(root)
 
 
-def test_a_dataset_has_the_episodes_asked_for(toy_pick):
+def test_a_dataset_has_the_requested_episodes(toy_pick):
     _, collected, data = toy_pick
     assert data.splits == {"train": (0, 6), "validation": (6, 8)}
     assert collected.episodes == len(data.episode_ends) == 8 and collected.frames == len(data.states)
-    assert data.features == vla_mini.envs.make(TOY_PICK).unwrapped.features
+    lengths = data.episode_ends - data.episode_starts
+    assert lengths[:6].tolist() == [28, 14, 19, 30, 23, 21], "as of every version: scenes, action noise and expert"
+    assert data.features == vla_mini.envs.get_spec(TOY_PICK).features
     assert len({data.frames[start].tobytes() for start in data.episode_starts}) == 8, "no scene twice"
 
 
-def test_what_is_stored_is_what_the_expert_saw_and_would_do(toy_pick):
+def test_what_is_stored_is_what_the_expert_observed_and_would_do(toy_pick):
     _, _, data = toy_pick
     env = vla_mini.envs.make(TOY_PICK)
     for episode, purpose in ((0, "demonstration"), (6, "validation")):
@@ -63,11 +66,13 @@ def test_another_seed_gives_other_scenes(toy_pick, tmp_path):
     assert not starts & {other.frames[start].tobytes() for start in other.episode_starts}
 
 
-class Line(gymnasium.Env):
-    """Walk from x to 0 in equal steps; the expert gives up (never arrives) in every third scene."""
+FEATURES = Features(cameras=("top",), image_size=(2, 2), state=("x",), action=("dx",), fps=10)
 
-    features = Features(cameras=("top",), image_size=(2, 2), state=("x",), action=("dx",), fps=10)
-    robot_type = "line"
+
+class Line(Environment):
+    """Move from x to 0 in equal steps; the expert never arrives in every third scene."""
+
+    env_spec = EnvSpec("vla_mini_tests/Line-v0", FEATURES, robot_type="line", max_episode_steps=20, has_expert=True)
     observation_space = gymnasium.spaces.Dict()
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -85,44 +90,49 @@ class Line(gymnasium.Env):
 
     def _observe(self):
         image = np.full((2, 2, 3), self.scene, np.uint8)
-        return {"images": {"top": image}, "state": np.array([self.x], np.float32), "instruction": "walk"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def line():
-    gymnasium.register("vla_mini_tests/Line-v0", entry_point=Line, max_episode_steps=20)
-    gymnasium.register("vla_mini_tests/Hopeless-v0", entry_point=lambda: Hopeless(), max_episode_steps=2)
+        return {"images": {"top": image}, "state": np.array([self.x], np.float32), "instruction": "go to 0"}
 
 
 class Hopeless(Line):
+    env_spec = EnvSpec("vla_mini_tests/Hopeless-v0", FEATURES, robot_type="line", max_episode_steps=2, has_expert=True)
+
     def expert_action(self):
         return np.zeros(1, np.float32)
 
 
+class Expertless(Line):
+    env_spec = EnvSpec("vla_mini_tests/Expertless-v0", FEATURES, robot_type="line", max_episode_steps=20)
+
+
+for environment in (Line, Hopeless, Expertless):
+    spec = environment.env_spec
+    gymnasium.register(spec.id, environment, max_episode_steps=spec.max_episode_steps)
+
+
 def test_failures_are_dropped_and_the_first_successes_kept(tmp_path):
-    collect("vla_mini_tests/Line-v0", tmp_path / "d", episodes=5, disturbance=0.0, num_workers=1)
+    collect("vla_mini_tests/Line-v0", tmp_path / "d", episodes=5, action_noise=0.0, num_workers=1)
     data = read_dataset(tmp_path / "d")
     assert data.frames[data.episode_starts, 0, 0, 0, 0].tolist() == [0, 1, 3, 4, 6]
 
 
-def test_labels_are_clean_while_what_happens_is_disturbed():
+def test_labels_are_the_experts_actions_while_noisy_ones_are_executed():
     env = gymnasium.make("vla_mini_tests/Line-v0", disable_env_checker=True)
-    how = {"purpose": "demonstration", "seed": 0, "attempt": 0}
-    calm, rough = (demonstrate(env, disturbance=disturbance, **how) for disturbance in (0.0, 1.0))
-    assert calm.states.ravel().tolist() == [4, 3, 2, 1]
-    for episode in (calm, rough):
+    settings = {"purpose": "demonstration", "seed": 0, "attempt": 0}
+    clean, noisy = (demonstrate(env, action_noise=action_noise, **settings) for action_noise in (0.0, 1.0))
+    assert clean.states.ravel().tolist() == [4, 3, 2, 1]
+    for episode in (clean, noisy):
         np.testing.assert_array_equal(episode.actions, np.clip(-episode.states, -1, 1))
-    moved = np.diff(rough.states.ravel())
-    assert np.abs(moved).max() <= 1 and not np.allclose(moved, rough.actions[:-1].ravel())
+    moved = np.diff(noisy.states.ravel())
+    assert np.abs(moved).max() <= 1 and not np.allclose(moved, noisy.actions[:-1].ravel())
 
 
-def test_an_expert_that_never_succeeds_is_given_up(tmp_path):
+def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="the expert failed in 101 of 101 attempts"):
         collect("vla_mini_tests/Hopeless-v0", tmp_path / "d", episodes=1, num_workers=1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_no_users_mistake(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_failure_while_working(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -138,8 +148,9 @@ def test_a_full_disk_is_no_users_mistake(tmp_path, monkeypatch):
         ({"episodes": 0}, "episodes=0"),
         ({"validation_episodes": -1}, "validation_episodes=-1"),
         ({"num_workers": 0}, "num_workers=0"),
-        ({"disturbance": -0.5}, "disturbance=-0.5"),
+        ({"action_noise": -0.5}, "action_noise=-0.5"),
         ({"env_id": "vla_mini/ToyPikc-v0"}, "env='vla_mini/ToyPikc-v0'"),
+        ({"env_id": "vla_mini_tests/Expertless-v0"}, "env='vla_mini_tests/Expertless-v0' has no scripted expert"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(tmp_path, changes, message):
@@ -162,10 +173,10 @@ def test_an_interrupted_collection_leaves_no_dataset_and_no_process(tmp_path, nu
     code = f"""
 from vla_mini.collection import collect
 if __name__ == "__main__":
-    progress = lambda *_: print("at work", flush=True)
+    progress = lambda *_: print("working", flush=True)
     collect({TOY_PICK!r}, {str(tmp_path / "d")!r}, episodes=100_000, num_workers=2, progress=progress)
 """
-    script = tmp_path / "collect_for_ever.py"
+    script = tmp_path / "collect_without_end.py"
     script.write_text(code)
     process = subprocess.Popen(
         [sys.executable, script],
@@ -175,7 +186,7 @@ if __name__ == "__main__":
         text=True,
         start_new_session=True,
     )
-    assert [process.stdout.readline() for _ in range(30)] == ["at work\n"] * 30
+    assert [process.stdout.readline() for _ in range(30)] == ["working\n"] * 30
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # Ctrl-C reaches the workers, too
     else:

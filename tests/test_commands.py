@@ -1,4 +1,4 @@
-"""Each command end to end on toy_pick_smoke, in this process, and what bad input gets: one line, exit code 2, no trace."""
+"""Each command end to end on toy_pick_smoke, in this process, and the refusal of bad input: one line, exit code 2, no files."""
 
 import contextlib
 import csv
@@ -19,8 +19,8 @@ from PIL import Image
 
 import vla_mini
 from tests.factory import command
+from vla_mini.acting import observe
 from vla_mini.envs import make
-from vla_mini.evaluation.rollout import observe
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -30,7 +30,7 @@ def files(folder: Path) -> dict[str, bytes]:
 class Smoke(NamedTuple):
     place: Path
     printed: str
-    cpu_seconds: float  # of this process and those that it started: others that are busy do not lengthen them
+    cpu_seconds: float  # of this process and those that it started, so that a busy machine makes no difference
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def test_a_run_leaves_all_that_it_promises(place):
     assert [name for name in wanted.split() if not (run / name).is_file()] == []
     assert list((run / "evaluation" / "videos").glob("*.gif"))
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
-    assert metrics["episodes"] == 2 and set(metrics["splits"]) == {"seen", "held_out_pairs", "held_out_wordings"}
+    assert metrics["episodes"] == 2 and set(metrics["splits"]) == {"seen", "held_out_pairs", "held_out_phrasings"}
     assert set(metrics["grounding"]) == {"swapped", "blank"}
     source = json.loads((run / "policy" / "config.json").read_text())["source"]
     assert source["env"] == "vla_mini/ToyPick-v0" and len(source["dataset"]) == 64
 
 
-def test_its_last_line_says_how_it_went(smoke):
+def test_its_last_line_holds_success_time_and_report(smoke):
     line = smoke.printed.splitlines()[-1]
     found = re.fullmatch(
         r"success ([\d.]+)% \(95 % interval ([\d.]+)% to ([\d.]+)%\), wrong object ([\d.]+)%; "
@@ -122,6 +122,33 @@ def test_evaluate_twice_gives_the_same_figures_in_new_folders(place, capsys):
     assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
+def test_evaluate_changes_how_a_policy_acts(place, tmp_path, capsys):
+    videos = {}
+    for name, acting in (("saved", []), ("execute", ["execute=8"]), ("ensemble", ["execute=1", "ensemble=0.1"])):
+        assert command("evaluate", f"policy={POLICY}", "episodes=2", f"output={tmp_path / name}", *acting) == 0
+        videos[name] = files(tmp_path / name / "videos")
+    assert videos["execute"] != videos["saved"] != videos["ensemble"]
+    capsys.readouterr()
+    for setting, says in (
+        ("execute=9", "execute=9"),
+        ("num_steps=3", "num_steps=3"),
+        ("ensemble=0.1 execute=8", "ensemble=0.1"),
+    ):
+        bad("evaluate", f"policy={POLICY}", "episodes=2", *setting.split(), says=says, capsys=capsys)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_run_without_an_environment_trains_validates_and_reports(place, tmp_path, capsys, steps):
+    smoke = ["experiment=toy_pick_smoke", "env=none", "data.root=data/toy_pick_16_seed0", "data.episodes=null"]
+    assert command("train", *smoke, f"trainer.max_steps={steps}", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"validation loss [\d.]+ after step \d+ \(.*\); trained \d+ s; \S+/report\.html", last), last
+    assert (tmp_path / "run" / "report.html").is_file() and not (tmp_path / "run" / "evaluation").exists()
+    policy = vla_mini.Policy.from_pretrained(tmp_path / "run" / "policy")
+    assert "env" not in policy.source
+    bad("evaluate", f"policy={tmp_path / 'run' / 'policy'}", says="env=none", capsys=capsys)
+
+
 @pytest.fixture
 def scene(tmp_path) -> tuple[Path, dict]:
     observation, _ = make("vla_mini/ToyPick-v0").reset(seed=1)
@@ -136,7 +163,7 @@ def infer(capsys, **settings) -> dict:
     return json.loads(out)
 
 
-def test_infer_says_what_act_does(place, scene, capsys):
+def test_infer_prints_what_act_returns(place, scene, capsys):
     path, observation = scene
     state = "[" + ",".join(map(str, observation["state"])) + "]"
     answers = {
@@ -171,7 +198,7 @@ def bad(name: str, *arguments: str, says: str, capsys) -> None:
     ("change", "says"),
     [
         ({"policy": "runs/nowhere"}, "policy=runs/nowhere: there is no such folder"),
-        ({"policy": "runs"}, "is no saved policy"),
+        ({"policy": "runs"}, "is not a saved policy"),
         ({"image": "nowhere.png"}, "nowhere.png: No such file"),
         ({"image": RUN + "/metrics.csv"}, "is not an image"),
         ({"image": "small.png"}, "(32, 64, 3)"),
@@ -212,14 +239,16 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
         ("collect", ["output=new", "episodes=0"], "episodes"),
         ("collect", ["output=/proc/nowhere", "episodes=2"], "/proc/nowhere"),
         ("collect", ["output=runs", "episodes=2"], "runs"),
-        ("train", ["experiment=toy_pick_smoke", "freeze=[visoin]"], "'visoin'; did you mean 'vision'?"),
+        ("train", ["experiment=toy_pick_smoke", "freeze=[visoin]"], "did you mean 'vision'?"),
         ("train", ["experiment=toy_pick_smoke", "vision=patch", "vision.patch_size=7"], "patch_size=7"),
         ("train", ["experiment=toy_pick_smoke", "data.root=nowhere", "data.episodes=null"], "nowhere"),
         ("train", ["experiment=toy_pick_smoke", "hydra.run.dir=runs"], "runs exists already"),
         ("train", ["experiment=toy_pick_smoke", "data.batch_size=100000"], "batch_size=100000"),
         ("train", ["experiment=toy_pick_smoke", "execute=9"], "execute"),
         ("train", ["experiment=toy_pick_smoke", "insulate=true", "action=bins"], "insulate=true"),
-        ("train", ["experiment=toy_pick_smoke", "data.keyframe=null"], "auxiliary=keyframe needs data.keyframe"),
+        ("train", ["experiment=toy_pick_smoke", "auxiliary.keyframe.state=[x,z,w]"], "auxiliary.keyframe.state"),
+        ("train", ["experiment=toy_pick_smoke", "env=none", "data.root=nowhere"], "nowhere"),
+        ("collect", ["env=none", "output=new"], "env=none"),
         ("train", ["experiment=toy_pick_smoke", "compile=defualt"], "'defualt' is not one of none, default, reduce-overhead"),
         (
             "train",
@@ -250,11 +279,11 @@ def test_refused_before_work_starts(place, capsys, name, arguments, says):
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ("freeze=[vision.stme]", "'vision.stme'; did you mean 'vision.stem'?"),
-        ("data.keyframe.closes=clos", "did you mean 'close'?"),
+        ("freeze=[vision.stme]", "did you mean 'vision.stem'?"),
+        ("auxiliary.keyframe.closes=clos", "did you mean 'close'?"),
     ],
 )
-def test_what_only_the_built_policy_knows_is_refused_before_collecting(tmp_path, monkeypatch, capsys, mistake, says):
+def test_what_only_a_built_policy_can_tell_is_refused_before_collecting(tmp_path, monkeypatch, capsys, mistake, says):
     monkeypatch.chdir(tmp_path)
     bad("train", "experiment=toy_pick_smoke", mistake, says=says, capsys=capsys)
 

@@ -1,5 +1,5 @@
-"""The pages of docs/ are run: each page's python blocks from top to bottom, as one program. A text block after one is what it
-prints, in which numbers may differ by a hundredth, and those behind a ~, times and rounding errors, by a factor of ten."""
+"""The Python of the pages in docs/ runs, from top to bottom as one program. A text block shows what the block before it prints:
+numbers may differ by 1 %, and those after a ~ (times and rounding errors) by a factor of ten."""
 
 import contextlib
 import io
@@ -12,16 +12,21 @@ import pytest
 
 from tests.factory import ROOT
 from tests.test_gradients import PICTURES
-from vla_mini.config.compose import compose
+from vla_mini import config
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINKING = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md"]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(~?)([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
-ROUNDING = 1e-5  # an error below this may as well be none
+ROUNDING = 1e-5  # a rounding error below this may also be zero
+
+
+def read(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_the_docs_runs(page, tmp_path, monkeypatch):
+def test_code_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     module = types.ModuleType(f"docs_{page.stem}")
@@ -36,13 +41,13 @@ def test_the_code_of_the_docs_runs(page, tmp_path, monkeypatch):
             continue
         assert not printed, f"before line {line}: the page does not show what is printed, {printed!r}"
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(compile("\n" * line + code, str(page), "exec"), vars(module))  # with the page's own line numbers
+            exec(compile("\n" * line + code, str(page), "exec"), vars(module))  # with the line numbers of the page
         printed = output.getvalue()
-    assert not printed, f"the page ends without showing what is printed, {printed!r}"
+    assert not printed, f"the page does not show what its last block prints, {printed!r}"
 
 
 def assert_prints(printed: str, shown: str) -> None:
-    message = f"the page shows\n{shown}\nbut it is\n{printed}"
+    message = f"the page shows\n{shown}\nbut the code prints\n{printed}"
     assert NUMBER.sub(r"\1#", printed).split() == NUMBER.sub(r"\1#", shown).split(), message
     for (rough, number), (_, expected) in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
         low, high = sorted([float(number), float(expected)])
@@ -50,34 +55,34 @@ def assert_prints(printed: str, shown: str) -> None:
         assert near, message
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_links_of_the_docs_lead_somewhere(page):
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+        assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
-def test_the_pictures_of_the_tour_are_those_that_gradients_py_writes():
-    shown = set(re.findall(r"\]\(gradients/(\w+)\.svg\)", (ROOT / "docs" / "autograd.md").read_text(encoding="utf-8")))
-    there = {path.stem: path for path in (ROOT / "docs" / "gradients").iterdir()}
-    assert shown == there.keys() and shown - {"scene_1"} == PICTURES
-    assert all(path.stat().st_size < 150_000 for path in there.values())
+def test_the_figures_of_the_tutorial_are_those_of_gradients_py():
+    shown = set(re.findall(r"\]\(gradients/(\w+)\.svg\)", read("autograd.md")))
+    files = {path.stem: path for path in (ROOT / "docs" / "gradients").iterdir()}
+    assert shown == files.keys() and shown - {"scene_1"} == PICTURES
+    assert all(path.stat().st_size < 150_000 for path in files.values())
 
 
-def test_the_comparisons_can_be_made():
-    lines = re.findall(r"^python scripts/compare.py (.*)", (ROOT / "docs" / "comparisons.md").read_text(encoding="utf-8"), re.M)
-    assert len(lines) > 5 and all(len(compose("compare", shlex.split(line)).settings["variants"]) > 1 for line in lines)
+def test_the_commands_of_the_comparisons_are_valid():
+    lines = re.findall(r"^python scripts/compare.py (.*)", read("comparisons.md"), re.MULTILINE)
+    assert len(lines) > 5 and all(len(config.load("compare", shlex.split(line)).variants) > 1 for line in lines)
 
 
-def test_the_optimizers_are_compared_under_one_number_of_steps():
-    found = compose("compare", ["study=optimizers"]).settings
-    said = [["experiment=toy_pick", *variant] for variant in found["variants"].values()]
-    classes = {compose("train", arguments).settings["optimizer"]["_target_"] for arguments in said}
-    assert {f"torch.optim.{name}" for name in ("SGD", "Adam", "RMSprop", "AdamW")} <= classes
-    assert found["budget"]["steps"] > 0 and found["budget"]["seconds"] is None
+def test_the_optimizers_are_compared_with_the_same_number_of_steps():
+    study = config.load("compare", ["study=optimizers"])
+    settings = [config.load("train", variant) for variant in study.variants.values()]
+    targets = {each.optimizer.target for each in settings}
+    assert {f"torch.optim.{name}" for name in ("SGD", "Adam", "RMSprop", "AdamW")} <= targets
+    assert study.budget.steps > 0 and study.budget.seconds is None
 
 
-def test_a_page_that_lies_is_found():
+def test_wrong_output_is_noticed():
     assert_prints("a 0.123\n", "a  0.1229\n")
     for shown in ("a 0.2", "b 0.123"):
         with pytest.raises(AssertionError):

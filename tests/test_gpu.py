@@ -1,4 +1,4 @@
-"""The same on a GPU: the main path, the numbers, the precisions, the errors. Compiling: training/test_compilation.py."""
+"""The same on a GPU: the main path, the numbers, the precisions, the errors. For torch.compile see training/test_trainer.py."""
 
 import copy
 import csv
@@ -14,15 +14,14 @@ from torch.utils._pytree import tree_map
 from benchmarks import gpu
 from tests.factory import command, make_batch, make_policy, mean_loss
 from tests.harness import SGD, fit
-from tests.training.test_guard import nan_in_a_gradient, nan_in_an_output
+from tests.training.test_step import nan_in_a_gradient, nan_in_an_output
 from vla_mini import testing
 from vla_mini.autograd.per_sample import per_sample
 from vla_mini.collection import collect
 from vla_mini.testing import split
-from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.monitor import GradientMonitor
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what libraries say of this or that GPU
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # warnings of libraries about single GPUs
 
 GPU = torch.device("cuda", 0)
 ON_GPU = {"accelerator": "gpu", "devices": 1}
@@ -33,8 +32,8 @@ def to_gpu(tensors):
     return tree_map(lambda tensor: tensor.to(GPU), tensors)
 
 
-class HostDraws(TorchFunctionMode):
-    """Noise is drawn on the host and moved, so that heads that sample meet the same on both devices."""
+class HostNoise(TorchFunctionMode):
+    """Noise is drawn on the host and moved, so that heads that sample get the same on both devices."""
 
     def __init__(self):
         super().__init__()
@@ -51,10 +50,10 @@ class HostDraws(TorchFunctionMode):
 def compute(policy, batch):
     """The loss, its gradient and a chunk of actions, on the host."""
     policy.zero_grad()
-    with HostDraws():
+    with HostNoise():
         loss = mean_loss(policy, batch)
     loss.backward()
-    with HostDraws():
+    with HostNoise():
         actions = policy.act(batch.observation)
     gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
     return loss.detach().cpu(), gradient.cpu(), actions.cpu()
@@ -62,7 +61,7 @@ def compute(policy, batch):
 
 @pytest.mark.parametrize("precision", ["auto", "32-true", "16-mixed"])
 def test_the_main_path(tmp_path, capsys, precision):
-    """Collects, trains on the GPU, plays, evaluates, reports; and what it saved acts on the host."""
+    """Collects, trains on the GPU, evaluates, reports; and the saved policy acts on the host."""
     settings = [f"data.root={tmp_path / 'data'}", f"hydra.run.dir={tmp_path / 'run'}", f"trainer.precision={precision}"]
     assert command("train", "experiment=toy_pick_smoke", "trainer.accelerator=gpu", "trainer.max_steps=20", *settings) == 0
     out = "".join(capsys.readouterr())
@@ -117,25 +116,25 @@ def test_micro_batches_add_up(dtype):
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)]
 )
-def test_each_precision_learns(precision, dtype):
-    """Layers in `dtype`, parameters and gradients in float32, with GradScaler where it is float16; and monitor and guard."""
+def test_each_precision_trains(precision, dtype):
+    """Layers in `dtype`, parameters and gradients in float32, with GradScaler for float16; with monitor and clipping."""
     policy = make_policy()
-    batch, guard = make_batch(policy, 8), NonFiniteGuard()
+    batch = make_batch(policy, 8)
     before = mean_loss(policy, batch).item()
-    callbacks = [guard, GradientMonitor(every_n_steps=5)]
-    arguments = {"optimizer": ADAM, "callbacks": callbacks, "precision": precision, "gradient_clip_val": 1.0}
+    arguments = {"optimizer": ADAM, "monitor": GradientMonitor(every_n_steps=5), "precision": precision, "clip_value": 1.0}
     record = fit(policy, [batch] * 40, **arguments, **ON_GPU)
     assert record.dtypes == {dtype}
     assert {g.dtype for gradients in record.gradients for g in gradients.values()} == {torch.float32}
-    assert guard.skipped <= (10 if precision == "16-mixed" else 0) and guard.origin is None  # until the scale fits
+    skipped = 10 if precision == "16-mixed" else 0  # until the scale fits
+    assert record.step.num_skipped <= skipped and record.step.origin is None
     policy = policy.to("cpu")
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert mean_loss(policy, batch).item() < 0.8 * before
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_scale_is_taken_out_before_anyone_looks(fused):
-    """Gradients of float16 training, as callbacks and clipping see them, are no multiples of the scale."""
+def test_the_scale_is_taken_out_of_the_gradients(fused):
+    """The gradients of float16 training, as clipping and the optimizer get them, are not multiples of the scale."""
     batch = make_batch(make_policy(), 8)
     plugin = MixedPrecision("16-mixed", "cuda", torch.amp.GradScaler("cuda", init_scale=2.0**8))
     arguments = {"optimizer": ADAM | {"fused": fused}, **ON_GPU}
@@ -149,28 +148,28 @@ def test_the_scale_is_taken_out_before_anyone_looks(fused):
 
 
 def test_an_fp16_overflow_lowers_the_scale_and_is_no_failure():
-    policy, guard = make_policy(), NonFiniteGuard(patience=2)
+    policy = make_policy()
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
     plugin = MixedPrecision("16-mixed", "cuda", scaler)
-    fit(policy, [make_batch(policy)] * 40, callbacks=[guard], optimizer=ADAM, plugins=[plugin], **ON_GPU)
-    assert guard.skipped > 2 and guard.in_a_row == 0 and guard.origin is None and scaler.get_scale() < 2.0**40
+    step = fit(policy, [make_batch(policy)] * 40, patience=2, optimizer=ADAM, plugins=[plugin], **ON_GPU).step
+    assert step.num_skipped > 2 and step.num_skipped_in_a_row == 0 and step.origin is None and scaler.get_scale() < 2.0**40
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("plant", [nan_in_an_output, nan_in_a_gradient], ids=lambda plant: plant.__name__)
 def test_a_planted_nan_leaves_every_weight_and_is_named(plant, precision):
-    policy, guard = make_policy(), NonFiniteGuard()
+    policy = make_policy()
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     bad, place = plant(policy, make_batch(policy))
-    if precision == "16-mixed" and plant is nan_in_a_gradient:  # to the scaler an overflow like any other
+    if precision == "16-mixed" and plant is nan_in_a_gradient:  # which the scaler takes for an overflow
         place = None
-    fit(policy, [bad], callbacks=[guard], precision=precision, **ON_GPU)
-    assert (guard.skipped, guard.origin) == (1, place)
+    step = fit(policy, [bad], precision=precision, **ON_GPU).step
+    assert (step.num_skipped, step.origin) == (1, place)
     assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in policy.state_dict().items())
 
 
-def test_per_sample_gradients_leave_the_gpus_random_numbers():
+def test_per_sample_gradients_leave_the_gpus_random_state():
     policy = make_policy(action="flow")  # draws noise
     batch = make_batch(policy, 4)
     policy.to(GPU)

@@ -1,11 +1,11 @@
-"""scripts/gradients.py end to end, in this process, on an untrained policy; and what bad input gets: one line, exit code 2."""
+"""scripts/gradients.py from end to end, in this process, on an untrained policy; and wrong input: one line, exit code 2.
+
+For the page and its figures see tests/reports/."""
 
 import json
 import os
-import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -14,7 +14,7 @@ from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 
 FEW = ["samples=6", "scenes=2", "grid=4"]
-PICTURES = {"flow", "norms", "samples", "graph", "jacobian"}  # and one of each scene
+PICTURES = {"flow", "norms", "samples", "graph", "jacobian"}  # in figures/, and one of each scene
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,14 @@ def policy(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def results(policy, data):
+def test_gradients_json_has_the_promised_names_and_consistent_numbers(policy, data):
     assert command("gradients", f"policy={policy}", f"data={data}", *FEW) == 0
     (folder,) = (policy.parent / "gradients").iterdir()
     assert {path.name for path in folder.iterdir()} == {"gradients.html", "gradients.json", "figures"}
-    return folder
-
-
-def test_json_holds_the_names_that_stay(results, data):
-    found = json.loads((results / "gradients.json").read_text())
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.svg" for name in PICTURES | {"scene_0", "scene_1"}
+    }
+    found = json.loads((folder / "gradients.json").read_text())
     components = {"vision", "language", "trunk", "action", "auxiliary", "projection", "state"}
     assert found["components"].keys() == components
     for flow in found["components"].values():
@@ -50,11 +48,11 @@ def test_json_holds_the_names_that_stay(results, data):
     for entry in found["sensitivity"]:
         assert {"scene", "instruction", "on_target", "on_others"} <= entry.keys()
         assert entry["on_target"] > 0 and entry["on_others"] > 0
-        (own,) = [thing["sensitivity"] for thing in entry["objects"] if thing["named"]]
-        others = [thing["sensitivity"] for thing in entry["objects"] if not thing["named"]]
+        (own,) = [each["sensitivity"] for each in entry["objects"] if each["named"]]
+        others = [each["sensitivity"] for each in entry["objects"] if not each["named"]]
         assert own == entry["on_target"] and min(others) <= entry["on_others"] <= max(others)
         words = zip(entry["words"][1:], entry["instruction"].split(), strict=True)
-        assert all(shown in (word, "[UNK]") for (shown, _), word in words)
+        assert all(token in (word, "[UNK]") for (token, _), word in words)
     jacobian = found["jacobian"]
     assert (jacobian["rows"], jacobian["columns"]) == (8 * 4, 4 + 3 * 4 * 4)
     assert sum(jacobian["row_blocks"].values()) == jacobian["rows"]
@@ -69,37 +67,6 @@ def test_json_holds_the_names_that_stay(results, data):
     assert (found["num_pairs"], found["on_target_share"]) == (4, share)
 
 
-def test_page_is_whole_and_fetches_nothing(results):
-    html = (results / "gradients.html").read_text(encoding="utf-8")
-    assert "<script" not in html
-    assert not re.search(r"https?://|url\((?!#)|@import", html)
-    assert all(source.startswith(("data:image/", "#")) for source in re.findall(r'(?:src|href)="([^"]*)"', html))
-    found = json.loads((results / "gradients.json").read_text())
-    assert html.count("where it looks:") == len(found["sensitivity"]) == len(re.findall("a pixel of the named", html))
-    words = " ".join(re.sub("<[^>]*>", " ", html).split())
-    assert words.count("(one by one: ") == sum(len(entry["objects"]) > 2 for entry in found["sensitivity"])
-    for name in ("projection.language", "trunk.word_keys", "vanishing", "inference_mode", "by torch.func.jacrev"):
-        assert name in html
-    drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)]
-    ids = [element.get("id") for drawing in drawings for element in drawing.iter() if element.get("id")]
-    assert len(drawings) == 4 + 2 + 1 and len(ids) == len(set(ids))  # plots, scenes, the loudest samples
-    texts = [text.text for drawing in drawings for text in drawing.iter("text")]
-    for name in ("pixels", "words", "state values", "vision", "language", "state", "trunk", "action", "loss"):
-        assert name in texts
-
-
-def test_each_picture_is_a_file_of_its_own(results):
-    pictures = {path.name: path for path in (results / "figures").iterdir()}
-    assert pictures.keys() == {f"{name}.svg" for name in PICTURES | {"scene_0", "scene_1"}}
-    for name, path in pictures.items():
-        text = path.read_text(encoding="utf-8")
-        drawing = ElementTree.fromstring(text)
-        left, top, width, height = map(float, drawing.get("viewBox").split())
-        assert left < 0 and top < 0 and width / height == pytest.approx(960 / int(drawing.get("height")), rel=1e-2)
-        assert "var(" not in text and "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), name
-        assert len(text) < 150_000
-
-
 def test_an_untrained_policy_of_an_experiment(data, tmp_path):
     own = [f"data={data}", f"output={tmp_path / 'out'}", *FEW, "seed=1"]
     assert command("gradients", "experiment=toy_pick_smoke", "action=bins", "vision.width=16", "freeze=[vision]", *own) == 0
@@ -109,7 +76,7 @@ def test_an_untrained_policy_of_an_experiment(data, tmp_path):
     assert found["seed"] == 1
 
 
-def test_a_policy_without_an_environment_looks_at_its_data(data, tmp_path):
+def test_without_an_environment_the_scenes_are_those_of_the_data(data, tmp_path):
     policy = make_policy(auxiliary="none")
     policy.source = {}
     policy.save_pretrained(tmp_path / "policy")
@@ -122,6 +89,7 @@ def test_a_policy_without_an_environment_looks_at_its_data(data, tmp_path):
 
 @pytest.fixture
 def refusal(policy, capsys, tmp_path, monkeypatch):
+    """The one line on stderr with which the command refuses its arguments, before it writes anything."""
     monkeypatch.chdir(tmp_path)
 
     def files():
@@ -138,43 +106,45 @@ def refusal(policy, capsys, tmp_path, monkeypatch):
     return run
 
 
-def test_bad_input_is_one_clear_line(refusal, policy, data, tmp_path):
+def test_wrong_arguments_are_refused_in_one_line(refusal, policy, data, tmp_path):
     assert "policy=DIR" in refusal() and "experiment=NAME" in refusal()
     assert "policy=DIR" in refusal("experiment=toy_pick", f"policy={policy}")
     assert "no such folder" in refusal("policy=nowhere")
-    assert "no saved policy" in refusal(f"policy={policy.parent}")
+    assert "not a saved policy" in refusal(f"policy={policy.parent}")
     assert "no LeRobot dataset" in refusal(f"policy={policy}", f"data={tmp_path}")
     for zero in ("samples=0", "scenes=0", "grid=0"):
         assert "at least 1" in refusal(f"policy={policy}", zero)
     assert "grid=65" in refusal(f"policy={policy}", f"data={data}", "grid=65")
-    assert "'grip'" in refusal(f"policy={policy}", f"data={data}", "keyframe.closes=grip")
+    assert "'grip'" in refusal("experiment=toy_pick_smoke", f"data={data}", "auxiliary.keyframe.closes=grip")
     assert "'toy_pick'" in refusal("experiment=toy_pik")
     assert "'vision'" in refusal("experiment=toy_pick", "vison=patch")
     assert "'optimizer'" in refusal("experiment=toy_pick", "optimzer.lr=1")
 
 
-@pytest.mark.parametrize(("source", "says"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")])
-def test_a_policy_without_data_or_of_an_unknown_environment_is_refused(refusal, data, tmp_path, source, says):
+@pytest.mark.parametrize(
+    ("source", "message"), [({}, "give data=DIR"), ({"env": "Nowhere-v0"}, "env='Nowhere-v0' is not known")]
+)
+def test_a_policy_without_data_or_of_an_unknown_environment_is_refused(refusal, data, tmp_path, source, message):
     policy = make_policy()
     policy.source = source
     policy.save_pretrained(tmp_path / "policy")
-    assert says in refusal(f"policy={tmp_path / 'policy'}", *([f"data={data}"] if source else []))
+    assert message in refusal(f"policy={tmp_path / 'policy'}", *([f"data={data}"] if source else []))
 
 
-def test_data_of_other_sizes_is_refused(refusal, data, tmp_path):
-    for features, words in (
-        (FEATURES._replace(image_size=(32, 32)), "its image_size is (64, 64)"),
-        (FEATURES._replace(state=("x", "y")), "its state is"),
-        (FEATURES._replace(action=("dx", "dy")), "its action is"),
-        (FEATURES._replace(cameras=("wrist",)), "its cameras is"),
+def test_data_with_other_features_is_refused(refusal, data, tmp_path):
+    for features, message in (
+        (FEATURES._replace(image_size=(32, 32)), "image_size"),
+        (FEATURES._replace(state=("x", "y")), "state"),
+        (FEATURES._replace(action=("dx", "close")), "action"),
+        (FEATURES._replace(cameras=("wrist",)), "cameras"),
     ):
         make_policy(features=features).save_pretrained(tmp_path / "policy")
-        assert words in refusal(f"policy={tmp_path / 'policy'}", f"data={data}")
+        assert message in refusal(f"policy={tmp_path / 'policy'}", f"data={data}").partition(f"{data}")[2]
 
 
 @pytest.mark.slow
-def test_a_trained_policy_looks_at_what_is_named_and_an_untrained_one_does_not(tmp_path):
-    """150 steps from 2,000 demonstrations are enough; in processes of their own, as a user starts them."""
+def test_a_trained_policy_depends_on_the_named_object_and_an_untrained_one_does_not(tmp_path):
+    """150 steps with 2,000 demonstrations are enough; in separate processes, as a user runs the commands."""
 
     def run(name, *arguments):
         command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]

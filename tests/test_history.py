@@ -1,4 +1,4 @@
-"""A policy that sees two frames, from training to its pictures, by the commands alone."""
+"""A policy that observes two frames, from training to the pictures of its gradients, by the commands alone."""
 
 import json
 from pathlib import Path
@@ -10,26 +10,26 @@ from PIL import Image
 
 import vla_mini
 from tests.factory import command
+from vla_mini.acting import observe
 from vla_mini.envs import make
-from vla_mini.evaluation.rollout import observe
 
 SMALL = ["experiment=toy_pick_smoke", "trainer.max_steps=2", "data.episodes=4", "data.validation_episodes=1"]
 SMALL += ["data.root=data", "data.batch_size=8", "evaluation.episodes=1", "evaluation.selection_episodes=1"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("place")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("history")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(folder)
         assert command("train", *SMALL, "history=2", "hydra.run.dir=run") == 0
-    return place
+    return folder
 
 
 @pytest.fixture
-def frames(place, monkeypatch) -> list[dict]:
+def frames(folder, monkeypatch) -> list[dict]:
     """Two frames of an episode, the newest first, also as image files in the working directory."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(folder)
     env = make("vla_mini/ToyPick-v0")
     first, _ = env.reset(seed=1)
     second, *_ = env.step(np.float32([1, -1, -1, 1]))
@@ -43,36 +43,36 @@ def infer(images: str, states: list) -> int:
     return command("infer", "policy=run/policy", f"image={images}", "instruction=lift the red cube", f"state={state}")
 
 
-def test_the_batches_of_training_hold_both_frames(place):
-    policy = vla_mini.Policy.from_pretrained(place / "run/policy")
-    assert policy.history == 2 and json.loads((place / "run/policy/config.json").read_text())["history"] == 2
-    assert policy.camera.weight.shape[0] == 2 and policy.state.in_features == 8
+def test_the_trained_policy_takes_both_frames(folder):
+    policy = vla_mini.Policy.from_pretrained(folder / "run/policy")
+    assert policy.history == 2 and json.loads((folder / "run/policy/config.json").read_text())["history"] == 2
+    assert policy.camera_embedding.weight.shape[0] == 2 and policy.state.in_features == 8
 
 
 def test_infer_takes_as_many_frames_as_there_are(frames, capsys):
     policy = vla_mini.Policy.from_pretrained("run/policy")
     now, before = (frame | {"instruction": "lift the red cube"} for frame in frames)
-    for images, seen in (("[now.png,before.png]", [now, before]), ("now.png", [now])):
-        assert infer(images, [frame["state"] for frame in seen]) == 0
+    for images, given in (("[now.png,before.png]", [now, before]), ("now.png", [now])):
+        assert infer(images, [frame["state"] for frame in given]) == 0
         actions = torch.tensor(json.loads(capsys.readouterr().out)["actions"])
-        torch.testing.assert_close(actions, policy.act(observe(policy, seen[:1], past=[seen[1:]]))[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(actions, policy.act(observe(policy, given[:1], past=[given[1:]]))[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("images", "num_states", "says"),
+    ("images", "num_states", "message"),
     [
         ("[now.png,before.png,now.png]", 3, "1 camera(s) in each of 1 to 2 frames, the newest first: top"),
-        ("[now.png,before.png]", 1, "x, y, height, closed of 2 frames"),
-        ("now.png", 2, "x, y, height, closed of 1 frames"),
+        ("[now.png,before.png]", 1, "x, y, height, closed for each of 2 frames"),
+        ("now.png", 2, "x, y, height, closed for each of 1 frames"),
     ],
 )
-def test_infer_refuses_other_numbers_of_frames(frames, capsys, images, num_states, says):
+def test_infer_refuses_other_numbers_of_frames(frames, capsys, images, num_states, message):
     assert infer(images, [[0, 0, 0.5, 0]] * num_states) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and says in err, err
+    assert out == "" and err.count("\n") == 1 and message in err, err
 
 
-def test_gradients_show_the_newest_frame_and_count_both(frames):
+def test_gradients_show_the_newest_frame_and_all_columns(frames):
     few = ["samples=8", "scenes=1", "grid=2", "output=gradients"]
     assert command("gradients", "policy=run/policy", "data=data", *few) == 0
     found = json.loads(Path("gradients/gradients.json").read_text())
@@ -82,9 +82,9 @@ def test_gradients_show_the_newest_frame_and_count_both(frames):
     assert found["sensitivity"][0]["on_target"] > 0
 
 
-def test_a_history_longer_than_an_episode_is_refused_before_work(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    before = sorted(place.rglob("*"))
+def test_a_history_longer_than_an_episode_is_refused_before_work(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
     assert command("train", *SMALL, "history=1000000000", "hydra.run.dir=other") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "history=1000000000: the longest episode has" in err and sorted(place.rglob("*")) == before
+    assert err.count("\n") == 1 and "history=1000000000 must be 1 to" in err and sorted(folder.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Models of transformers by folder, by config and by hub id; nothing here needs a network, and nothing finds one."""
+"""Models of transformers by folder, by config and by hub id, all without a network."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_what_was_loaded_can_be_made_again_from_its_config(folder):
-    edit(folder, gradient_checkpointing=False)  # a setting of long ago
+def test_a_loaded_model_can_be_made_again_from_its_config(folder):
+    edit(folder, gradient_checkpointing=False)  # a setting of older versions
     loaded, config = hub.load(folder, part="text")
     assert loaded.training  # as any new module is
     again, _ = hub.make(json.loads(json.dumps(config)))
@@ -33,12 +33,12 @@ def test_what_was_loaded_can_be_made_again_from_its_config(folder):
     tokens = torch.arange(6).reshape(2, 3)
     a, b = (model.eval()(input_ids=tokens).last_hidden_state for model in (loaded, again))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert "return_dict" not in config and config["hidden_act"] == "gelu"  # the model's own defaults alone
+    assert "return_dict" not in config and config["hidden_act"] == "gelu"  # without the defaults that all models share
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 @pytest.mark.parametrize("part", ["vision", "text"])
-def test_of_two_encoders_the_one_that_is_asked_for_is_taken(kind, part, tmp_path):
+def test_the_chosen_one_of_two_encoders_is_loaded(kind, part, tmp_path):
     from transformers import AutoConfig, AutoModel
 
     text, vision = SMALL | {"vocab_size": 20, "eos_token_id": 1, "bos_token_id": 0}, SMALL | {"image_size": 8, "patch_size": 4}
@@ -53,7 +53,7 @@ def test_of_two_encoders_the_one_that_is_asked_for_is_taken(kind, part, tmp_path
     again.load_state_dict(ours)
 
 
-def test_of_encoder_and_decoder_the_encoder_is_taken(tmp_path):
+def test_of_an_encoder_and_a_decoder_the_encoder_is_made(tmp_path):
     config = {"model_type": "t5", "d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
     tokens = torch.arange(6).reshape(2, 3)
     model, config = hub.make(config)
@@ -65,13 +65,13 @@ def test_of_encoder_and_decoder_the_encoder_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "brt"}, "model_type=brt: transformers knows no model of that type"),
+        ({"model_type": "brt"}, "model_type=brt: transformers has no model of that type"),
         (BERT | {"hiden_size": 3}, "no setting 'hiden_size'; did you mean 'hidden_size'"),
         (BERT | {"hidden_size": 15}, "hidden size"),
         (BERT | {"hidden_size": "four"}, "hidden_size"),
     ],
 )
-def test_a_config_that_makes_no_model_is_refused_in_one_line(config, message):
+def test_a_wrong_config_is_refused_in_one_line(config, message):
     with pytest.raises(ValueError, match=message) as refused:
         hub.make(config)
     assert "\n" not in str(refused.value)
@@ -102,19 +102,19 @@ def foreign_code(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (shutil.rmtree, "there is no such folder"),
-        (no_config, "the folder is no model: it holds no config.json"),
+        (no_config, "the folder holds no model: there is no config.json in it"),
         (no_weights, "model.safetensors"),
-        (other_size, "its weights do not have the sizes that its config.json says"),
+        (other_size, "its weights do not have the sizes in its config.json"),
         (other_depth, "its weights lack encoder.layer.1.attention.output.LayerNorm.bias and 15 more"),
-        (unknown_type, "transformers knows no model of that type"),
+        (unknown_type, "transformers has no model of that type"),
         (foreign_code, "only with trust_remote_code=true"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused_in_one_line(folder, spoil, message, capfd):
-    spoil(folder)
+def test_a_folder_without_a_usable_model_is_refused_in_one_line(folder, damage, message, capfd):
+    damage(folder)
     with pytest.raises(ValueError, match=message) as refused:
         hub.load(hub.fetch(folder), part="text")
     assert "\n" not in str(refused.value)
@@ -127,7 +127,7 @@ def test_a_hub_id_without_network_is_refused_in_one_line(reachable, monkeypatch,
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    if reachable:  # as far as is known: nothing listens there
+    if reachable:  # not offline, but no server answers at this address
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="path=nobody/nothing: there is no such folder, the hub cannot be reached") as refused:
@@ -135,7 +135,7 @@ def test_a_hub_id_without_network_is_refused_in_one_line(reachable, monkeypatch,
     assert "\n" not in str(refused.value)
 
 
-def test_parameters_that_the_output_does_not_need_no_longer_learn():
+def test_parameters_that_the_output_does_not_depend_on_are_frozen():
     model, _ = hub.make(BERT)
     hub.freeze_unused(model, model(input_ids=torch.ones(1, 2, dtype=torch.int64)).last_hidden_state)
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Attention by hand, as the trunks really use it, against PyTorch's own and against NumPy in float64."""
+"""The attentions of the package against PyTorch's own and against NumPy, in float64."""
 
 import math
 
@@ -9,6 +9,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from vla_mini.layers import Block
+from vla_mini.parts import TrunkSpec
 from vla_mini.trunk.query import QueryTrunk
 
 MASK = torch.tensor([[True, True, True, True, True], [True, False, True, False, False]])
@@ -20,7 +21,7 @@ def random(*shape):
 
 
 def numpy_attention(q, k, v, mask=None):
-    """softmax(q k' / sqrt(d)) v, in NumPy; `mask` is True where a key may be looked at."""
+    """softmax(q k' / sqrt(d)) v, in NumPy; `mask` is True where a key may be attended to."""
     q, k, v = (tensor.numpy(force=True) for tensor in (q, k, v))
     scores = np.einsum("...qd,...kd->...qk", q, k) / math.sqrt(q.shape[-1])
     if mask is not None:
@@ -34,30 +35,30 @@ ATTENTIONS = [numpy_attention, lambda q, k, v, mask=None: F.scaled_dot_product_a
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
 @pytest.mark.parametrize("mask", [None, MASK[:, None], MASK[:, None] & CAUSAL], ids=["all", "masked", "causal"])
-def test_a_block_is_the_textbooks(attention, mask):
+def test_a_block_is_pre_norm_attention_and_an_mlp(attention, mask):
     torch.manual_seed(0)
     block, x = Block(width=12, num_heads=3).double(), random(2, 5, 12)
     q, k, v = rearrange(block.qkv(block.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=3)
-    seen = attention(q, k, v, None if mask is None else mask[:, None])
-    expected = x + block.merge(rearrange(seen, "b h n d -> b n (h d)"))
-    expected = expected + block.perceptron(block.norm2(expected))
+    attended = attention(q, k, v, None if mask is None else mask[:, None])
+    expected = x + block.output_projection(rearrange(attended, "b h n d -> b n (h d)"))
+    expected = expected + block.mlp(block.norm2(expected))
     torch.testing.assert_close(block(x, mask), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
 def test_the_query_trunk_is_two_attentions(attention):
-    """Slots read the words, what they read looks at the image; and an attention map's mean position is where it looks."""
+    """Slots attend to the words, the result to the image; the context holds the mean positions of the attention maps."""
     torch.manual_seed(0)
-    trunk = QueryTrunk(grid=(3, 4), num_cameras=1, width=8, num_queries=2).double()
+    trunk = QueryTrunk(TrunkSpec(grid=(3, 4), num_cameras=1), width=8, num_queries=2).double()
     image, words, state = random(2, 12, 8), random(2, 5, 8), random(2, 8)
     slots = trunk.slots.expand(2, -1, -1)
-    read = attention(slots, trunk.word_keys(words), trunk.word_values(words), MASK[:, None].expand(-1, 2, -1))
-    queries = F.layer_norm(trunk.queries(read + slots), (8,)) * trunk.log_sharpness.exp()
-    placed = F.layer_norm(image + trunk.place(trunk.token_positions), (8,))
-    seen = trunk.values(attention(queries, placed, placed))
-    positions = attention(queries, placed, trunk.token_positions.expand(2, -1, -1))
+    instruction = attention(slots, trunk.word_keys(words), trunk.word_values(words), MASK[:, None].expand(-1, 2, -1))
+    queries = F.layer_norm(trunk.queries(instruction + slots), (8,)) * trunk.log_sharpness.exp()
+    keys = F.layer_norm(image + trunk.positional_embedding(trunk.token_positions), (8,))
+    values = trunk.values(attention(queries, keys, keys))
+    positions = attention(queries, keys, trunk.token_positions.expand(2, -1, -1))
     context = trunk(image, words, MASK, state)
     close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(context.positions, positions, **close)
-    torch.testing.assert_close(context.tokens, torch.cat([seen + trunk.place(positions), state[:, None]], dim=1), **close)
-    torch.testing.assert_close(context.attention.exp().sum(-1), torch.ones(2, 2, dtype=torch.float64), **close)
+    expected = torch.cat([values + trunk.positional_embedding(positions), state[:, None]], dim=1)
+    torch.testing.assert_close(context.tokens, expected, **close)
+    torch.testing.assert_close(context.attention.exp() @ trunk.token_positions, positions, **close)

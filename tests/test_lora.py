@@ -1,4 +1,4 @@
-"""Low-rank adapters: on which layers, what learns, and that a policy saved merged or apart acts as it did."""
+"""Low-rank adapters: on which layers, what is trained, and that a saved policy acts as before."""
 
 import sys
 
@@ -7,11 +7,11 @@ import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
 from vla_mini import lora, testing
+from vla_mini.finetuning.adapters import add_adapters, find_layers
 from vla_mini.policy import Policy
-from vla_mini.training.adapters import add_adapters, find_layers
 
 PARTS = ["vision", "language", "trunk", "action"]
-OPTIONS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "save": "apart"}
+OPTIONS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "save": "separate"}
 
 
 def adapted(targets=PARTS, **options) -> Policy:
@@ -34,19 +34,19 @@ def act(policy: Policy) -> torch.Tensor:
     return policy.act(make_observation(policy), torch.Generator().manual_seed(0))
 
 
-def test_merged_and_apart_act_alike(variant, tmp_path):
+def test_merged_and_separate_adapters_act_alike(variant, tmp_path):
     policy = adapted(**variant)
     loaded = {}
-    for save in ("merged", "apart"):
+    for save in ("merged", "separate"):
         policy.lora["save"] = save
         policy.save_pretrained(tmp_path / save)
         loaded[save] = Policy.from_pretrained(tmp_path / save)
-    assert (tmp_path / "apart" / "adapters.safetensors").is_file()
+    assert (tmp_path / "separate" / "adapters.safetensors").is_file()
     assert not (tmp_path / "merged" / "adapters.safetensors").exists() and loaded["merged"].lora is None
     for each in loaded.values():
         torch.testing.assert_close(act(each), act(policy), rtol=1e-4, atol=1e-5)
     assert (act(policy) - act(make_policy(**variant))).abs().max() > 1e-3  # and the adapters do something
-    assert all(parameter.requires_grad for parameter in loaded["apart"].action.parameters())  # as in any loaded policy
+    assert all(parameter.requires_grad for parameter in loaded["separate"].action.parameters())  # as in any loaded policy
 
 
 def test_at_first_nothing_changes():
@@ -56,7 +56,7 @@ def test_at_first_nothing_changes():
     torch.testing.assert_close(act(policy), before)
 
 
-def test_adapters_learn_and_nothing_else_but_what_is_named():
+def test_adapters_and_named_modules_are_trained_and_nothing_else():
     policy = make_policy().train()
     add_adapters(policy, targets=["vision", "trunk"], also_train=["state"], **OPTIONS | {"dropout": 0.5})
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
@@ -71,18 +71,18 @@ def test_adapters_learn_and_nothing_else_but_what_is_named():
     testing.assert_no_graph(policy.eval().act, make_observation(policy))
 
 
-def test_adapters_of_a_frozen_language_learn_and_are_remembered_once_saved(tmp_path):
-    """With adapters its word vectors are computed anew; a loaded policy, whose encoder is frozen, remembers them."""
+def test_adapters_of_a_frozen_language_are_trained_and_cached_once_saved(tmp_path):
+    """With adapters its word vectors are computed each time; a loaded policy, whose encoder is frozen, caches them."""
     policy = adapted(["language"], language="huggingface")
-    assert not any("pooler" in name for name in policy.lora["layers"])  # it is called, but for nothing
+    assert not any("pooler" in name for name in policy.lora["layers"])  # it is called, but the loss does not depend on it
     mean_loss(policy, make_batch(policy)).backward()
     assert all(p.grad.abs().max() > 0 for name, p in policy.named_parameters() if lora.is_adapter(policy, name))
-    for save in ("merged", "apart"):
+    for save in ("merged", "separate"):
         policy.lora["save"] = save
         policy.save_pretrained(tmp_path / save)
         loaded = Policy.from_pretrained(tmp_path / save)
         torch.testing.assert_close(act(loaded), act(policy), rtol=1e-4, atol=1e-5)
-        assert loaded.language._remembered
+        assert loaded.language._cache
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_adapters_of_a_frozen_language_learn_and_are_remembered_once_saved(tmp_p
         (["state", "state"], ["state"]),
     ],
 )
-def test_what_targets_stand_for(targets, layers):
+def test_the_layers_of_targets(targets, layers):
     assert find_layers(make_policy(), targets) == layers
     assert adapted(targets).lora["layers"] == layers
 
 
-def test_a_policy_that_remembers_frames_is_adapted():
+def test_a_policy_with_history_is_adapted():
     assert adapted(["trunk.queries"], history=2).lora["layers"] == ["trunk.queries"]
 
 
-def test_convolutions_in_groups_are_passed_over(tmp_path):
+def test_grouped_convolutions_are_left_out(tmp_path):
     vision = {"_target_": "vla_mini.vision.torchvision.TorchvisionVision", "name": "mobilenet_v3_small", "layer": "features.1"}
     policy = adapted(["vision"], vision=vision)
     grouped = [name for name, m in policy.named_modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
@@ -120,8 +120,8 @@ def test_convolutions_in_groups_are_passed_over(tmp_path):
         (["trunk.querys"], r"no module 'trunk.querys'; the nearest are trunk.queries"),
         (["zzzzz"], r"no module 'zzzzz'; the nearest are vision, language, trunk"),
         ([""], r"no module ''"),
-        (["normalization"], r"normalization \(Normalization\) is and holds no Linear, .* that feeds the loss"),
-        (["camera"], r"camera \(Embedding\) is and holds no Linear"),  # the policy reads its weight
+        (["normalization"], r"normalization \(Normalization\) is and holds no Linear, .* that the loss depends on"),
+        (["camera_embedding"], r"camera_embedding \(Embedding\) is and holds no Linear"),  # the policy reads its weight
     ],
 )
 def test_targets_without_layers_are_refused(targets, says):
@@ -131,15 +131,15 @@ def test_targets_without_layers_are_refused(targets, says):
     assert "\n" not in str(refused.value)
 
 
-def test_without_peft_merged_policies_load_and_others_say_what_is_missing(monkeypatch, tmp_path):
+def test_without_peft_merged_policies_load_and_others_name_what_is_missing(monkeypatch, tmp_path):
     policy = adapted()
-    for save in ("merged", "apart"):
+    for save in ("merged", "separate"):
         policy.lora["save"] = save
         policy.save_pretrained(tmp_path / save)
     monkeypatch.setitem(sys.modules, "peft", None)
     torch.testing.assert_close(act(Policy.from_pretrained(tmp_path / "merged")), act(policy), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"pip install -e '.\[lora\]'"):
-        Policy.from_pretrained(tmp_path / "apart")
+        Policy.from_pretrained(tmp_path / "separate")
 
 
 def test_the_manifest_covers_the_adapters(tmp_path):
@@ -156,7 +156,7 @@ def test_gradients_reach_every_adapter():
     testing.assert_gradients_reach(policy, make_batch(policy, 8))
 
 
-def test_accumulation_and_per_sample_gradients_know_adapters():
+def test_accumulation_and_per_sample_gradients_with_adapters():
     from vla_mini.autograd.per_sample import per_sample
 
     policy = adapted()

@@ -1,4 +1,4 @@
-"""The join itself: what it refuses, that it is exact, and that accumulation adds up."""
+"""How the policy joins its parts: inputs, history, insulation, padding, ablation, and what is saved."""
 
 import os
 
@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
-from vla_mini.features import Moments, Statistics
+from vla_mini import testing
+from vla_mini.features import FeatureStatistics, Statistics
 from vla_mini.normalization import Normalization
+from vla_mini.parts import ActingDefaults, AuxiliaryLoss, AuxiliarySpec
+from vla_mini.policy import INPUTS
 from vla_mini.testing import split
 
 
@@ -21,6 +24,14 @@ def test_act_is_prepare_and_predict():
     torch.testing.assert_close(policy.act(observation), predicted.detach(), rtol=0, atol=0)
 
 
+def test_noise_is_drawn_for_heads_that_sample_alone():
+    policy = make_policy(action="flow")
+    noise = policy.draw_noise(2, torch.Generator().manual_seed(0))
+    assert noise.shape == (2, policy.horizon, 4)
+    assert torch.equal(noise, policy.draw_noise(2, torch.Generator().manual_seed(0)))
+    assert make_policy().draw_noise(2) is None
+
+
 def test_predict_is_differentiable_by_pixels_words_and_state():
     policy = make_policy()
     images, words, mask, state = policy.prepare(make_observation(policy))
@@ -29,14 +40,14 @@ def test_predict_is_differentiable_by_pixels_words_and_state():
     assert all(tensor.grad.abs().max() > 0 for tensor in inputs)
 
 
-def test_several_cameras_are_told_apart():
+def test_swapped_cameras_change_the_action():
     policy = make_policy(features=FEATURES._replace(cameras=("top", "wrist")))
     observation = make_observation(policy)
     swapped = observation._replace(images=observation.images.flip(1))
     assert (policy.act(observation) - policy.act(swapped)).abs().max() > 1e-5
 
 
-def test_past_frames_are_told_from_the_present_and_saved_with_the_policy(tmp_path):
+def test_past_and_present_frames_are_distinguished_and_history_is_saved(tmp_path):
     policy = make_policy(history=2)
     observation = make_observation(policy)
     assert observation.images.shape[1] == 2 and observation.state.shape[1] == 8
@@ -49,15 +60,15 @@ def test_past_frames_are_told_from_the_present_and_saved_with_the_policy(tmp_pat
     torch.testing.assert_close(loaded.act(observation), actions, rtol=0, atol=0)
 
 
-def test_the_past_is_normalised_as_the_present():
+def test_past_states_are_normalised_as_the_present_one():
     low, high, mean, std = (np.float32([value, value + 1]) for value in (-3, 3, 0.5, 2))
-    moments = Moments(low, high, mean, std, low, high)
-    once, thrice = (Normalization(Statistics(moments, moments), history=history) for history in (1, 3))
+    statistics = FeatureStatistics(low, high, mean, std, low, high)
+    once, thrice = (Normalization(Statistics(statistics, statistics), history=history) for history in (1, 3))
     state = torch.randn(2, 2)
     torch.testing.assert_close(thrice.state(state.repeat(1, 3)), once.state(state).repeat(1, 3))
 
 
-def test_observations_of_too_few_frames_are_refused():
+def test_observations_with_too_few_frames_are_refused():
     policy, one = make_policy(history=2), make_observation(make_policy())
     with pytest.raises(ValueError, match=r"observation.images is \(4, 1, 3, 64, 64\), the policy takes \(b=4, k=2, "):
         policy.act(one)
@@ -71,7 +82,7 @@ def test_observations_of_too_few_frames_are_refused():
 def test_insulation_stops_the_heads_gradient_before_the_backbone():
     policy = make_policy(backbone_action=spec("action", "bins"), auxiliary="none")
     batch = make_batch(policy)
-    with torch.no_grad():  # nothing of the second head reaches the backbone either: what is left is the first head's
+    with torch.no_grad():  # stops the second head's gradient, so that only the first head's is left
         policy.backbone_action.layers[0].weight.zero_()
     mean_loss(policy, batch).backward()
     assert all(p.grad.abs().max() > 0 for p in policy.action.parameters())
@@ -79,24 +90,50 @@ def test_insulation_stops_the_heads_gradient_before_the_backbone():
     assert all(p.grad is None or p.grad.abs().max() == 0 for part in backbone for p in part.parameters())
 
 
-def test_insulated_backbones_learn_from_their_own_head():
+def test_an_insulated_backbone_is_trained_by_the_second_head():
     policy = make_policy(backbone_action=spec("action", "bins"), auxiliary="none")
     mean_loss(policy, make_batch(policy)).backward()
     assert policy.vision.stem.weight.grad.abs().max() > 0 and policy.trunk.queries.weight.grad.abs().max() > 0
 
 
-def test_an_insulated_policy_is_saved_whole(tmp_path):
+def test_both_heads_of_an_insulated_policy_are_saved(tmp_path):
     policy = make_policy(backbone_action=spec("action", "bins"))
     policy.save_pretrained(tmp_path / "policy")
     loaded = type(policy).from_pretrained(tmp_path / "policy")
     torch.testing.assert_close(loaded.backbone_action.layers[0].weight, policy.backbone_action.layers[0].weight)
 
 
-def test_missing_keyframes_count_nothing():
+def test_samples_without_a_keyframe_cost_nothing():
     policy = make_policy()
-    batch = make_batch(policy)._replace(has_keyframe=torch.zeros(4, dtype=torch.bool))
-    _, terms = policy.loss(batch)
+    batch = make_batch(policy)
+    targets = batch.targets | {"has_keyframe": torch.zeros(4, dtype=torch.bool)}
+    _, terms = policy.loss(batch._replace(targets=targets))
     assert (terms["keyframe"] == 0).all()
+
+
+class MeanStateLoss(AuxiliaryLoss):
+    """The squared distance of the mean context token to a number, the next frame's first state value."""
+
+    def __init__(self, spec: AuxiliarySpec, *, weight: float = 2.0):
+        super().__init__()
+        self.weight = weight
+
+    def targets(self, data):
+        return {"next_state": np.roll(data.states[:, 0], -1)}
+
+    def loss(self, context, batch):
+        return (context.tokens.mean(dim=(1, 2)) - batch.targets["next_state"]).square()
+
+
+def test_any_number_of_auxiliary_losses_are_weighted_added_and_saved(tmp_path):
+    policy = make_policy(auxiliary=spec("auxiliary", "keyframe") | {"next": MeanStateLoss})
+    batch = make_batch(policy)
+    loss, terms = policy.loss(batch)
+    assert terms.keys() == {"action", "keyframe", "next"} and batch.targets["next_state"].shape == (4,)
+    torch.testing.assert_close(loss, terms["action"] + 0.5 * terms["keyframe"] + 2 * terms["next"])
+    assert (terms["next"] == terms["next"][:, :1] * ~batch.is_pad).all() and terms["next"].any()
+    testing.assert_accumulation_equivalent(policy, batch)
+    testing.assert_round_trip(policy, classes=[MeanStateLoss])
 
 
 def test_padded_actions_do_not_change_the_loss():
@@ -106,7 +143,7 @@ def test_padded_actions_do_not_change_the_loss():
     torch.testing.assert_close(policy.loss(batch)[0], policy.loss(other)[0], rtol=0, atol=0)
 
 
-def test_summed_losses_accumulate_to_the_gradient_of_the_big_batch():
+def test_summed_losses_accumulate_to_the_gradient_of_the_whole_batch():
     policy = make_policy(dtype=torch.float64)
     batch = make_batch(policy, 16)
     mean_loss(policy, batch).backward()
@@ -121,78 +158,71 @@ def test_summed_losses_accumulate_to_the_gradient_of_the_big_batch():
 
 def test_how_chunks_are_executed_is_saved(tmp_path):
     policy = make_policy()
-    policy.execute, policy.ensemble = 3, 0.01
+    policy.acting = ActingDefaults(execute=3, ensemble=0.01)
     policy.save_pretrained(tmp_path / "policy")
-    loaded = type(policy).from_pretrained(tmp_path / "policy")
-    assert (loaded.execute, loaded.ensemble) == (3, 0.01)
+    assert type(policy).from_pretrained(tmp_path / "policy").acting == (3, 0.01)
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_the_saved_policy_stays_where_a_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
-    """The second of two renames fails, or a signal comes before it."""
+def test_a_saved_policy_survives_a_failure_to_replace_it(tmp_path, monkeypatch, error):
+    """The second of two renames fails, or a signal arrives before it."""
     policy, rename = make_policy(), os.rename
-    policy.execute = 1
+    policy.acting = ActingDefaults(execute=1)
     policy.save_pretrained(tmp_path / "policy")
 
-    def fails(source, target):
-        if target == tmp_path / "policy" and not source.name.endswith("-old"):
+    def fail(source, target):
+        if os.fspath(target) == str(tmp_path / "policy") and not os.fspath(source).endswith("-old"):
             raise error
         rename(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(os, "rename", fails)
-        policy.execute = 2
+        patch.setattr(os, "rename", fail)
+        policy.acting = ActingDefaults(execute=2)
         policy.save_pretrained(tmp_path / "policy")
-    assert type(policy).from_pretrained(tmp_path / "policy").execute == 1
+    assert type(policy).from_pretrained(tmp_path / "policy").acting.execute == 1
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
-OTHER = {  # an observation that differs in one input
+OTHER = {  # changes one input of an observation
     "images": lambda o: o._replace(images=255 - o.images),
-    "words": lambda o: o._replace(tokens=o.tokens.roll(1, 0), token_mask=o.token_mask.roll(1, 0)),
+    "instruction": lambda o: o._replace(tokens=o.tokens.roll(1, 0), token_mask=o.token_mask.roll(1, 0)),
     "state": lambda o: o._replace(state=o.state + 1),
 }
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("ablated", INPUTS)
 @pytest.mark.parametrize("language", ["table", "huggingface"])
-def test_a_blind_policy_depends_on_all_but_what_it_is_blind_to(name, language):
-    policy = make_policy(blind=[name], language=language)
+def test_a_policy_depends_on_all_inputs_but_the_ablated_one(ablated, language, tmp_path):
+    policy = make_policy(ablate=[ablated], language=language)
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = type(policy).from_pretrained(tmp_path / "policy")
+    assert loaded.ablate == (ablated,)
     observation = make_observation(policy)
     actions = policy.act(observation)
-    for other, change in OTHER.items():
-        change_in_actions = (policy.act(change(observation)) - actions).abs().max()
-        assert change_in_actions == 0 if other == name else change_in_actions > 1e-6, other
+    for name, change in OTHER.items():
+        difference = (loaded.act(change(observation)) - actions).abs().max()
+        assert difference == 0 if name == ablated else difference > 1e-6, name
 
 
-def test_blind_means_no_picture_no_words_and_the_mean_state():
-    policy = make_policy(blind=["images", "words", "state"], history=2)
+def test_ablated_inputs_are_black_images_an_empty_instruction_and_the_mean_state():
+    policy = make_policy(ablate=INPUTS, history=2)
     images, words, mask, state = policy.prepare(make_observation(policy))
-    silence = policy.language(*policy.tokenize([""] * 4))
+    empty = policy.language(*policy.tokenize([""] * 4))
     assert (images == 0).all() and (policy.normalization.state(state) == 0).all()
-    assert mask.all() and torch.equal(words, silence)
+    assert mask.all() and torch.equal(words, empty)
 
 
-def test_a_blind_policy_learns_nothing_about_what_it_is_blind_to():
-    policy = make_policy(blind=["words", "state"])
+def test_an_ablated_input_trains_nothing():
+    policy = make_policy(ablate=["instruction", "state"])
     batch = make_batch(policy)
     batch.observation.state.requires_grad_()
     mean_loss(policy, batch).backward()
     assert batch.observation.state.grad is None
     assert policy.state.weight.grad.abs().max() == 0
-    learnt = policy.language.table.weight.grad.abs().amax(1).nonzero().flatten()
-    assert learnt.tolist() == [policy.tokenize([""])[0].item()]  # the start token alone
+    trained = policy.language.table.weight.grad.abs().amax(1).nonzero().flatten()
+    assert trained.tolist() == [policy.tokenize([""])[0].item()]  # the start token alone
 
 
-def test_a_blind_policy_stays_blind_when_it_is_saved(tmp_path):
-    policy = make_policy(blind=["words"])
-    policy.save_pretrained(tmp_path / "policy")
-    loaded = type(policy).from_pretrained(tmp_path / "policy")
-    assert loaded.blind == ("words",)
-    observation = make_observation(policy)
-    torch.testing.assert_close(loaded.act(OTHER["words"](observation)), policy.act(observation), rtol=0, atol=0)
-
-
-def test_blind_to_something_unknown_is_refused():
-    with pytest.raises(ValueError, match="there is no input 'image', but images, words, state"):
-        make_policy(blind=["image"])
+def test_an_unknown_input_to_ablate_is_refused():
+    with pytest.raises(ValueError, match=r"'image' is not an input; did you mean 'images'"):
+        make_policy(ablate=["image"])

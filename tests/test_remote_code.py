@@ -1,4 +1,4 @@
-"""A policy one of whose models comes with code of its own: no command runs that code before the user says so."""
+"""A policy with a model that comes with code of its own: no command runs it without trust_remote_code=true."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.factory import command, make_policy
 
-# It leaves a trace where it runs.
+# It creates a file when it is run.
 CODE = """
 from pathlib import Path
 from torch import nn
@@ -39,7 +39,7 @@ TARGET = {"_target_": "vla_mini.vision.huggingface.HuggingFaceVision", "image_me
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch) -> Path:
-    """Where the model's code leaves a trace. In the working directory are the model `mine`, and a policy that sees by it."""
+    """The file that the model's code creates. The working directory holds the model `mine` and a policy with this model."""
     from safetensors.torch import save_file
     from torch import nn
     from transformers import dynamic_module_utils
@@ -71,7 +71,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_without_trust_no_command_runs_it(trace, capsys, name):
+def test_without_trust_no_command_runs_the_code(trace, capsys, name):
     assert command(name, "policy=policy", *COMMANDS[name]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1, err
@@ -80,17 +80,17 @@ def test_without_trust_no_command_runs_it(trace, capsys, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_with_trust_every_command_goes_on(trace, capsys, name):
+def test_with_trust_every_command_continues(trace, capsys, name):
     code = command(name, "policy=policy", "trust_remote_code=true", *COMMANDS[name])
     assert trace.exists()
-    if name == "gradients":  # comes as far as the data
+    if name == "gradients":  # stops at the data, which is missing
         assert code == 2 and "nowhere holds no LeRobot dataset" in capsys.readouterr().err
     else:
         assert code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["vision", "language"])
-def test_training_runs_it_no_sooner(trace, capsys, part):
+def test_without_trust_training_does_not_run_the_code(trace, capsys, part):
     small = [
         "experiment=toy_pick_smoke",
         "data.episodes=2",

@@ -1,15 +1,14 @@
-"""resume=RUN_DIR, as a user says it: what is taken over, what may be changed, and what is refused in one line."""
+"""resume=RUN_DIR on the command line: which settings are kept, which may change, and what is refused in one line."""
 
 import csv
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
 from tests.factory import command
-from vla_mini import config
-from vla_mini.config.resume import compose_resumed, save
-from vla_mini.training.provenance import check_provenance, identity, provenance, write_provenance
+from vla_mini import config, files
+from vla_mini.config.folders import save_settings
+from vla_mini.training.checkpoints import check_provenance, identity, provenance, write_provenance
 
 
 @pytest.fixture(scope="module")
@@ -29,65 +28,75 @@ def refused(capsys, *arguments):
 
 
 def test_the_settings_are_those_that_it_began_with(run):
-    cfg = config.load("train", [f"resume={run}", "trainer.max_steps=9", "logger=wandb", "logger.project=mine"])
-    assert cfg.optimizer.lr == 0.125 and cfg.data.batch_size == 16 and cfg.run_dir == cfg.resume == str(run)
-    assert cfg.trainer.max_steps == 9 and cfg.logger.wandb and cfg.logger.project == "mine"
+    settings = config.load("train", [f"resume={run}", "trainer.max_steps=9", "logger=wandb", "logger.project=mine"])
+    assert settings.optimizer.lr == 0.125 and settings.data.batch_size == 16
+    assert settings.run_dir == settings.resume == str(run)
+    assert settings.trainer.max_steps == 9 and settings.logger.wandb and settings.logger.project == "mine"
     assert config.load("train", [f"resume={run}"]).trainer.max_steps == 4
     compiled = config.load("train", [f"resume={run}", "compile=default", "compile_dynamic=true"])
     assert (compiled.compile, compiled.compile_dynamic, compiled.trainer.max_steps) == ("default", True, 4)
 
 
-def test_free_text_is_what_it_was(tmp_path):
-    told = ["experiment=toy_pick_smoke", "logger=wandb", "logger.project=a${b}, \\${c}"]
-    save(config.load("train", told), tmp_path)
+def test_settings_are_kept_as_they_were(tmp_path):
+    arguments = [
+        "experiment=toy_pick_smoke",
+        "logger=wandb",
+        "logger.project=a${b}, \\${c}",
+        "freeze=[vision]",
+        "optimizer=adam",
+    ]
+    settings = config.load("train", arguments)
+    save_settings(settings, tmp_path)
+    resumed = config.load("train", [f"resume={tmp_path}"])
+    assert resumed == settings.model_copy(update={"resume": str(tmp_path), "run_dir": str(tmp_path)})
     assert config.load("train", [f"resume={tmp_path}"]).logger.project == "a${b}, \\${c}"
 
 
 @pytest.mark.parametrize(
     "change", ["seed=1", "trainer.precision=32-true", "vision=patch", "data.batch_size=8", "experiment=toy_pick"]
 )
-def test_nothing_else_may_be_said_anew(run, capsys, change):
+def test_nothing_else_may_change(run, capsys, change):
     assert change in refused(capsys, f"resume={run}", change)
 
 
-def test_what_is_no_run_is_refused(run, tmp_path, capsys):
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
     assert "there is no config.yaml" in refused(capsys, f"resume={tmp_path}")
     assert "there is no such folder" in refused(capsys, "resume=runs/of/nobody")
     (tmp_path / "config.yaml").write_text("data: [")
     assert "damaged" in refused(capsys, f"resume={tmp_path}")
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text().replace("batch_size", "batch_seize"))
-    assert "did you mean 'batch_size'?" in refused(capsys, f"resume={tmp_path}")
+    assert "did you mean 'data.batch_size'?" in refused(capsys, f"resume={tmp_path}")
 
 
 @pytest.mark.parametrize("kind", ["link", "text"])
 def test_latest_is_the_run_that_it_names_now(run, tmp_path, kind):
-    """Another run that saves a policy meanwhile takes the name over, and has to stay untouched."""
+    """Another run that saves a policy meanwhile changes the link, and must not be written to."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").write_text((run / "config.yaml").read_text())
     latest = tmp_path / "latest"
     latest.symlink_to("mine") if kind == "link" else latest.write_text("mine\n")
-    cfg = config.load("train", [f"resume={latest}"])
-    assert cfg.run_dir == cfg.resume == str(tmp_path / "mine")
+    settings = config.load("train", [f"resume={latest}"])
+    assert settings.run_dir == settings.resume == str(tmp_path / "mine")
 
 
-def test_an_empty_name_is_no_new_run(capsys):
+def test_an_empty_name_does_not_start_a_new_run(capsys):
     assert "resume= names no run" in refused(capsys, "resume=", "experiment=toy_pick_smoke")
 
 
-def test_a_run_that_is_done_says_so_and_goes_further_when_asked(run, capsys):
-    assert "its 4 steps are done; trainer.max_steps=8 would go on" in refused(capsys, f"resume={run}")
+def test_a_finished_run_is_refused_and_trains_further_when_asked(run, capsys):
+    assert "its 4 steps are done; trainer.max_steps=8 would train further" in refused(capsys, f"resume={run}")
     before = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert command("train", f"resume={run}", "trainer.max_steps=6") == 0
     after = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in after] == ["0", "1", "2", "3", "4", "5"]
     assert [row["train/loss"] for row in after[:4]] == [row["train/loss"] for row in before]
-    assert float(after[4]["seconds"]) > float(after[3]["seconds"])  # the clock goes on, too
+    assert float(after[4]["seconds"]) > float(after[3]["seconds"])  # the clock continues, too
     assert config.load("train", [f"resume={run}"]).trainer.max_steps == 6
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "step_000006.ckpt")
 
 
-def test_a_longer_run_that_ends_in_its_evaluation_is_not_done(run, monkeypatch):
-    """The report of the shorter one says nothing of it."""
+def test_a_longer_run_that_ends_in_its_evaluation_is_not_finished(run, monkeypatch):
+    """The report is of the shorter one."""
 
     def ends(*arguments, **options):
         raise SystemExit(3)
@@ -102,53 +111,57 @@ def test_a_longer_run_that_ends_in_its_evaluation_is_not_done(run, monkeypatch):
 
 
 def test_settings_that_were_edited_are_refused(run, capsys):
-    """The optimizer's state would overrule them, without a word."""
+    """The optimizer's state would silently override them."""
     path = run / "config.yaml"
     kept = path.read_text()
     path.write_text(kept.replace("lr: 0.125", "lr: 0.25"))
-    with pytest.warns(UserWarning, match="was taken with other settings"):
+    with pytest.warns(UserWarning, match="is of a run with other settings"):
         line = refused(capsys, f"resume={run}", "trainer.max_steps=99")
-    assert "no good checkpoint to go on from" in line and "was taken with other settings" in line
+    assert "no good checkpoint to resume from" in line and "is of a run with other settings" in line
     path.write_text(kept)
-    settings = OmegaConf.to_container(config.load("train", [f"resume={run}"]))
-    same = identity(settings, dataset="a")
-    moved = settings | {"run_dir": "elsewhere", "data": settings["data"] | {"root": "elsewhere"}, "logger": {}}
-    assert identity(moved, dataset="a") == same != identity(settings, dataset="b")
+    settings = config.load("train", [f"resume={run}"])
+    data, logger = (settings.data.model_copy(update={"root": "elsewhere"}), settings.logger.model_copy(update={"wandb": True}))
+    moved = settings.model_copy(update={"run_dir": "elsewhere", "data": data, "logger": logger})
+    assert identity(moved, dataset="a") == identity(settings, dataset="a") != identity(settings, dataset="b")
 
 
-def test_nothing_is_collected_for_what_cannot_go_on(run, capsys, monkeypatch):
+def test_nothing_is_collected_for_a_run_that_cannot_be_resumed(run, capsys, monkeypatch):
     monkeypatch.setattr("vla_mini.collection.collect", lambda *_, **__: pytest.fail("collected"))
     data = run.parent / "data"
-    data.rename(run.parent / "aside")
+    data.rename(run.parent / "moved")
     try:
         assert "steps are done" in refused(capsys, f"resume={run}")
         for path in (run / "checkpoints").glob("step_*.ckpt"):
-            path.with_name(f"{path.name}.sha256").rename(run / f"{path.name}.sha256")
+            files.manifest_of(path).rename(run / files.manifest_of(path).name)
         line = refused(capsys, f"resume={run}", "trainer.max_steps=99")
         assert "no good checkpoint" in line and "was not finished" in line
     finally:
-        for path in run.glob("*.sha256"):
+        for path in run.glob("step_*.manifest.json"):
             path.rename(run / "checkpoints" / path.name)
-        (run.parent / "aside").rename(data)
+        (run.parent / "moved").rename(data)
 
 
 def test_other_data_are_refused(run, capsys):
     path = run / "run.json"
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | {"dataset": "another"}))
-    assert "no longer those that it began with" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    assert "the dataset in data.root is not the one that the run began with" in refused(
+        capsys, f"resume={run}", "trainer.max_steps=99"
+    )
     path.write_text(json.dumps(json.loads(kept) | {"init_from": "another"}))
-    assert "init_from is no longer the one that it began from" in refused(capsys, f"resume={run}", "trainer.max_steps=99")
+    assert "the policy in init_from is not the one that the run began with" in refused(
+        capsys, f"resume={run}", "trainer.max_steps=99"
+    )
     path.write_text(kept)
 
 
-def test_what_it_began_from_is_kept_by_its_own_place(tmp_path):
-    """`latest` means another run as soon as this one has saved a policy."""
+def test_init_from_is_kept_as_the_folder_itself(tmp_path):
+    """`latest` names another run as soon as this one has saved a policy."""
     (tmp_path / "first").mkdir()
     (tmp_path / "latest").symlink_to("first")
     for place, kept in ((tmp_path / "latest", str(tmp_path / "first")), ("owner/name", "owner/name")):
-        save(config.load("train", [f"init_from={place}"]), tmp_path)
-        assert compose_resumed(str(tmp_path), []).settings["init_from"] == kept
+        save_settings(config.load("train", [f"init_from={place}"]), tmp_path)
+        assert config.load("train", [f"resume={tmp_path}"]).init_from == kept
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"dataset": "a"}'])
@@ -160,16 +173,15 @@ def test_a_damaged_record_is_named(run, capsys, text):
     path.write_text(kept)
 
 
-def test_what_may_cost_equal_bits_is_said_each_time(tmp_path):
+def test_what_may_change_results_is_a_warning_each_time(tmp_path):
     """run.json stays what the run began with."""
-    settings = OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke"]))
-    began = provenance(settings, dataset="a")
+    began = provenance("32-true", dataset="a")
     now = began | {"git_commit": "another", "hardware": began["hardware"] | {"threads": 99, "gpus": ["one"], "precision": "no"}}
     write_provenance(tmp_path, began)
     for _ in range(2):
-        with pytest.warns(UserWarning) as said:
+        with pytest.warns(UserWarning) as warned:
             check_provenance(tmp_path, now)
-        assert [str(warning.message).split(" with ")[1].split()[0] for warning in said] == [
+        assert [str(warning.message).split(" with ")[1].split()[0] for warning in warned] == [
             "commit",
             "threads",
             "gpus",
@@ -190,6 +202,6 @@ def test_a_run_in_which_another_process_is_at_work_is_refused(run, capsys):
         os.close(held)
 
 
-def test_what_a_run_was_made_with_is_beside_it(run):
+def test_what_a_run_was_made_with_is_in_its_folder(run):
     made = json.loads((run / "run.json").read_text())
     assert made["dataset"] and made["versions"]["torch"] and made["hardware"]["threads"] and "git_commit" in made

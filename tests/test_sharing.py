@@ -1,4 +1,4 @@
-"""Pushing a policy to the hub and loading it from there: the real client, a server on this machine, and no network."""
+"""Pushing a policy to the hub and loading it from there, with the real client and a local server."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from vla_mini.policy import Policy
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The repository's files; the client knows no other hub, and has nothing in its cache."""
+    """The repository's files on a local server, the only hub that the client is configured for; the client's cache is empty."""
     from huggingface_hub import constants
 
     monkeypatch.chdir(tmp_path)
@@ -22,7 +22,7 @@ def hub(monkeypatch, tmp_path):
         yield files
 
 
-def test_what_is_pushed_can_be_loaded_by_its_id(hub, tmp_path):
+def test_a_pushed_policy_can_be_loaded_by_its_id(hub, tmp_path):
     policy = make_policy()
     assert policy.push_to_hub("user/name", token="hf_secret").endswith("/user/name")
     policy.save_pretrained(tmp_path / "policy")
@@ -35,27 +35,27 @@ def test_what_is_pushed_can_be_loaded_by_its_id(hub, tmp_path):
     loaded = Policy.from_pretrained("user/name")
     observation = make_observation(policy)
     assert torch.equal(loaded.act(observation), policy.act(observation))
-    assert not list(tmp_path.glob("cache/**/README.md"))  # no more is fetched than is read
+    assert not list(tmp_path.glob("cache/**/README.md"))  # only the needed files are downloaded
 
 
-def test_what_was_altered_on_the_way_is_refused(hub):
+def test_altered_files_are_refused(hub):
     make_policy().push_to_hub("user/name", token="hf_secret")
     hub["model.safetensors"] = hub["model.safetensors"][:-1] + b"x"
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         Policy.from_pretrained("user/name")
 
 
-def test_a_mistyped_path_is_no_strangers_policy(hub, tmp_path):
-    """`user/` is a folder here, so user/name is a path in it, and nothing is fetched."""
+def test_a_mistyped_path_is_not_downloaded_from_the_hub(hub, tmp_path):
+    """Where `user/` is a folder, user/name is a path in it and no hub id."""
     make_policy().push_to_hub("user/name", token="hf_secret")
     (tmp_path / "user").mkdir()
-    with pytest.raises(ValueError, match="policy=user/name: there is no such folder, and it is no hub id"):
+    with pytest.raises(ValueError, match="policy=user/name: there is no such folder, and it is not a hub id"):
         Policy.from_pretrained("user/name")
 
 
-@pytest.mark.parametrize(("repo", "token", "says"), [("user/name", "hf_wrong", "401"), ("a/b/c", "hf_secret", "a/b/c")])
-def test_a_push_that_is_refused_is_one_line(hub, repo, token, says):
-    with pytest.raises(ValueError, match=f"push_to_hub\\('{repo}'\\): .*{says}") as refused:
+@pytest.mark.parametrize(("repo", "token", "message"), [("user/name", "hf_wrong", "401"), ("a/b/c", "hf_secret", "a/b/c")])
+def test_a_refused_push_is_reported_in_one_line(hub, repo, token, message):
+    with pytest.raises(ValueError, match=f"push_to_hub\\('{repo}'\\): .*{message}") as refused:
         make_policy().push_to_hub(repo, token=token)
     assert "\n" not in str(refused.value) and not hub
 

@@ -1,4 +1,4 @@
-"""vla-mini: images, an instruction and the robot's state go in, a chunk of actions comes out, every gradient in sight.
+"""vla-mini: images, an instruction and the robot's state -> a chunk of actions, with every gradient visible and tested.
 
     policy = vla_mini.Policy.from_pretrained("runs/toy_pick/latest/policy")
     actions = policy.act(observation)
@@ -9,30 +9,42 @@ Names are imported when they are first used (PEP 562), so that `import vla_mini`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from vla_mini.features import Features, Moments, Statistics
+    from vla_mini.acting import Controller
+    from vla_mini.features import Features, FeatureStatistics, Statistics
     from vla_mini.policy import Policy
     from vla_mini.types import Batch, Context, Observation
 
-_HOMES = {
+_MODULES = {
     "Batch": "vla_mini.types",
     "Context": "vla_mini.types",
+    "Controller": "vla_mini.acting",
+    "FeatureStatistics": "vla_mini.features",
     "Features": "vla_mini.features",
-    "Moments": "vla_mini.features",
     "Observation": "vla_mini.types",
     "Policy": "vla_mini.policy",
     "Statistics": "vla_mini.features",
 }
 
-__all__ = ["Batch", "Context", "Features", "Moments", "Observation", "Policy", "Statistics", "__version__"]
+__all__ = [
+    "Batch",
+    "Context",
+    "Controller",
+    "FeatureStatistics",
+    "Features",
+    "Observation",
+    "Policy",
+    "Statistics",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value  # so that the next look-up costs nothing
     return value
 

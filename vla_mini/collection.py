@@ -1,11 +1,10 @@
-"""Expert + environment -> dataset: demonstrations of a scripted expert, collected over all cores.
+"""Expert + environment -> dataset: demonstrations of a scripted expert, collected on all cores.
 
-The expert acts in every state it meets; what is executed strays from that by noise and short random bursts, while the
-label stays clean: so demonstrations show how to recover. Attempts are numbered, each with generators of its own, and
-the first successes in their order are kept: the dataset does not depend on how many processes worked on it. No torch.
+The expert acts in every state it reaches, and its actions are the labels. What is executed differs from them by noise and short
+random bursts, so that demonstrations show how to recover. Attempts are numbered, each has random generators of its own, and the
+first successes in their order are kept: the dataset does not depend on how many processes collected it. No torch.
 """
 
-import functools
 import itertools
 import multiprocessing
 import os
@@ -13,9 +12,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,19 +26,19 @@ from vla_mini.data.writer import DatasetWriter, EncodedEpisode, encode_episode
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.machine import num_cores
 
-# How far the executed actions stray at disturbance 1, in units of half the action space's range: noise of this standard
-# deviation at each step, and with this chance at each step a random action that takes over for some steps.
+# At action_noise=1: the standard deviation of the noise of each step, in units of half the action space's range, and the
+# probability at each step that a random action replaces the expert's for some steps.
 NOISE = 0.2
 BURST_PROBABILITY = 0.05
 BURST_STEPS = 3
-# Attempts in the workers, or waiting for their turn to be written.
+# Attempts that are in the workers, or waiting to be written in their order.
 AHEAD = 32
-# An expert that fails more often than this has nothing to teach.
-MOST_FAILURES = 0.9
+# Collecting stops with an error where the expert fails more often than this.
+MAX_FAILURES = 0.9
 
 
 class Collected(NamedTuple):
-    """What `collect` did."""
+    """The size of the dataset that `collect` wrote."""
 
     episodes: int
     frames: int
@@ -52,73 +51,71 @@ def collect(
     episodes: int,
     validation_episodes: int = 0,
     seed: int = 0,
-    disturbance: float = 1.0,
+    action_noise: float = 1.0,
     num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
     """Collect demonstrations for training, and `validation_episodes` more on other scenes, into the dataset `output`.
 
-    - `disturbance`: how far executed actions stray from the expert's (0 = not at all).
-    - `num_workers`: processes that play (None: one a core); 1 plays in this process.
-    - `progress(done, total)`: called after each episode written.
+    - action_noise: how far executed actions differ from the expert's (0 = not at all)
+    - num_workers: processes that collect (None: one a core); 1 collects in this process
+    - progress(done, total): called after each episode written
 
-    Raises ValueError, before any work, for fewer than one episode, an unknown environment, or an `output` that exists
-    or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, or the disk is full.
+    Raises ValueError, before any work, for fewer than one episode, an unknown environment or one without an expert, or an
+    `output` that exists or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, or the disk is full.
     """
+    num_workers = num_cores() if num_workers is None else num_workers
     if episodes < 1 or validation_episodes < 0:
         raise ValueError(f"episodes={episodes}, validation_episodes={validation_episodes}: at least 1 and 0 are needed")
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"num_workers={num_workers} must be at least 1")
-    if disturbance < 0:
-        raise ValueError(f"disturbance={disturbance} must be at least 0")
-    env = _environment(env_id).unwrapped
-    targets = {"demonstration": episodes, "validation": validation_episodes}
+    if num_workers < 1 or action_noise < 0:
+        raise ValueError(f"num_workers={num_workers}, action_noise={action_noise}: at least 1 and 0 are needed")
+    spec = vla_mini.envs.get_spec(env_id)
+    if not spec.has_expert:
+        raise ValueError(f"env={env_id!r} has no scripted expert to collect demonstrations from")
     total = episodes + validation_episodes
-    writer = DatasetWriter(output, features=env.features, robot_type=env.robot_type)
+    writer = DatasetWriter(output, features=spec.features, robot_type=spec.robot_type)
     try:
         with writer, _workers(num_workers) as pool:
-            for purpose, target in targets.items():
-                attempt = partial(_attempt, env_id, purpose=purpose, seed=seed, disturbance=disturbance)
-                for episode in itertools.islice(_successes(_in_order(attempt, pool)), target):
+            for purpose, count in (("demonstration", episodes), ("validation", validation_episodes)):
+                attempt = partial(_attempt, env_id, purpose=purpose, seed=seed, action_noise=action_noise)
+                for episode in itertools.islice(_successes(_in_order(attempt, pool)), count):
                     writer.add_episode(episode)
                     if progress is not None:
                         progress(writer.num_episodes, total)
-            splits = {"train": (0, episodes), "validation": (episodes, total)}
-            writer.finish(splits={name: span for name, span in splits.items() if span[1] > span[0]})
+            writer.finish(splits={"train": (0, episodes)} | ({"validation": (episodes, total)} if validation_episodes else {}))
     except OSError as error:
         raise RuntimeError(f"output={str(output)!r}: collecting failed: {error}") from error
     return Collected(writer.num_episodes, writer.num_frames)
 
 
 class Played(NamedTuple):
-    """One attempt of the expert: what it saw and felt before each of its actions."""
+    """One attempt of the expert: the observation before each of its actions, and the action."""
 
     images: dict[str, np.ndarray]  # camera -> uint8 (t, h, w, 3)
     states: np.ndarray  # (t, s)
-    actions: np.ndarray  # (t, a): clean labels, whatever was executed
+    actions: np.ndarray  # (t, a): the expert's, whatever was executed
     task: str
 
 
-def demonstrate(env: gymnasium.Env, **how: Any) -> EncodedEpisode | None:
+def demonstrate(env: gymnasium.Env, **settings: Any) -> EncodedEpisode | None:
     """One attempt of the expert of `env`, as `play` makes it, ready to be written; None where it fails."""
-    played = play(env, **how)
-    return played and encode_episode(played.images, states=played.states, actions=played.actions, task=played.task)
+    played = play(env, **settings)
+    return played and encode_episode(**played._asdict())
 
 
-def play(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturbance: float = 1.0) -> Played | None:
-    """One attempt of the expert of `env`; None where it fails. Observations and clean labels, up to the last action."""
-    generator = episode_generator(purpose, seed, attempt, stream=1)
-    disturb = _Disturber(disturbance, space=env.action_space, generator=generator)
+def play(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, action_noise: float = 1.0) -> Played | None:
+    """One attempt of the expert of `env`; None where it fails. Observations and labels, up to the last action."""
+    add_noise = _ActionNoise(action_noise, env.action_space, episode_generator(purpose, seed, attempt, stream=1))
     observation, info = env.reset(seed=attempt, options={"purpose": purpose, "seed": seed})
     observations, actions, over = [], [], False
     while not over:
         observations.append(observation)
         actions.append(env.unwrapped.expert_action())
-        observation, _, terminated, truncated, info = env.step(disturb(actions[-1]))
+        observation, _, terminated, truncated, info = env.step(add_noise(actions[-1]))
         over = terminated or truncated
     if not info["success"]:
         return None
-    cameras = env.unwrapped.features.cameras
+    cameras = env.unwrapped.env_spec.features.cameras
     return Played(
         {camera: np.stack([observation["images"][camera] for observation in observations]) for camera in cameras},
         states=np.stack([observation["state"] for observation in observations]),
@@ -127,43 +124,37 @@ def play(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, disturban
     )
 
 
-class _Disturber:
+class _ActionNoise:
     """The expert's action -> the one that is executed, float32 (a,) within the action space."""
 
-    def __init__(self, strength: float, *, space: gymnasium.spaces.Box, generator: np.random.Generator) -> None:
-        self._space, self._generator = space, generator
-        self._noise = strength * NOISE * (space.high - space.low) / 2
-        self._burst_probability = strength * BURST_PROBABILITY
-        self._burst, self._burst_steps_left = space.low, 0
+    def __init__(self, strength: float, space: gymnasium.spaces.Box, generator: np.random.Generator) -> None:
+        self._strength, self._space, self._generator = strength, space, generator
+        self._burst: list[np.ndarray] = []  # random actions that are still to be executed
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
-        low, high = self._space.low, self._space.high
-        if self._burst_steps_left == 0 and self._generator.random() < self._burst_probability:
-            self._burst, self._burst_steps_left = self._generator.uniform(low, high), BURST_STEPS
-        if self._burst_steps_left > 0:
-            self._burst_steps_left -= 1
-            return self._burst.astype(np.float32)
-        noisy = action + self._noise * self._generator.standard_normal(action.shape)
-        return np.clip(noisy, low, high).astype(np.float32)
+        low, high, generator = self._space.low, self._space.high, self._generator
+        if not self._burst and generator.random() < self._strength * BURST_PROBABILITY:
+            self._burst = [generator.uniform(low, high)] * BURST_STEPS
+        if self._burst:
+            return self._burst.pop().astype(np.float32)
+        noise = self._strength * NOISE * (high - low) / 2 * generator.standard_normal(action.shape)
+        return np.clip(action + noise, low, high).astype(np.float32)
 
 
-@functools.cache
-def _environment(env_id: str) -> gymnasium.Env:
-    """Each process keeps the environments it made."""
-    return vla_mini.envs.make(env_id)
+_environment = cache(vla_mini.envs.make)  # Each process keeps the environments it made.
 
 
-def _attempt(env_id: str, attempt: int, **how: Any) -> EncodedEpisode | None:
-    return demonstrate(_environment(env_id), attempt=attempt, **how)
+def _attempt(env_id: str, attempt: int, **settings: Any) -> EncodedEpisode | None:
+    return demonstrate(_environment(env_id), attempt=attempt, **settings)
 
 
-def _successes(outcomes: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpisode]:
-    """The attempts that succeeded, in their order. An expert that never succeeds must not keep us for ever."""
+def _successes(attempts: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpisode]:
+    """The attempts that succeeded, in their order. RuntimeError for an expert that hardly ever succeeds."""
     failures = 0
-    for attempt, episode in enumerate(outcomes):
+    for number, episode in enumerate(attempts, start=1):
         failures += episode is None
-        if failures > MOST_FAILURES * (attempt + 1) and attempt >= 100:
-            raise RuntimeError(f"the expert failed in {failures} of {attempt + 1} attempts")
+        if failures > MAX_FAILURES * number and number > 100:
+            raise RuntimeError(f"the expert failed in {failures} of {number} attempts")
         if episode is not None:
             yield episode
 
@@ -171,34 +162,32 @@ def _successes(outcomes: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpi
 def _in_order(
     attempt: Callable[[int], EncodedEpisode | None], pool: ProcessPoolExecutor | None
 ) -> Iterator[EncodedEpisode | None]:
-    """The outcomes of attempts 0, 1, 2, ... without end, a few of them ahead of time in the workers."""
+    """The attempts 0, 1, 2, ... without end, AHEAD of them at a time in the workers."""
     if pool is None:
         yield from map(attempt, itertools.count())
         return
-    waiting: deque[Future] = deque()
-    for number in itertools.count():
+    waiting = deque(pool.submit(attempt, number) for number in range(AHEAD))
+    for number in itertools.count(AHEAD):
+        yield waiting.popleft().result()
         waiting.append(pool.submit(attempt, number))
-        if len(waiting) == AHEAD:
-            yield waiting.popleft().result()
 
 
 @contextmanager
-def _workers(num_workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
-    """A pool of that many processes (None: one a core); no pool where this process can do it alone."""
-    num_workers = num_workers or num_cores()
+def _workers(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """A pool of that many processes; no pool where one process is enough, which is this one."""
     if num_workers == 1:
         yield None
         return
-    # Spawned: forking a process that has threads (torch, pyarrow) can hang.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    # Spawned, since forking a process that has threads (torch, pyarrow) can hang.
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and end when it ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,6 +1,6 @@
-"""Facts about a dataset or an environment, as the whole package speaks of them. NumPy only: no torch, no files.
+"""Facts about a dataset or an environment, as NumPy arrays and names: no torch, no files.
 
-`Features` names and sizes what a robot sees, feels and does; `Statistics` says how its numbers are distributed.
+`Features` names and sizes the cameras, the state and the actions; `Statistics` describes the distribution of their numbers.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Features(NamedTuple):
-    """What one frame holds: images of `image_size` (height, width) pixels from each of `cameras`, the state, the action."""
+    """What one frame holds: an image of `image_size` (height, width) pixels from each of `cameras`, the state, the action."""
 
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
@@ -26,8 +26,8 @@ class Features(NamedTuple):
         return len(self.action)
 
 
-class Moments(NamedTuple):
-    """Per-dimension statistics of one vector feature, each float32 of shape (dimensions,), in raw units."""
+class FeatureStatistics(NamedTuple):
+    """Statistics of each dimension of one vector feature, each float32 of shape (dimensions,), in raw units."""
 
     min: np.ndarray
     max: np.ndarray
@@ -35,11 +35,10 @@ class Moments(NamedTuple):
     std: np.ndarray
     q01: np.ndarray
     q99: np.ndarray
-    quantiles: np.ndarray | None = None  # (101, dimensions): of 0 %, 1 %, ... 100 %
 
 
 class Statistics(NamedTuple):
     """The distribution of the states and the actions of a dataset's training split."""
 
-    state: Moments
-    action: Moments
+    state: FeatureStatistics
+    action: FeatureStatistics

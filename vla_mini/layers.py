@@ -1,10 +1,11 @@
-"""Small pieces that several parts are made of. Tensor in, tensor of the same shape out."""
+"""Small pieces that several parts are made of: tensor in, tensor out."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,25 +15,53 @@ def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def size_to_see(input_size: Sequence[int] | None, made_for: Sequence[int]) -> list[int]:
-    """The [height, width] that an encoder resizes images to: `input_size` where it is given, else what it was made for."""
-    size = list(input_size or made_for)
+def resolve_input_size(input_size: Sequence[int] | None, default: Sequence[int]) -> list[int]:
+    """The [height, width] that an encoder resizes images to: `input_size` where it is given, else `default`."""
+    size = list(input_size or default)
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"input_size={size} is no height and width in pixels, as [64,64] is")
+        raise ValueError(f"input_size={size} is not a height and a width in pixels, such as [64,64]")
     return size
 
 
-def resize(images: Float[Tensor, "b c h w"], size: list[int]) -> Float[Tensor, "b c height width"]:
-    """Images of `size` = [height, width], whatever their shape: what every encoder does with sizes that it was not made for."""
-    if list(images.shape[-2:]) == size:
+def resize(images: Float[Tensor, "b c h w"], size: Sequence[int]) -> Float[Tensor, "b c height width"]:
+    """Images of `size` = (height, width), whatever their aspect ratio."""
+    if list(images.shape[-2:]) == list(size):
         return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(images, size=list(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def grid_positions(grid: tuple[int, int]) -> Float[Tensor, "n 2"]:
+    """Centres of the cells of a (rows, columns) grid in row-major order, in [-1, 1]: x to the right, y upwards.
+
+    An image's rows go down; a robot's y axis, seen from above, most often goes up. Hence y = -row.
+    """
+    rows, columns = grid
+    y = 1 - (2 * torch.arange(rows) + 1) / rows
+    x = (2 * torch.arange(columns) + 1) / columns - 1
+    return torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1).reshape(-1, 2)
+
+
+def sinusoidal_embedding(positions: Int64[Tensor, " n"], width: int) -> Float[Tensor, "n d"]:
+    """Sines and cosines with wavelengths of 2 pi to a thousand times as many steps (Vaswani et al. 2017)."""
+    frequencies = torch.exp(-math.log(1000) * torch.arange(width // 2, device=positions.device) / (width // 2))
+    angles = positions[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def flatten_tokens(tokens: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]) -> Float[Tensor, "b md"]:
+    """All tokens side by side, zero where masked."""
+    return rearrange(tokens * mask[..., None], "b m d -> b (m d)")
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers with ReLU."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: self-attention by hand, then a two-layer perceptron.
+    """One pre-norm transformer block: self-attention written out, then a two-layer MLP.
 
-    By hand, since in bf16 on CPUs the fused attention's backward is several times slower up to a few hundred tokens.
+    Written out, since in bf16 on CPUs the fused attention's backward is several times slower up to a few hundred tokens.
     """
 
     def __init__(self, *, width: int, num_heads: int):
@@ -41,15 +70,15 @@ class Block(nn.Module):
             raise ValueError(f"num_heads={num_heads} does not divide the width {width}")
         self.num_heads = num_heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.qkv, self.output_projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b #n n"] | None = None) -> Float[Tensor, "b n d"]:
-        """`mask`: the tokens that may be looked at, by all or by each; by default all."""
+        """`mask`: the tokens that each token (or all alike) may attend to; None: all."""
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         scores = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -torch.inf)
         weights = scores.softmax(dim=-1).to(v.dtype)
-        x = x + self.merge(rearrange(weights @ v, "b h n d -> b n (h d)"))
-        return x + self.perceptron(self.norm2(x))
+        x = x + self.output_projection(rearrange(weights @ v, "b h n d -> b n (h d)"))
+        return x + self.mlp(self.norm2(x))

@@ -1,76 +1,101 @@
-"""What a machine is and what it can do: its description for the record, and its matrix-product rate. No torch at the top."""
+"""What a machine is and what it can do: its description, the versions of the packages, and its matrix-product rate.
 
+No torch at the top: light modules ask for the number of cores.
+"""
+
+import importlib.metadata
 import os
 import platform
+import re
+import subprocess
 import time
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
+from timeit import Timer
 from typing import Any
 
+PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "tokenizers", "gymnasium", "numpy", "pyarrow")
 # Sides of the square matrices that are tried. Which one fills the cores best differs from machine to machine.
 SIDES = (512, 1024, 2048)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and versions, for the record."""
+    """Processor, cores that this process may use, torch's threads, GPUs by name, and the operating system."""
     import torch
 
-    import vla_mini
-
-    libraries = ("torch", "lightning", "numpy", "pyarrow")
     return {
         "processor": _processor(),
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "vla_mini": vla_mini.__version__,
-        **{library: version(library) for library in libraries},
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "system": platform.platform(),
     }
 
 
-def matrix_product_rate(dtype: str, *, seconds: float = 1.0, device: str = "cpu") -> float:
-    """GFLOP/s of the product of two square matrices: the best single product of all that fit into `seconds`."""
-    import torch
-
-    best, sides = 0.0, (*SIDES, 8192) if device != "cpu" else SIDES
-    for side in sides:
-        a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
-        timed_product(a, b)  # the first one also sets up
-        end = time.perf_counter() + seconds / len(sides)
-        while time.perf_counter() < end:
-            best = max(best, 2 * side**3 / timed_product(a, b) / 1e9)
-    return best
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of PACKAGES; None for one that is not installed."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 
-def timed_product(a: Any, b: Any) -> float:
-    import torch
-
-    start = time.perf_counter()
-    a @ b
-    if a.device.type != "cpu":
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start
+def version(package: str) -> str | None:
+    """The installed version of `package`, None where there is none."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
 
 
-def matrix_product_rates(*, seconds: float = 1.0, device: str = "cpu") -> dict[str, float]:
-    """GFLOP/s in both of the precisions that training uses."""
-    return {dtype: matrix_product_rate(dtype, seconds=seconds, device=device) for dtype in ("float32", "bfloat16")}
+def machine_text() -> str:
+    """The machine and the versions as aligned lines of text, for a page."""
+    described = describe_machine()
+    lines = described | {"gpus": ", ".join(described["gpus"]) or "none"} | versions()
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {'not installed' if value is None else value}" for name, value in lines.items())
+
+
+def git_state() -> dict[str, Any]:
+    """{"git_commit": of this checkout, or None without one, "git_changes": whether tracked files differ from it}."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_changes": bool(changes)}
 
 
 def num_cores() -> int:
     """How many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux says
+    except AttributeError:  # Only Linux tells which ones.
         return os.cpu_count() or 1
 
 
+def matrix_product_rates(*, device: str = "cpu") -> dict[str, float]:
+    """GFLOP/s in both of the precisions that training uses."""
+    return {dtype: matrix_product_rate(dtype, device=device) for dtype in ("float32", "bfloat16")}
+
+
+def matrix_product_rate(dtype: str, *, seconds: float = 1.0, device: str = "cpu") -> float:
+    """GFLOP/s of the product of two square matrices: the best single product of all that fit into `seconds`."""
+    import torch
+
+    statement = "a @ b" if device == "cpu" else "a @ b; torch.accelerator.synchronize()"
+    best, sides = 0.0, SIDES if device == "cpu" else (*SIDES, 8192)
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
+        product = Timer(statement, globals={"a": a, "b": b, "torch": torch})
+        product.timeit(number=1)  # The first one also sets up.
+        end = time.perf_counter() + seconds / len(sides)
+        while time.perf_counter() < end:
+            best = max(best, 2 * side**3 / product.timeit(number=1) / 1e9)
+    return best
+
+
 def _processor() -> str:
-    """The processor's model, where Linux tells; else its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """The processor's model where Linux tells it, else its architecture."""
+    with suppress(OSError):
+        if model := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return model[1]
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of a git command in this checkout; None where there is no checkout or no git."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -2,112 +2,179 @@
 
     images  b k c h w ── vision ──── b n . ── project ─┐
     tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
-    state   b s ─────────────────────────────── state ─┘                  └── auxiliary loss (training only)
+    state   b s ─────────────────────────────── state ─┘                  └── auxiliary losses (training only)
 
 It knows no concrete variant: the parts are handed in, and it holds the projections, the normalisation and the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 
-from vla_mini.door import admit
+from vla_mini.errors import did_you_mean
 from vla_mini.normalization import Normalization
-from vla_mini.types import Batch, Context, Features, Observation
+from vla_mini.parts import (
+    ActingDefaults,
+    ActionHead,
+    AuxiliaryLoss,
+    AuxiliarySpec,
+    FitData,
+    HeadSpec,
+    Language,
+    ObservationSpec,
+    Trunk,
+    TrunkSpec,
+    Vision,
+)
+from vla_mini.pretrained import PretrainedMixin
+from vla_mini.registry import build
+from vla_mini.types import Batch, Context, Features, Observation, Statistics
+from vla_mini.validation import check_inputs
 
-INPUTS = ("images", "words", "state")  # what a policy can be made blind to
+INPUTS = ("images", "instruction", "state")  # what can be ablated
 
 
-class Policy(nn.Module):
+class Policy(PretrainedMixin, nn.Module):
     """A Vision-Language-Action policy.
 
-    - vision, language, trunk, action: the parts (DESIGN of the package: what each promises is in their folders)
-    - auxiliary: an optional further loss on the context; it has a `weight`
-    - backbone_action: an optional second head, for knowledge insulation (Driess et al. 2025): the backbone learns from this one
-      alone, and the gradient of `action` stops before it
-    - normalization: raw units <-> the network's units, with the dataset's statistics
+    - vision, language, trunk, action: the parts; parts.py says what each promises
+    - auxiliary: further losses in training, by name
+    - backbone_action: an optional second head, for knowledge insulation (Driess et al. 2025): the backbone is trained by this
+      one alone, and the gradient of `action` stops before it
+    - normalization: raw units <-> network units, with the dataset's statistics
     - features: what a frame of the dataset holds; observations of other sizes are refused
-    - history: how many frames are seen and felt, the newest first; to the parts, the past is so many further cameras
-    - keyframe: names of the state features that make up the keyframe
-    - execute: how many actions of a chunk to execute before the policy is asked again
-    - ensemble: None: those of the newest chunk; a number: of all chunks so far, averaged (evaluation/rollout.py says how)
-    - blind: names of inputs, of `INPUTS`, that it never sees: black images, no words but the start token, the mean state. What
-      is lost by that says what the input is worth
-    - source: where it comes from: the environment's id, the dataset's fingerprint (kept for the record)
+    - history: how many frames are observed, the newest first; to the parts, past frames are further cameras
+    - acting: defaults of the Controller (acting.py), kept for saving
+    - ablate: names of inputs, of `INPUTS`, that are replaced by a constant: black images, an empty instruction, the mean state
+    - source: the environment's id and the dataset's fingerprint, kept for the record
     """
 
     def __init__(
         self,
         *,
-        vision: nn.Module,
-        language: nn.Module,
-        trunk: nn.Module,
-        action: nn.Module,
+        vision: Vision,
+        language: Language,
+        trunk: Trunk,
+        action: ActionHead,
         normalization: Normalization,
         features: Features,
-        auxiliary: nn.Module | None = None,
-        backbone_action: nn.Module | None = None,
+        auxiliary: Mapping[str, AuxiliaryLoss] | None = None,
+        backbone_action: ActionHead | None = None,
         history: int = 1,
-        keyframe: Sequence[str] = (),
-        execute: int = 1,
-        ensemble: float | None = None,
-        blind: Sequence[str] = (),
-        source: dict[str, str] | None = None,
+        acting: ActingDefaults | None = None,
+        ablate: Sequence[str] = (),
+        source: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        if not 1 <= execute <= action.horizon:
-            raise ValueError(f"execute={execute}: a chunk has 1 to {action.horizon} actions to execute")
-        if unknown := [name for name in blind if name not in INPUTS]:
-            raise ValueError(f"blind={list(blind)}: there is no input {unknown[0]!r}, but {', '.join(INPUTS)}")
-        self.features, self.keyframe, self.source = features, tuple(keyframe), dict(source or {})
-        self.history, self.execute, self.ensemble, self.blind = history, execute, ensemble, tuple(blind)
-        self.lora: dict[str, Any] | None = None  # of its low-rank adapters, if it was given any (lora.py)
+        if unknown := [name for name in ablate if name not in INPUTS]:
+            raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
+        self.features, self.history, self.acting = features, history, acting or ActingDefaults()
+        self.ablate, self.source = tuple(ablate), dict(source or {})
+        self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
-        self.auxiliary, self.backbone_action = auxiliary, backbone_action
+        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary or {}), backbone_action
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
         cameras = history * len(features.cameras)
-        # Tells cameras and ages of frames apart; a single one needs no name.
-        self.camera = nn.Embedding(cameras, trunk.width) if cameras > 1 else None
+        # Distinguishes cameras and frames of history; a single image needs no embedding.
+        self.camera_embedding = nn.Embedding(cameras, trunk.width) if cameras > 1 else None
         self.state = nn.Linear(history * features.state_size, trunk.width)
         self.normalization = normalization
-        if "words" in blind:  # tokenized here, since a compiled policy cannot
-            for name, tensor in zip(("silent_tokens", "silent_mask"), self.tokenize([""]), strict=True):
+        if "instruction" in self.ablate:  # tokenized here, since a compiled policy cannot
+            for name, tensor in zip(("empty_tokens", "empty_mask"), self.tokenize([""]), strict=True):
                 self.register_buffer(name, tensor, persistent=False)
+
+    @classmethod
+    def build(
+        cls,
+        parts: Mapping[str, Any],
+        *,
+        features: Features,
+        statistics: Statistics,
+        horizon: int,
+        instructions: Sequence[str] = (),
+        action_chunks: np.ndarray | None = None,
+        assets: Path | None = None,
+        history: int = 1,
+        acting: ActingDefaults | None = None,
+        ablate: Sequence[str] = (),
+        source: Mapping[str, str] | None = None,
+        classes: Sequence[type] = (),
+    ) -> "Policy":
+        """A policy from the settings of its parts and the facts about the data that they are built for.
+
+        - parts: {"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}, and
+          "backbone_action" for knowledge insulation
+        - instructions, action_chunks: of the training split, (n, t, a) in raw units: what the parts are fitted to
+        - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
+        """
+        normalization = Normalization(statistics, history=history)
+        chunks = np.zeros((0, horizon, features.action_size), np.float32) if action_chunks is None else action_chunks
+        data = FitData(tuple(instructions), normalization.action(torch.from_numpy(chunks)), statistics)
+        options = {"classes": classes, "data": data, "assets": assets}
+        cameras = features.cameras * history
+        observation = ObservationSpec(cameras, features.image_size, features.state)
+        vision = build("vision", parts["vision"], observation, **options)
+        language = build("language", parts["language"], observation, **options)
+        trunk = build("trunk", parts["trunk"], TrunkSpec(vision.grid, len(cameras)), **options)
+        head = HeadSpec(trunk.width, trunk.num_tokens, horizon, features.action_size)
+        action, backbone_action = (
+            build("action", parts[name], head, name=name, **options) if parts.get(name) else None
+            for name in ("action", "backbone_action")
+        )
+        spec = AuxiliarySpec(vision.grid, len(cameras), trunk.num_queries, trunk.width, features.state, features.action)
+        auxiliary = {
+            name: build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
+            for name, settings in (parts.get("auxiliary") or {}).items()
+        }
+        return cls(
+            vision=vision,
+            language=language,
+            trunk=trunk,
+            action=action,
+            normalization=normalization,
+            features=features,
+            auxiliary=auxiliary,
+            backbone_action=backbone_action,
+            history=history,
+            acting=acting,
+            ablate=ablate,
+            source=source,
+        )
 
     # ---- training
 
     def loss(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
         """The loss of every action of every chunk, zero where padded, and its terms, detached, for the log.
 
-        A term without a time axis counts once for every valid action of its sample: one denominator serves all.
+        A term without a time axis counts once for every valid action of its sample, so that one denominator serves all.
         """
-        self._admit(batch, Batch)
+        self._check(batch, Batch)
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
         actions = self.normalization.action(batch.actions.to(state.dtype))
-        seen = context if self.backbone_action is None else Context(*(tensor.detach() for tensor in context))
-        terms = {"action": self.action.loss(seen, actions, batch.is_pad) * valid}
-        total = terms["action"]
-        if self.backbone_action is not None:
+        if self.backbone_action is None:
+            terms = {"action": self.action.loss(context, actions, batch.is_pad) * valid}
+        else:
+            terms = {"action": self.action.loss(_detached(context), actions, batch.is_pad) * valid}
             terms["backbone_action"] = self.backbone_action.loss(context, actions, batch.is_pad) * valid
-            total = total + terms["backbone_action"]
-        if self.auxiliary is not None:
-            indices = [self.features.state.index(name) for name in self.keyframe]
-            keyframe = self.normalization.keyframe(batch.keyframe.to(state.dtype), indices)
-            terms["keyframe"] = self.auxiliary(context, keyframe, batch.has_keyframe)[:, None] * valid
-            total = total + self.auxiliary.weight * terms["keyframe"]
+        first, *others = terms.values()
+        total = sum(others, first)  # A sum from 0 of one term loses its gradient in torch.compile (torch 2.15).
+        for name, auxiliary in self.auxiliary.items():
+            terms[name] = auxiliary.loss(context, batch)[:, None] * valid
+            total = total + auxiliary.weight * terms[name]
         return total, {name: term.detach() for name, term in terms.items()}
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
-        """`loss`. A call is what `policy.compile()` compiles; `policy.loss` stays eager (training/compilation.py)."""
+        """`loss`. A call is what `policy.compile()` compiles; `policy.loss` stays eager (training/trainer.py)."""
         return self.loss(batch)
 
     # ---- acting
@@ -116,37 +183,44 @@ class Policy(nn.Module):
     def act(self, observation: Observation, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
         """A chunk of actions in raw units, without a graph."""
         images, words, mask, state = self.prepare(observation)
-        return self.predict(images, words, state, generator, word_mask=mask)
+        return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask)
 
     def predict(
         self,
         images: Float[Tensor, "b k c h w"],
         word_vectors: Float[Tensor, "b l dl"],
         state: Float[Tensor, "b s"],
-        generator: Generator | None = None,
+        noise: Float[Tensor, "b t a"] | None = None,
         *,
         word_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b t a"]:
         """A chunk of actions in raw units, differentiable by images (in [0, 1]), word vectors and state (raw units)."""
         context = self.context(images, word_vectors, state, word_mask)
-        actions = self.action.predict(context, generator)
-        return self.normalization.raw_action(actions.to(self.normalization.action_centre.dtype))
+        actions = self.action.predict(context, noise)
+        return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype))
 
-    # ---- the way from observation to context
+    def draw_noise(self, size: int, generator: Generator | None = None) -> Float[Tensor, "b t a"] | None:
+        """Standard normal noise for `size` chunks; None where the head does not sample."""
+        if not self.action.samples:
+            return None
+        shape, offset = (size, self.horizon, self.features.action_size), self.normalization.action_offset
+        return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)
+
+    # ---- from observation to context
 
     def prepare(
         self, observation: Observation
     ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
-        self._admit(observation, Observation)
+        self._check(observation, Observation)
         dtype = self.normalization.state_mean.dtype
         images, tokens, mask, state = observation
         images, state = images.to(dtype) / 255, state.to(dtype)
-        if "images" in self.blind:
+        if "images" in self.ablate:
             images = torch.zeros_like(images)
-        if "words" in self.blind:
-            tokens, mask = (tensor.expand(len(tokens), -1) for tensor in (self.silent_tokens, self.silent_mask))
-        if "state" in self.blind:
+        if "instruction" in self.ablate:
+            tokens, mask = (tensor.expand(len(tokens), -1) for tensor in (self.empty_tokens, self.empty_mask))
+        if "state" in self.ablate:
             state = self.normalization.state_mean.expand_as(state)
         return images, self.language(tokens, mask), mask, state
 
@@ -163,8 +237,8 @@ class Policy(nn.Module):
         cameras = images.shape[1]
         image_tokens = self.vision(rearrange(images, "b k c h w -> (b k) c h w"))
         image_tokens = rearrange(self.projection["vision"](image_tokens), "(b k) n d -> b k n d", k=cameras)
-        if self.camera is not None:
-            image_tokens = image_tokens + self.camera.weight[:, None]
+        if self.camera_embedding is not None:
+            image_tokens = image_tokens + self.camera_embedding.weight[:, None]
         image_tokens = rearrange(image_tokens, "b k n d -> b (k n) d")
         word_tokens = self.projection["language"](word_vectors)
         state_token = self.state(self.normalization.state(state))
@@ -178,46 +252,29 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.normalization.state_mean.device
 
-    def _admit(self, value: Any, kind: type) -> None:
-        """Errors name the tensor that does not fit: see door.py."""
-        height, width = self.features.image_size
-        ages = {"k": self._aged(self.features.cameras), "s": self._aged(self.features.state)}
-        names = ages | {"a": self.features.action, "g": self.keyframe}
-        admit(value, kind, device=self.device, letters=names | {"c": 3, "h": height, "w": width, "t": self.action.horizon})
+    @property
+    def horizon(self) -> int:
+        """The number of actions in a chunk."""
+        return self.action.spec.horizon
 
-    def _aged(self, names: Sequence[str]) -> list[str]:
+    def components(self) -> dict[str, nn.Module]:
+        """The direct submodules that hold parameters, by name: vision, language, trunk, action, state, projection ..."""
+        return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
+
+    def _check(self, value: Any, kind: type) -> None:
+        """Refuse tensors of other sizes, dtypes or devices, by name."""
+        features, (height, width) = self.features, self.features.image_size
+        names = {"k": self._with_history(features.cameras), "s": self._with_history(features.state), "a": features.action}
+        sizes = {"c": 3, "h": height, "w": width, "t": self.horizon}
+        check_inputs(value, kind, device=self.device, letters=names | sizes)
+
+    def _with_history(self, names: Sequence[str]) -> list[str]:
         """The newest frame's, and those of the frames before it."""
         return [f"{name} {age} before" if age else name for age in range(self.history) for name in names]
 
-    # ---- saving
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors, tokenizers' files and manifest.json to a new folder.
-
-        Low-rank adapters are merged into the weights, or written beside them to adapters.safetensors (`lora.save`).
-        """
-        from vla_mini.pretrained import save
-
-        save(self, Path(folder))
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False) -> "Policy":
-        """The policy that `save_pretrained` wrote, in eval mode; where there is no such folder, the one of that id (owner/name)
-        on the Hugging Face hub. Runs no code but vla_mini's and that of `classes`, unless the policy was trained with
-        `trust_remote_code`, which then has to be said again."""
-        from vla_mini.pretrained import load
-
-        return load(folder, classes=classes, trust_remote_code=trust_remote_code)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; the address of the repository.
-
-        - repo_id: owner/name; made where it is missing
-        - private: whether only its owner sees a new one; None: as the owner's settings say
-        - token: of the hub; None: the one of `hf auth login`, or of HF_TOKEN
-
-        Raises ValueError where the hub cannot be reached or refuses.
-        """
-        from vla_mini.sharing import push
-
-        return push(self, repo_id, private=private, token=token)
+def _detached(context: Context) -> Context:
+    """The context without its graph: gradients stop here."""
+    layers = tuple((keys.detach(), values.detach()) for keys, values in context.layers)
+    attention = None if context.attention is None else context.attention.detach()
+    return Context(context.tokens.detach(), context.mask, attention, layers)

@@ -1,160 +1,241 @@
-"""Policy <-> folder: config.json, model.safetensors, tokenizers' files, and manifest.json with the SHA-256 of each; with
-adapters.safetensors, where low-rank adapters are kept apart from the weights.
+"""Policy <-> folder <-> hub: config.json, model.safetensors, the parts' assets (tokenizers), and manifest.json with the SHA-256
+of each file; with adapters.safetensors, where low-rank adapters are kept separate from the weights.
 
-A folder from a stranger runs no code: only vla_mini's own classes are built (see build.py) and only safetensors are read.
+A folder from elsewhere runs no code: only vla_mini's own classes are built (registry.py) and only safetensors are read.
 """
 
-import json
-import os
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vla_mini import files, hub, lora
-from vla_mini.build import build_policy, describe
-from vla_mini.features import Features, Moments, Statistics
-from vla_mini.policy import Policy
+from vla_mini.errors import as_value_error, one_line
+from vla_mini.features import Features, FeatureStatistics, Statistics
+from vla_mini.parts import ActingDefaults, Part
+from vla_mini.registry import describe
 
-PARTS = ("vision", "language", "trunk", "action", "auxiliary", "backbone_action")
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-ADAPTERS, MANIFEST = "adapters.safetensors", "manifest.json"
-FILES = ["*.json", "*.safetensors"]  # what is fetched from the hub
+FORMAT = "vla-mini-2"
+CONFIG, WEIGHTS, ADAPTERS, MANIFEST = "config.json", "model.safetensors", "adapters.safetensors", "manifest.json"
+FILES = ["*.json", "*.safetensors"]  # what is downloaded from the hub
+
+MODEL_CARD = """---
+library_name: vla-mini
+pipeline_tag: robotics
+tags: [vla-mini, robotics, vision-language-action]
+---
+
+# {name}
+
+A Vision-Language-Action policy with {parameters:,} parameters, trained with vla-mini for {env}.
+
+```python
+import vla_mini
+
+policy = vla_mini.Policy.from_pretrained("{repo_id}")
+```
+
+Inputs: images of {cameras} ({height} x {width} pixels), the state ({state}) and an instruction. Output: {horizon} actions
+({action}), {fps} a second.
+
+| part | class |
+|---|---|
+{parts}
+
+`manifest.json` holds the SHA-256 of every file, and each is checked when the policy is loaded.
+"""
 
 
-@runtime_checkable
-class Tokenizes(Protocol):
-    """A head with a tokenizer of its own: it writes it beside the weights, and finds it there by its argument `folder`."""
+class PretrainedMixin:
+    """Saving and loading, for `Policy`."""
 
-    def save_tokenizer(self, folder: str | Path) -> None: ...
+    vision: Part
+    language: Part
+    trunk: Part
+    action: Part
+    backbone_action: Part | None
+    auxiliary: nn.ModuleDict
+    features: Features
+    history: int
+    acting: ActingDefaults
+    ablate: tuple[str, ...]
+    source: dict[str, str]
+    lora: dict[str, Any] | None
 
+    SINGLE_PARTS: ClassVar = ("vision", "language", "trunk", "action", "backbone_action")
 
-def save(policy: Policy, folder: Path) -> None:
-    """Write `policy` to `folder`, replacing what stood there only once the new one is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    apart = policy.lora is not None and policy.lora["save"] == "apart"
-    weights = {WEIGHTS: lora.plain_weights(policy, merged=not apart)} | ({ADAPTERS: lora.adapters(policy)} if apart else {})
-    try:
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """All parts by name, `auxiliary.<name>` among them."""
+        for name in self.SINGLE_PARTS:
+            if (part := getattr(self, name)) is not None:
+                yield name, part
+        yield from ((f"auxiliary.{name}", part) for name, part in self.auxiliary.items())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors, the parts' assets and manifest.json to `folder`, replacing what was there only
+        once the new one is complete.
+
+        Low-rank adapters are merged into the weights, or written to adapters.safetensors (`lora.save`).
+        """
+        separate = self.lora is not None and self.lora["save"] == "separate"
+        weights = {WEIGHTS: lora.plain_weights(self, merged=not separate)}
+        weights |= {ADAPTERS: lora.adapters(self)} if separate else {}
+        described = {name: describe(part) for name, part in self.parts()}
+        prefix = "auxiliary."
         config = {
-            "format": "vla-mini-1",
-            "parts": {name: part and describe(part) for name in PARTS for part in [getattr(policy, name)]},
-            "features": policy.features._asdict(),
-            "horizon": policy.action.horizon,
-            "history": policy.history,
-            "execute": policy.execute,
-            "ensemble": policy.ensemble,
-            "blind": policy.blind,
-            "keyframe": policy.keyframe,
-            "source": policy.source,
-            "lora": policy.lora if apart else None,
+            "format": FORMAT,
+            "parts": {name: described.get(name) for name in self.SINGLE_PARTS}
+            | {"auxiliary": {k.removeprefix(prefix): v for k, v in described.items() if k.startswith(prefix)}},
+            "features": self.features._asdict(),
+            "horizon": self.horizon,
+            "history": self.history,
+            "acting": self.acting._asdict(),
+            "ablate": self.ablate,
+            "source": self.source,
+            "lora": self.lora if separate else None,
         }
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        for file, tensors in weights.items():
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / file)
-        policy.language.save_tokenizer(partial)
-        if isinstance(policy.action, Tokenizes):
-            policy.action.save_tokenizer(partial)
-        digests = files.digests(partial, sorted(partial.iterdir()))
-        (partial / MANIFEST).write_text(files.manifest_text(digests))
-        for path in [*partial.iterdir(), partial]:
-            files.sync(path)
-        partial.chmod(0o755)
-        _replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with files.replacing_folder(Path(folder)) as temporary:
+            files.write_json(temporary / CONFIG, config)
+            for file, tensors in weights.items():
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / file)
+            for _, part in self.parts():
+                part.save_assets(temporary)
+            files.write_manifest(temporary, MANIFEST, files.digests(temporary, sorted(temporary.iterdir())))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        classes: Sequence[type] = (),
+        trust_remote_code: bool = False,
+        setting: str = "policy",
+    ) -> "PretrainedMixin":
+        """The policy that `save_pretrained` wrote, in eval mode.
 
-def load(
-    source: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False, setting: str = "policy"
-) -> Policy:
-    """The policy in a folder, or of a hub id, in eval mode; ValueError naming the file where one is missing, altered or does
-    not fit. `setting` is what the user gave it as."""
-    folder = locate(source, setting=setting)
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder / MANIFEST} is missing: {folder} is no saved policy")
-    found = files.digests(folder, (path for path in sorted(folder.iterdir()) if path.is_file()))
-    files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
-    config = _read_json(folder / CONFIG)
-    if config.get("format") != "vla-mini-1":
-        raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not 'vla-mini-1'")
-    ours = config["parts"]["language"]["_target_"].startswith("vla_mini.")  # others may keep their words elsewhere
-    required = [TOKENIZER] * ours + [ADAPTERS] * bool(config.get("lora"))
-    files.check_manifest(folder, MANIFEST, found, required=required)
-    for name, part in config["parts"].items():  # our own parts save no path but to foreign code
-        if not trust_remote_code and part and part["_target_"].startswith("vla_mini.") and part.get("path"):
-            raise ValueError(f"{folder}: {name} needs code of {part['path']!r}, which is run only with trust_remote_code=true")
-    features = _features(config["features"])
-    policy = build_policy(
-        config["parts"],
-        features=features,
-        statistics=unit_statistics(features),
-        horizon=config["horizon"],
-        folder=folder,
-        history=config.get("history", 1),
-        keyframe=config["keyframe"],
-        execute=config["execute"],
-        ensemble=config.get("ensemble"),
-        blind=config.get("blind", ()),
-        source=config["source"],
-        classes=classes,
-    )
-    try:
-        policy.load_state_dict(load_file(folder / WEIGHTS))
-        if config.get("lora"):
-            lora.inject(policy, **config["lora"])
-            lora.load_adapters(policy, load_file(folder / ADAPTERS))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights in {folder} do not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from error
-    return policy.eval()
+        - source: a folder; where there is no such folder, a hub id (owner/name)
+        - classes: those of the parts that are not vla_mini's own
+        - trust_remote_code: has to be True again for a policy that was trained with it
+        - setting: what the user gave `source` as, for messages
+
+        Raises ValueError, naming the file, where one is missing, altered or does not fit.
+        """
+        folder = locate(source, setting=setting)
+        config = read_config(folder)
+        for name, part in _single_parts(config["parts"]):
+            if part.get("trust_remote_code") and not trust_remote_code:
+                needed = f"{name} needs code of {part['path']!r}, which is run only with trust_remote_code=true"
+                raise ValueError(f"{folder}: {needed}")
+        features = Features(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["features"].items()})
+        policy = cls.build(
+            config["parts"],
+            features=features,
+            statistics=unit_statistics(features),
+            horizon=config["horizon"],
+            assets=folder,
+            history=config["history"],
+            acting=ActingDefaults(**config["acting"]),
+            ablate=config["ablate"],
+            source=config["source"],
+            classes=classes,
+        )
+        with as_value_error(f"the weights in {folder} do not fit its {CONFIG}", SafetensorError, RuntimeError):
+            policy.load_state_dict(load_file(folder / WEIGHTS))
+            if config["lora"]:
+                lora.inject(policy, **config["lora"])
+                lora.load_adapters(policy, load_file(folder / ADAPTERS))
+        return policy.eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub; the address of the repository.
+
+        - repo_id: owner/name; created where it is missing
+        - private: whether only its owner has access to a new one; None: as the owner's settings say
+        - token: of the hub; None: the one of `hf auth login`, or of HF_TOKEN
+
+        Raises ValueError where the hub cannot be reached or refuses.
+        """
+        from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+        if constants.HF_HUB_OFFLINE or hub.why_unreachable(constants.ENDPOINT):
+            raise ValueError(f"push_to_hub({repo_id!r}): the hub, {constants.ENDPOINT}, cannot be reached")
+        api = HfApi(endpoint=constants.ENDPOINT, token=token)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "policy"
+            self.save_pretrained(folder)
+            files.write_text(folder / "README.md", self.model_card(repo_id))
+            try:
+                address = api.create_repo(repo_id, private=private, exist_ok=True)
+                # One commit, which upload_folder may split: a manifest never lies beside another policy's weights.
+                operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+                api.create_commit(address.repo_id, operations, commit_message="Upload a policy")
+            except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+                raise ValueError(f"push_to_hub({repo_id!r}): {one_line(error)[:300]}") from error
+        return str(address)
+
+    def model_card(self, repo_id: str) -> str:
+        """The README.md of the policy's repository on the hub."""
+        features, (height, width) = self.features, self.features.image_size
+        return MODEL_CARD.format(
+            name=repo_id.rpartition("/")[2],
+            repo_id=repo_id,
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            env=self.source.get("env", "its own environment"),
+            cameras=", ".join(features.cameras),
+            height=height,
+            width=width,
+            state=", ".join(features.state),
+            action=", ".join(features.action),
+            horizon=self.horizon,
+            fps=features.fps,
+            parts="\n".join(f"| {name} | {type(part).__name__} |" for name, part in self.parts()),
+        )
 
 
 def locate(source: str | Path, *, setting: str = "policy") -> Path:
-    """The folder of a saved policy: `source` itself, or where the files of that hub id were downloaded to."""
+    """The folder of a saved policy: `source` itself, or the one that the files of a hub id were downloaded to."""
     return Path(source) if Path(source).is_dir() else hub.fetch(source, files=FILES, setting=setting)
 
 
-def identity(source: str | Path) -> str:
-    """What tells a saved policy from all others: the SHA-256 of its manifest, which holds those of its files."""
+def fingerprint(source: str | Path) -> str:
+    """What distinguishes a saved policy from all others: the SHA-256 of its manifest, which holds those of its files."""
     return files.digest(locate(source) / MANIFEST)
 
 
-def _features(fields: dict) -> Features:
-    return Features(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a saved policy whose files are all as they were written; else ValueError, naming the file."""
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder / MANIFEST} is missing: {folder} is not a saved policy")
+    found = files.digests(folder, (path for path in sorted(folder.iterdir()) if path.is_file()))
+    files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
+    config = files.read_json(folder / CONFIG)
+    if config.get("format") == "vla-mini-1":
+        command = f"python scripts/convert.py policy={folder} output=DIR"
+        raise ValueError(f"{folder} was saved by vla-mini 0.1: convert it with `{command}`")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not {FORMAT!r}")
+    files.check_manifest(folder, MANIFEST, found, required=[ADAPTERS] if config["lora"] else [])
+    return config
 
 
 def unit_statistics(features: Features) -> Statistics:
-    """A place for the saved statistics, which come with the weights."""
+    """Placeholders for the saved statistics, which are loaded with the weights."""
 
-    def moments(size: int) -> Moments:
-        return Moments(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
+    def unit(size: int) -> FeatureStatistics:
+        return FeatureStatistics(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
 
-    return Statistics(moments(features.state_size), moments(features.action_size))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {path.parent} is no saved policy") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return Statistics(unit(features.state_size), unit(features.action_size))
 
 
-def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`. Two renames: no file of the one is ever mixed with the other's."""
-    aside = old.with_name(f"{new.name}-old")
-    try:
-        if old.exists():
-            os.rename(old, aside)
-        os.rename(new, old)
-    finally:  # whatever came between the two, a signal too
-        if aside.exists() and not old.exists():
-            os.rename(aside, old)
-    files.sync(old.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+def _single_parts(parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, settings) of each part in config.json."""
+    for name, part in parts.items():
+        if name == "auxiliary":
+            yield from part.items()
+        elif part:
+            yield name, part

@@ -1,60 +1,59 @@
-"""The schedule and the steps against those of diffusers, which nothing but this test needs."""
+"""Noise schedule and sampling against those of diffusers, which is needed by this test alone."""
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tests.action.test_flow_head import SHAPE, make_context
+from tests.action.test_flow_head import SPEC, make_context
 from vla_mini.action.diffusion import DiffusionHead
 
-PREDICTS = {"action": "sample", "noise": "epsilon"}
+PREDICTION_TYPES = {"action": "sample", "noise": "epsilon"}
 
 
-def reference(target: str, levels: int, num_steps: int) -> DDIMScheduler:
+def reference(target: str, num_train_timesteps: int, num_steps: int) -> DDIMScheduler:
     scheduler = DDIMScheduler(
-        num_train_timesteps=levels,
+        num_train_timesteps=num_train_timesteps,
         beta_schedule="squaredcos_cap_v2",
         timestep_spacing="trailing",
-        prediction_type=PREDICTS[target],
+        prediction_type=PREDICTION_TYPES[target],
         clip_sample=True,
     )
     scheduler.set_timesteps(num_steps)
     return scheduler
 
 
-def test_noise_is_added_as_diffusers_does():
-    head, scheduler = DiffusionHead(**SHAPE), reference("action", 100, 10)
-    actions, noise, level = torch.randn(4, 1, 3, 2), torch.randn(4, 5, 3, 2), torch.randint(0, 100, (4, 5))
-    expected = scheduler.add_noise(actions.expand_as(noise).flatten(0, 1), noise.flatten(0, 1), level.flatten())
-    torch.testing.assert_close(head.add_noise(actions, noise, level).flatten(0, 1), expected)
+def test_noise_is_added_as_in_diffusers():
+    head, scheduler = DiffusionHead(SPEC), reference("action", 100, 10)
+    actions, noise, timestep = torch.randn(4, 1, 3, 2), torch.randn(4, 5, 3, 2), torch.randint(0, 100, (4, 5))
+    expected = scheduler.add_noise(actions.expand_as(noise).flatten(0, 1), noise.flatten(0, 1), timestep.flatten())
+    torch.testing.assert_close(head.add_noise(actions, noise, timestep).flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize("target", PREDICTS)
-@pytest.mark.parametrize(("levels", "num_steps"), [(100, 10), (50, 2), (20, 20)])
-def test_sampling_is_that_of_diffusers(target, levels, num_steps):
+@pytest.mark.parametrize("target", PREDICTION_TYPES)
+@pytest.mark.parametrize(("num_train_timesteps", "num_steps"), [(100, 10), (50, 2), (20, 20)])
+def test_sampling_is_that_of_diffusers(target, num_train_timesteps, num_steps):
     torch.manual_seed(0)
-    head = DiffusionHead(**SHAPE, target=target, levels=levels, num_steps=num_steps).eval()
-    scheduler, context = reference(target, levels, num_steps), make_context(6)
+    head = DiffusionHead(SPEC, target=target, num_train_timesteps=num_train_timesteps, num_steps=num_steps).eval()
+    scheduler, context = reference(target, num_train_timesteps, num_steps), make_context(6)
     with torch.no_grad():
         condition = head.denoiser.condition(context)
-        x = head.denoiser.noise(condition, torch.Generator().manual_seed(3))
-        for level in scheduler.timesteps:
-            output = head.denoiser(x, (level / levels).expand(6), condition)
-            x = scheduler.step(output, level, x, use_clipped_model_output=True).prev_sample
-        torch.testing.assert_close(head.predict(context, torch.Generator().manual_seed(3)), x, rtol=1e-4, atol=1e-5)
+        x = noise = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(3))
+        for timestep in scheduler.timesteps:
+            output = head.denoiser(x, (timestep / num_train_timesteps).expand(6), condition)
+            x = scheduler.step(output, timestep, x, use_clipped_model_output=True).prev_sample
+        torch.testing.assert_close(head.predict(context, noise), x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", PREDICTS)
-def test_the_loss_is_the_error_of_what_is_predicted(target):
-    """A network that says nothing is wrong by the power of the target: that of the actions, or that of the noise, 1."""
-    head = DiffusionHead(**SHAPE, target=target, draws=64)
-    torch.nn.init.zeros_(head.denoiser.leave.weight)
-    torch.nn.init.zeros_(head.denoiser.leave.bias)
+@pytest.mark.parametrize("target", PREDICTION_TYPES)
+def test_the_loss_is_the_error_of_the_prediction(target):
+    """Of a network whose output is zero, it is the power of the target: of the actions, or of the noise, 1."""
+    head = DiffusionHead(SPEC, target=target, noise_samples=64)
+    torch.nn.init.zeros_(head.denoiser.output_projection.weight)
+    torch.nn.init.zeros_(head.denoiser.output_projection.bias)
     loss = head.loss(make_context(64), torch.full((64, 3, 2), 0.5), torch.zeros(64, 3, dtype=torch.bool))
     torch.testing.assert_close(loss.mean(), torch.tensor(0.25 if target == "action" else 1.0), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"num_steps": 101}, {"draws": 0}])
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        DiffusionHead(**SHAPE, **wrong)
+def test_more_steps_than_timesteps_are_refused():
+    with pytest.raises(ValueError, match="num_steps=101"):
+        DiffusionHead(SPEC, num_steps=101)

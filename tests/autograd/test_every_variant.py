@@ -5,11 +5,11 @@ from vla_mini.autograd.graph import trace_graph
 from vla_mini.autograd.inference import compare_modes
 from vla_mini.autograd.jacobian import jacobian
 from vla_mini.autograd.per_sample import per_sample
-from vla_mini.autograd.sensitivity import sensitivity
+from vla_mini.autograd.saliency import sensitivity
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # jacrev of Swin's pooling, one row after the other
-def test_what_gradients_py_looks_at_can_be_seen_of_every_variant(variant, monkeypatch):
+def test_all_that_gradients_py_computes_works_for_every_variant(variant, monkeypatch):
     monkeypatch.setattr("vla_mini.autograd.jacobian.REPEATS", 1)
     policy = make_policy(**variant, features=FEATURES._replace(image_size=(16, 16)))
     batch = make_batch(policy, 2)

@@ -1,17 +1,20 @@
+"""Gradient flow: norms by component and by layer, and what is flagged as vanishing or exploding."""
+
 import math
 
 import pytest
 import torch
 
 from tests.factory import make_batch, make_policy
-from vla_mini.autograd.flow import EXPLODING, LEAST_WEIGHT, VANISHING, gradient_flow, judge, mean_loss
+from vla_mini.autograd.batches import mean_loss
+from vla_mini.autograd.flow import EXPLODING, MIN_WEIGHT, VANISHING, classify, gradient_flow
 
 
 def test_norms_are_those_that_backward_leaves():
     policy = make_policy(dtype=torch.float64)
     batch = make_batch(policy, 6)
     components, layers = gradient_flow(policy, batch)
-    assert all(parameter.grad is None for parameter in policy.parameters()), "the policy was touched"
+    assert all(parameter.grad is None for parameter in policy.parameters()), "the policy was changed"
     mean_loss(policy, batch).backward()
     for name, flow in components.items():
         parameters = list(getattr(policy, name).parameters())
@@ -39,7 +42,7 @@ def test_layers_come_in_the_order_of_the_forward_pass():
     assert len(names) == len(set(names)) == sum(1 for m in policy.modules() if list(m.parameters(recurse=False)))
 
 
-def test_what_arrives_at_an_output_is_the_slope_of_the_loss_by_it():
+def test_the_gradient_by_a_layers_output_is_that_of_autograd():
     policy = make_policy(dtype=torch.float64)
     batch = make_batch(policy)
     kept = []
@@ -47,11 +50,11 @@ def test_what_arrives_at_an_output_is_the_slope_of_the_loss_by_it():
     (expected,) = torch.autograd.grad(mean_loss(policy, batch), kept)
     handle.remove()
     layers = {layer.name: layer for layer in gradient_flow(policy, batch)[1]}
-    assert layers["vision.stem"].arriving == pytest.approx(expected.norm().item(), rel=1e-12)
-    assert layers["trunk"].arriving is None  # its output is a Context
+    assert layers["vision.stem"].output_grad_norm == pytest.approx(expected.norm().item(), rel=1e-12)
+    assert layers["trunk"].output_grad_norm is None  # its output is a Context
 
 
-def test_a_tiny_weight_lets_the_gradient_behind_it_vanish():
+def test_behind_a_tiny_weight_the_gradient_vanishes():
     policy = make_policy(auxiliary="none")
     with torch.no_grad():
         policy.action.layers[4].weight.mul_(1e-9)
@@ -63,7 +66,7 @@ def test_a_tiny_weight_lets_the_gradient_behind_it_vanish():
     assert not any(layer.flow.exploding for layer in layers)
 
 
-def test_a_huge_weight_lets_the_gradient_behind_it_explode():
+def test_behind_a_huge_weight_the_gradient_explodes():
     policy = make_policy(auxiliary="none")
     with torch.no_grad():
         policy.action.layers[4].weight.mul_(1e9)
@@ -74,12 +77,12 @@ def test_a_huge_weight_lets_the_gradient_behind_it_explode():
     assert components["vision"].exploding and not components["vision"].vanishing
 
 
-def test_a_healthy_policy_has_no_flags():
+def test_nothing_is_flagged_in_the_default_policy():
     policy = make_policy()
     assert not any(layer.flow.vanishing or layer.flow.exploding for layer in gradient_flow(policy, make_batch(policy))[1])
 
 
-def test_frozen_parts_are_left_out():
+def test_frozen_parts_are_omitted():
     policy = make_policy()
     policy.vision.requires_grad_(False)
     components, layers = gradient_flow(policy, make_batch(policy))
@@ -89,9 +92,9 @@ def test_frozen_parts_are_left_out():
 
 def test_thresholds():
     weight = torch.tensor(1.0)
-    assert weight - 1e-3 * torch.tensor(0.49 * VANISHING) == weight  # a step that float32 rounds away
+    assert weight - 1e-3 * torch.tensor(0.49 * VANISHING) == weight  # float32 rounds this step to nothing
     assert weight - 1e-3 * torch.tensor(2.1 * VANISHING) != weight
-    assert judge(0.99 * VANISHING, 1.0, size=1).vanishing and not judge(1.01 * VANISHING, 1.0, size=1).vanishing
-    assert judge(1.01 * EXPLODING, 1.0, size=1).exploding and not judge(0.99 * EXPLODING, 1.0, size=1).exploding
-    assert judge(math.nan, 1.0, size=1).exploding and judge(math.inf, 1.0, size=1).exploding
-    assert judge(1.0, 0.0, size=4).ratio == 1 / (2 * LEAST_WEIGHT)  # weights that begin at zero
+    assert classify(0.99 * VANISHING, 1.0, size=1).vanishing and not classify(1.01 * VANISHING, 1.0, size=1).vanishing
+    assert classify(1.01 * EXPLODING, 1.0, size=1).exploding and not classify(0.99 * EXPLODING, 1.0, size=1).exploding
+    assert classify(math.nan, 1.0, size=1).exploding and classify(math.inf, 1.0, size=1).exploding
+    assert classify(1.0, 0.0, size=4).ratio == 1 / (2 * MIN_WEIGHT)  # weights that start at zero

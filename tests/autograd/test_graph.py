@@ -1,10 +1,12 @@
+"""The computational graph: every node counted once, and each with the module that made it."""
+
 import pytest
 import torch
 from torch import nn
 
 from tests.factory import make_batch, make_policy
-from vla_mini.autograd.flow import mean_loss
-from vla_mini.autograd.graph import component, trace_graph
+from vla_mini.autograd.batches import mean_loss
+from vla_mini.autograd.graph import component_of, trace_graph
 
 JOIN = {
     ("vision", "projection.vision"),
@@ -13,11 +15,16 @@ JOIN = {
     ("projection.language", "trunk"),
     ("state", "trunk"),
 }
-HANG = {("trunk", "action"), ("trunk", "auxiliary"), ("action", "loss"), ("auxiliary", "loss")}
+HEADS = {
+    ("trunk", "action"),
+    ("trunk", "auxiliary.keyframe"),
+    ("action", "loss"),
+    ("auxiliary.keyframe", "loss"),
+}
 
 
 def count(root) -> int:
-    """All nodes behind one, counted in another way than the package does."""
+    """The number of nodes behind `root`, counted by another algorithm than the package's."""
     seen, level = set(), {root}
     while level:
         seen |= level
@@ -25,9 +32,9 @@ def count(root) -> int:
     return len(seen)
 
 
-def test_vision_language_and_state_join_and_the_head_hangs_on_them():
+def test_edges_lead_from_the_encoders_through_the_trunk_to_the_heads_and_the_loss():
     policy = make_policy()
-    assert set(trace_graph(policy, make_batch(policy)).edges) == JOIN | HANG
+    assert set(trace_graph(policy, make_batch(policy)).edges) == JOIN | HEADS
 
 
 def test_every_node_is_counted_once():
@@ -38,10 +45,10 @@ def test_every_node_is_counted_once():
     assert graph.by_kind["AccumulateGrad"] == len(list(policy.parameters()))
     assert list(graph.by_kind.values()) == sorted(graph.by_kind.values(), reverse=True)
     assert sum(graph.modules.values()) == sum(n for name, n in graph.components.items() if name != "loss")
-    assert sum(graph.components.values()) <= graph.num_nodes  # the rest lies between the components
+    assert sum(graph.components.values()) <= graph.num_nodes  # the others belong to no component
 
 
-def test_a_layer_owns_what_its_forward_made():
+def test_nodes_belong_to_the_layer_whose_forward_made_them():
     policy = make_policy()
     modules = trace_graph(policy, make_batch(policy)).modules
     assert modules["state"] == 4  # addmm, the transposed weight, and the leaves of weight and bias
@@ -54,18 +61,18 @@ def test_a_frozen_part_is_not_in_the_graph():
     policy = make_policy()
     policy.vision.requires_grad_(False)
     graph = trace_graph(policy, make_batch(policy))
-    assert set(graph.edges) == (JOIN | HANG) - {("vision", "projection.vision")}
+    assert set(graph.edges) == (JOIN | HEADS) - {("vision", "projection.vision")}
     assert "vision" not in graph.components
 
 
-def test_a_detached_context_cuts_the_head_off():
+def test_a_detached_context_has_no_edge_to_the_head():
     policy = make_policy(auxiliary="none", backbone_action={"_target_": "vla_mini.action.bins.BinsHead"})
     edges = set(trace_graph(policy, make_batch(policy)).edges)
     assert ("trunk", "backbone_action") in edges and ("action", "loss") in edges
     assert ("trunk", "action") not in edges
 
 
-def test_parameters_used_outside_of_a_forward_go_with_their_component():
+def test_parameters_used_outside_of_a_forward_belong_to_their_component():
     class Scale(nn.Module):
         def __init__(self):
             super().__init__()
@@ -80,10 +87,10 @@ def test_parameters_used_outside_of_a_forward_go_with_their_component():
     assert {("action", "scale"), ("scale", "loss")} <= set(graph.edges)
 
 
-def test_no_hook_stays():
+def test_hooks_are_removed():
     policy = make_policy()
     trace_graph(policy, make_batch(policy))
-    assert not any(module._forward_hooks for module in policy.modules())
+    assert not any(module._forward_hooks or "loss" in vars(module) for module in policy.modules())
 
 
 @pytest.mark.parametrize(
@@ -91,4 +98,4 @@ def test_no_hook_stays():
     [("vision.blocks.0", "vision"), ("projection.vision", "projection.vision"), ("state", "state"), ("trunk", "trunk")],
 )
 def test_components(name, expected):
-    assert component(make_policy(), name) == expected
+    assert component_of(make_policy(), name) == expected

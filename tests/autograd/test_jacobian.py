@@ -1,3 +1,5 @@
+"""Both ways to the Jacobian against central differences, and what it approximates."""
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def test_both_ways_agree_with_central_differences(small):
     assert found.matrix.abs().max() > 1e-3
 
 
-def test_at_the_observation_the_function_is_the_policy(small):
+def test_the_function_at_the_observation_is_the_policy(small):
     policy, observation = small
     function, point = chunk_function(policy, observation, grid=4)
     torch.testing.assert_close(function(point), policy.act(observation)[0].flatten())
@@ -41,7 +43,7 @@ def test_a_product_with_a_vector_needs_no_matrix(small):
 def test_as_a_linear_approximation_its_error_falls_with_the_square_of_the_step(small):
     function, point = chunk_function(*small, grid=4)
     direction = torch.zeros_like(point)
-    direction[:4] = 1.0  # by the state alone: no ReLU of the encoder on the way
+    direction[:4] = 1.0  # mostly the state, which passes through no ReLU of the encoder
     direction[4:] = 0.1
     matrix = jacobian_by_rows(function, point)
     with torch.no_grad():

@@ -1,21 +1,18 @@
+"""Per-sample gradients against a loop of backward passes, and their noise."""
+
 import pytest
 import torch
 
 from tests.factory import make_batch, make_policy
-from vla_mini.autograd.flow import mean_loss
+from vla_mini.autograd.batches import mean_loss, select
 from vla_mini.autograd.per_sample import CHUNK, per_sample, per_sample_gradients
 
 
 def gradients(policy, loss):
-    """What backward leaves, of each parameter."""
+    """Parameter name -> gradient, by an ordinary backward pass."""
     policy.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None}
-
-
-def one(batch, index):
-    observation = type(batch.observation)(*(tensor[index : index + 1] for tensor in batch.observation))
-    return type(batch)(observation, *(tensor[index : index + 1] for tensor in batch[1:]))
 
 
 @pytest.fixture
@@ -24,12 +21,12 @@ def case():
     return policy, make_batch(policy, 7)
 
 
-def test_each_is_the_gradient_of_its_sample_alone(case):
+def test_each_gradient_is_that_of_its_sample_alone(case):
     policy, batch = case
     found = per_sample_gradients(policy, batch)
     assert found.method == "vmap" and found.reason is None
     for index in range(7):
-        for name, expected in gradients(policy, policy.loss(one(batch, index))[0].sum()).items():
+        for name, expected in gradients(policy, policy.loss(select(batch, slice(index, index + 1)))[0].sum()).items():
             torch.testing.assert_close(found.samples[name][index], expected, atol=1e-12, rtol=1e-9)
 
 
@@ -38,7 +35,7 @@ def test_norms_mean_and_noise_scale_by_explicit_loops(case):
     num_valid = (~batch.is_pad).sum()
     rows = []
     for index in range(7):
-        loss = policy.loss(one(batch, index))[0].sum() * 7 / num_valid
+        loss = policy.loss(select(batch, slice(index, index + 1)))[0].sum() * 7 / num_valid
         own = gradients(policy, loss)
         rows.append(
             torch.cat([own[name].flatten() if name in own else p.flatten() * 0 for name, p in policy.named_parameters()])
@@ -51,13 +48,13 @@ def test_norms_mean_and_noise_scale_by_explicit_loops(case):
     torch.testing.assert_close(rows.mean(dim=0), whole, atol=1e-12, rtol=1e-9)
     assert result.mean_minus_batch_max_abs < 1e-12 < result.batch_max_abs
     assert result.mean_norm == pytest.approx(whole.norm().item(), rel=1e-9)
-    trace = (rows - rows.mean(dim=0)).square().sum() / 6  # unbiased, as is what follows
+    trace = (rows - rows.mean(dim=0)).square().sum() / 6  # unbiased, and so is `signal`
     signal = rows.mean(dim=0).square().sum() - trace / 7
     assert signal > 0
     assert result.gradient_noise_scale == pytest.approx((trace / signal).item(), rel=1e-9)
 
 
-def test_more_samples_than_are_held_at_once():
+def test_more_samples_than_are_computed_at_once():
     policy = make_policy(dtype=torch.float64)
     batch = make_batch(policy, CHUNK + 3)
     result = per_sample(policy, batch)
@@ -66,7 +63,7 @@ def test_more_samples_than_are_held_at_once():
     assert result.norms[-1] == pytest.approx(per_sample(policy, batch).norms[-1])
 
 
-def test_where_a_module_does_not_allow_vmap_a_loop_gives_the_same(case):
+def test_without_vmap_a_loop_gives_the_same(case):
     policy, batch = case
     expected = per_sample(policy, batch)
     policy.trunk.register_forward_hook(lambda module, inputs, output: output.tokens.sum().item() and None)
@@ -78,7 +75,7 @@ def test_where_a_module_does_not_allow_vmap_a_loop_gives_the_same(case):
 
 
 @pytest.mark.parametrize("action", ["flow", "diffusion"])
-def test_the_loop_gives_each_sample_its_own_noise_of_the_batch(action):
+def test_the_loop_gives_each_sample_its_noise_of_the_batch(action):
     policy = make_policy(action=action, dtype=torch.float64)
     batch = make_batch(policy, CHUNK + 2)
     expected = per_sample(policy, batch)
@@ -89,7 +86,7 @@ def test_the_loop_gives_each_sample_its_own_noise_of_the_batch(action):
     assert result.mean_minus_batch_max_abs < 1e-12 * result.batch_max_abs
 
 
-def test_a_head_that_draws_noise_draws_for_the_samples_what_it_draws_for_the_batch():
+def test_samples_get_the_same_noise_as_the_batch():
     policy = make_policy(dtype=torch.float64)
     batch, loss = make_batch(policy, CHUNK + 3), policy.action.loss
 
@@ -104,7 +101,7 @@ def test_a_head_that_draws_noise_draws_for_the_samples_what_it_draws_for_the_bat
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_frozen_parameters_have_none(case):
+def test_frozen_parameters_have_no_gradients(case):
     policy, batch = case
     policy.vision.requires_grad_(False)
     found = per_sample_gradients(policy, batch)
@@ -112,7 +109,7 @@ def test_frozen_parameters_have_none(case):
     assert per_sample(policy, batch).mean_minus_batch_max_abs < 1e-12
 
 
-def test_of_one_sample_no_noise_scale_can_be_told():
+def test_one_sample_has_no_noise_scale():
     policy = make_policy()
     result = per_sample(policy, make_batch(policy, 1))
     assert result.gradient_noise_scale is None and len(result.norms) == 1

@@ -1,4 +1,4 @@
-"""Comparisons that a study on the same machine does not keep waiting: their lock lies in a folder of the tests' own."""
+"""A temporary folder of the tests' own for the lock of a comparison, so that one that runs on this machine does not matter."""
 
 import tempfile
 

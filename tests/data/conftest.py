@@ -34,8 +34,8 @@ def make_truth(features: Features = FEATURES, *, lengths: tuple[int, ...] = LENG
     )
 
 
-def write(root: Path, truth: Truth, *, features: Features = FEATURES, splits=None, **how) -> Path:
-    with DatasetWriter(root, features=features, robot_type="made_up", **how) as writer:
+def write(root: Path, truth: Truth, *, features: Features = FEATURES, splits=None) -> Path:
+    with DatasetWriter(root, features=features, robot_type="made_up") as writer:
         for i, (images, states, actions) in enumerate(zip(*truth, strict=True)):
             cameras = {camera: images[:, k] for k, camera in enumerate(features.cameras)}
             writer.add_episode(encode_episode(cameras, states=states, actions=actions, task=TASKS[i % len(TASKS)]))
@@ -45,7 +45,7 @@ def write(root: Path, truth: Truth, *, features: Features = FEATURES, splits=Non
 
 
 def edit_info(root: Path, **changes) -> None:
-    """As others may have written it: without our checksums."""
+    """As another program may have written it: without our checksums."""
     (root / "meta/manifest.json").unlink(missing_ok=True)
     path = root / "meta/info.json"
     info = {name: value for name, value in json.loads(path.read_text()).items() if name != "manifest"}
@@ -54,7 +54,7 @@ def edit_info(root: Path, **changes) -> None:
 
 @pytest.fixture(scope="session")
 def made_up() -> SimpleNamespace:
-    """The helpers of this file, handed to tests as a fixture, because tests/ is no package."""
+    """The helpers of this file."""
     return SimpleNamespace(features=FEATURES, tasks=TASKS, lengths=LENGTHS, truth=make_truth, write=write, edit_info=edit_info)
 
 

@@ -1,4 +1,4 @@
-"""Augmented images: who changes alike, by how much, and that nothing but seed and batch number decides it."""
+"""Augmented images: which samples change in the same way, by how much, and that only seed and batch number determine it."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ def images(size: int = 8, views: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (size, views, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_samples_of_a_part_change_alike_with_all_their_views_and_parts_do_not():
+def test_all_samples_and_views_of_a_part_change_in_the_same_way_and_parts_differ():
     same = images(1, 1).expand(8, 2, 3, *SIZE)
     changed = default(draws=4)(same, batch=0)
     assert changed.shape == same.shape and changed.dtype == torch.uint8
-    parts = changed.unflatten(0, (4, 2)).flatten(1, 2)  # what all samples and views of a part have in common
+    parts = changed.unflatten(0, (4, 2)).flatten(1, 2)  # all samples and views of a part
     assert (parts == parts[:, :1]).all()
     assert all(not torch.equal(parts[i], parts[j]) for i in range(4) for j in range(i))
 
 
 @pytest.mark.parametrize(("size", "draws", "distinct"), [(6, 1, 1), (6, 6, 6), (6, 100, 6), (5, 2, 2)])
-def test_there_are_as_many_draws_as_wanted_and_samples_allow(size, draws, distinct):
+def test_there_are_as_many_parts_as_wanted_and_samples_allow(size, draws, distinct):
     changed = default(draws=draws)(images(1).expand(size, -1, -1, -1, -1), batch=0)
     assert len({tuple(image.flatten().tolist()) for image in changed}) == distinct
 
@@ -49,7 +49,7 @@ def test_a_shift_is_one_of_those_done_by_hand():
     assert len(found) > 5
 
 
-def test_the_default_is_gentle():
+def test_the_default_keeps_colours_recognizable():
     """Plain colours stay nearer to themselves than to one another."""
     colours = torch.tensor([[230, 40, 40], [40, 180, 60], [50, 80, 230], [240, 210, 50], [150, 60, 190], [240, 240, 240]])
     plain = colours[:, None, :, None, None].expand(6, 1, 3, *SIZE).to(torch.uint8)
@@ -59,12 +59,12 @@ def test_the_default_is_gentle():
         assert (distances.argmin(dim=1) == torch.arange(6)).all()
 
 
-def test_seed_batch_and_rank_decide_and_nothing_else():
+def test_only_seed_batch_and_rank_determine_the_change():
     augment = default()
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = augment(images(), batch=5)
-    assert torch.equal(torch.get_rng_state(), before), "nobody else draws other numbers because of it"
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left as it was"
     torch.manual_seed(2)
     assert torch.equal(default()(images(), batch=5), first)
     for other in (augment(images(), batch=6), augment(images(), batch=5, rank=1), default(seed=1)(images(), batch=5)):
@@ -80,8 +80,8 @@ def test_none_in_the_place_of_a_transform_leaves_it_out():
     [
         ({"_target_": V2 + "GaussianBlur", "kernel_size": 4}, r"augmentation.transforms.mine: Kernel size"),
         ({"_target_": V2 + "ColorJitter", "hue": 0.7}, r"augmentation.transforms.mine: .*hue"),
-        ({"_target_": V2 + "Grayscale"}, r"transforms.mine makes torch.uint8 \(1, 12, 16\) of uint8 \(3, 12, 16\)"),
-        ({"_target_": V2 + "RandomZoomOut", "p": 0.3}, r"transforms.mine makes torch.uint8 \(3, .* of uint8 \(3, 12, 16\)"),
+        ({"_target_": V2 + "Grayscale"}, r"transforms.mine changes uint8 \(3, 12, 16\) to torch.uint8 \(1, 12, 16\)"),
+        ({"_target_": V2 + "RandomZoomOut", "p": 0.3}, r"transforms.mine changes uint8 \(3, 12, 16\) to torch.uint8 \(3, "),
         ({"_target_": V2 + "RGB", "colour": 1}, r"augmentation.transforms.mine: .*colour"),
     ],
 )

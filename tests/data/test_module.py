@@ -13,16 +13,16 @@ def tokenize(texts):
     return torch.ones(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.bool)
 
 
-class Listener(lightning.LightningModule):
-    """Learns nothing; remembers the states and images it was shown."""
+class RecordingModule(lightning.LightningModule):
+    """Learns nothing and records the states and images that it gets."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen, self.images, self.validated = [], [], []
+        self.states, self.images, self.validated = [], [], []
 
     def training_step(self, batch, _):
-        self.seen.append(batch.observation.state.clone())
+        self.states.append(batch.observation.state.clone())
         self.images.append(batch.observation.images.clone())
         return self.weight * 1.0
 
@@ -48,7 +48,7 @@ class SaveEachStep(lightning.Callback):
 
 
 def fit(data, *, epochs, folder=None, ckpt_path=None):
-    listener = Listener()
+    module = RecordingModule()
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -58,17 +58,17 @@ def fit(data, *, epochs, folder=None, ckpt_path=None):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(listener, data(), ckpt_path=ckpt_path)
-    return listener
+    trainer.fit(module, data(), ckpt_path=ckpt_path)
+    return module
 
 
-def test_resuming_anywhere_shows_the_batches_that_would_have_followed(data, tmp_path):
-    whole = fit(data, epochs=3, folder=tmp_path)
-    assert len(whole.seen) == 9
-    assert not torch.equal(torch.cat(whole.seen[:3]), torch.cat(whole.seen[3:6])), "each epoch has its own order"
+def test_resuming_after_any_step_yields_the_batches_that_would_have_followed(data, tmp_path):
+    complete = fit(data, epochs=3, folder=tmp_path)
+    assert len(complete.states) == 9
+    assert not torch.equal(torch.cat(complete.states[:3]), torch.cat(complete.states[3:6])), "each epoch has its own order"
     for step in range(1, 9):
         resumed = fit(data, epochs=3, ckpt_path=tmp_path / f"{step}.ckpt")
-        assert torch.equal(torch.cat(resumed.seen), torch.cat(whole.seen[step:])), f"after step {step}"
+        assert torch.equal(torch.cat(resumed.states), torch.cat(complete.states[step:])), f"after step {step}"
 
 
 def test_a_batch_for_each_process_has_to_fit(dataset):
@@ -80,8 +80,8 @@ def test_a_batch_for_each_process_has_to_fit(dataset):
 
 
 def test_validation_goes_through_its_split_in_order(data, truth):
-    listener = fit(data, epochs=1)
-    assert torch.equal(listener.validated[-1].state, torch.from_numpy(truth.states[4]))
+    module = fit(data, epochs=1)
+    assert torch.equal(module.validated[-1].state, torch.from_numpy(truth.states[4]))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def augmented(dataset):
     return lambda: DemonstrationDataModule(demonstrations, tokenize=tokenize, horizon=3, batch_size=6, seed=1, augment=augment)
 
 
-def test_every_batch_is_augmented_anew(dataset):
+def test_every_batch_is_augmented_by_its_number(dataset):
     numbers = []
     fit(
         lambda: DemonstrationDataModule(
@@ -107,16 +107,16 @@ def test_every_batch_is_augmented_anew(dataset):
     assert numbers == [(batch, 0) for batch in range(6)]
 
 
-def test_training_alone_is_augmented(data, augmented):
+def test_only_training_batches_are_augmented(data, augmented):
     plain, changed = fit(data, epochs=1), fit(augmented, epochs=1)
-    assert torch.equal(torch.cat(plain.seen), torch.cat(changed.seen))
+    assert torch.equal(torch.cat(plain.states), torch.cat(changed.states))
     assert all(not torch.equal(*images) for images in zip(plain.images, changed.images, strict=True))
     assert torch.equal(plain.validated[-1].images, changed.validated[-1].images)
 
 
-def test_resuming_anywhere_shows_the_augmented_images_that_would_have_followed(augmented, tmp_path):
-    whole = fit(augmented, epochs=3, folder=tmp_path)
+def test_resuming_after_any_step_yields_the_augmented_images_that_would_have_followed(augmented, tmp_path):
+    complete = fit(augmented, epochs=3, folder=tmp_path)
     for step in range(1, 9):
         torch.manual_seed(step)
         resumed = fit(augmented, epochs=3, ckpt_path=tmp_path / f"{step}.ckpt")
-        assert torch.equal(torch.cat(resumed.images), torch.cat(whole.images[step:])), f"after step {step}"
+        assert torch.equal(torch.cat(resumed.images), torch.cat(complete.images[step:])), f"after step {step}"

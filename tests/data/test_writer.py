@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vla_mini.data import layout
 from vla_mini.data.writer import DatasetWriter, encode_episode, encode_png
 
 
@@ -68,13 +69,13 @@ def test_data_file_has_a_row_group_an_episode_and_the_feature_description(made_u
     assert rows["task_index"].tolist() == np.repeat([0, 1, 0, 2, 1], made_up.lengths).tolist()
 
 
-def test_tasks_are_a_pandas_frame_indexed_by_the_words(made_up, dataset):
+def test_tasks_are_a_pandas_frame_indexed_by_the_instructions(made_up, dataset):
     tasks = pandas.read_parquet(dataset / "meta/tasks.parquet")
     assert tasks.index.name == "task"
     assert tasks.index.tolist() == list(dict.fromkeys(made_up.tasks)) and tasks["task_index"].tolist() == [0, 1, 2]
 
 
-def test_episodes_say_where_their_frames_are(made_up, dataset, truth):
+def test_episodes_tell_where_their_frames_are(made_up, dataset, truth):
     episodes = pq.read_table(dataset / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [e["length"] for e in episodes] == list(made_up.lengths)
     assert [e["dataset_to_index"] for e in episodes] == np.cumsum(made_up.lengths).tolist()
@@ -82,7 +83,7 @@ def test_episodes_say_where_their_frames_are(made_up, dataset, truth):
     for episode, images, states in zip(episodes, truth.images, truth.states, strict=True):
         np.testing.assert_allclose(episode["stats/observation.state/mean"], states.mean(0, dtype=np.float64))
         np.testing.assert_allclose(episode["stats/index/max"], [episode["dataset_to_index"] - 1])
-        lowest = images[::8, 1].min(axis=(0, 1, 2)) / 255  # every eighth frame is looked at
+        lowest = images[::8, 1].min(axis=(0, 1, 2)) / 255  # every eighth frame is counted
         np.testing.assert_allclose(episode["stats/observation.images.wrist/min"], lowest[:, None, None])
         assert episode["stats/observation.images.wrist/count"] == [len(images[::8])]
 
@@ -100,10 +101,11 @@ def test_stats_cover_all_episodes(dataset, truth):
     assert set(image) == set(stats["timestamp"]) == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
 
 
-def test_files_are_split_by_size_between_episodes(made_up, tmp_path):
+def test_files_are_split_by_size_between_episodes(made_up, tmp_path, monkeypatch):
     truth = made_up.truth(lengths=(100,) * 6)
     one_episode = 100 * 2 * 6 * 8 * 3 / 2**20  # noise does not compress; the rest of a row is less than half of its images
-    made_up.write(tmp_path / "split", truth, data_file_megabytes=1.5 * one_episode)
+    monkeypatch.setattr(layout, "DATA_FILE_MEGABYTES", 1.5 * one_episode)
+    made_up.write(tmp_path / "split", truth)
     files = sorted((tmp_path / "split/data").rglob("*.parquet"))
     assert [file.name for file in files] == ["file-000.parquet", "file-001.parquet", "file-002.parquet"]
     assert [pq.ParquetFile(file).metadata.num_rows for file in files] == [200, 200, 200]
@@ -131,9 +133,10 @@ def test_an_interrupted_writer_leaves_nothing(made_up, tmp_path, truth):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_leaves_nothing_that_passes_for_a_dataset(tmp_path):
+def test_a_killed_writer_leaves_no_dataset(tmp_path):
     code = f"""
 import os, numpy as np
+from vla_mini.data import layout
 from vla_mini.data.writer import DatasetWriter, encode_episode
 from vla_mini.features import Features
 features = Features(("top",), (4, 4), ("x",), ("dx",), 10)
@@ -144,7 +147,7 @@ os.kill(os.getpid(), 9)
 """
     killed = subprocess.run([sys.executable, "-c", code])
     assert killed.returncode == -9
-    assert not (tmp_path / "d").exists() and list(tmp_path.glob("d.partial-*"))
+    assert not (tmp_path / "d").exists() and list(tmp_path.glob(".d.partial-*"))
     assert not list(tmp_path.rglob("info.json"))
 
 

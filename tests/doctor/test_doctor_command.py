@@ -1,4 +1,4 @@
-"""scripts/doctor.py end to end, in this process: what it prints, doctor.json, exit codes, and that it leaves nothing else."""
+"""scripts/doctor.py end to end, in this process: its output, doctor.json, exit codes, and that no other file remains."""
 
 import json
 
@@ -13,7 +13,7 @@ SMALL = ["experiment=toy_pick_smoke", "vision.width=16", "trunk.width=32", "lang
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def empty_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -32,39 +32,40 @@ def test_a_healthy_run(root, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checked"]
 
 
-def test_a_fault_ends_with_exit_code_1(demonstrations, capsys, tmp_path):
-    write_blue(tmp_path / "blue", demonstrations)
-    assert command("doctor", *SMALL, f"data.root={tmp_path / 'blue'}") == 1
+def test_a_failed_check_ends_with_exit_code_1(demonstrations, capsys, tmp_path):
+    write_with_swapped_channels(tmp_path / "swapped", demonstrations)
+    assert command("doctor", *SMALL, f"data.root={tmp_path / 'swapped'}") == 1
     out, err = capsys.readouterr()
-    assert "fail  images" in out and "red and blue are swapped" in out and "do: undo that" in out
+    assert "fail  images" in out and "red and blue are swapped" in out and "do: correct this" in out
     assert out.splitlines()[-1].partition(";")[0].endswith("1 fail: images") and err == ""
     assert not (tmp_path / "doctor.json").exists()
 
 
-def test_missing_demonstrations_are_collected_for_the_time_being(capsys, tmp_path):
+def test_missing_demonstrations_are_collected_in_a_temporary_folder(capsys, tmp_path):
     assert command("doctor", *SMALL, "data.episodes=12", "data.batch_size=4096") == 0
     assert capsys.readouterr().out.startswith("collecting 12 demonstrations, since data/toy_pick_12_seed0")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "text"),
     [
         (["data.root=nowhere", "data.episodes=null"], "nowhere"),
         (["freeze=[visoin]"], "'visoin'; did you mean 'vision'?"),
         (["output=/proc/nowhere"], "/proc/nowhere"),
         (["vision=patch", "vision.patch_size=7"], "patch_size=7"),
+        (["resume=nowhere"], "nowhere"),
     ],
 )
-def test_refused_before_work_starts(root, capsys, tmp_path, arguments, says):
+def test_refused_before_work_starts(root, capsys, tmp_path, arguments, text):
     assert command("doctor", *SMALL, f"data.root={root}", *arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and says in err
+    assert out == "" and err.count("\n") == 1 and text in err
     assert list(tmp_path.iterdir()) == []
 
 
-def write_blue(folder, data):
-    """The demonstrations as a camera gives them whose colours come in the order blue, green, red."""
+def write_with_swapped_channels(folder, data):
+    """The demonstrations with colours in the order blue, green, red."""
     with DatasetWriter(folder, features=data.features, robot_type="toy_pick") as writer:
         for start, end in zip(data.episode_starts, data.episode_ends, strict=True):
             images = np.ascontiguousarray(np.moveaxis(data.frames[start:end, 0, ::-1], 1, -1))

@@ -1,4 +1,4 @@
-"""toy_pick: rules, physics, seeds, splits, the expert. Few frames each, so that the suite stays short."""
+"""toy_pick: its scenes, physics, seeds, splits and expert. Few frames each, so that the suite stays short."""
 
 import gymnasium
 import numpy as np
@@ -7,10 +7,11 @@ from gymnasium.utils.env_checker import check_env
 
 from vla_mini.envs import make
 from vla_mini.envs.seeds import PURPOSES, episode_generator
-from vla_mini.envs.toy_pick import wordings
+from vla_mini.envs.toy_pick import phrasings
 from vla_mini.envs.toy_pick.drawing import PAINTS
 from vla_mini.envs.toy_pick.environment import GRASP_RADIUS, ToyPick
-from vla_mini.envs.toy_pick.scene import CLEARANCE, SPLITS, sample_scene
+from vla_mini.envs.toy_pick.scene import CLEARANCE, sample_scene
+from vla_mini.envs.toy_pick.spec import SPLITS
 
 ID = "vla_mini/ToyPick-v0"
 
@@ -47,52 +48,67 @@ def test_fully_determined_by_its_seed():
             a, b = first.step(action)[0], second.step(action)[0]
 
 
+def test_scenes_are_those_that_saved_policies_were_trained_on():
+    env = make(ID)
+    observation, info = env.reset(seed=7, options={"purpose": "demonstration"})
+    assert (observation["instruction"], info["target"]) == ("find the green cone and pick it up", 1)
+    np.testing.assert_allclose(observation["state"], [0.2425, -0.0955, 0.7843, 0], atol=1e-4)
+    assert observation["images"]["top"].mean() == pytest.approx(179.466, abs=0.01)
+    options = {"purpose": "evaluation", "split": "held_out_phrasings", "instruction": "swapped"}
+    observation, info = env.reset(seed=7, options=options)
+    assert (observation["instruction"], info["target"]) == ("pick up the yellow cone", 1)
+    np.testing.assert_allclose(observation["state"], [0.0675, 0.6117, 0.7033, 0], atol=1e-4)
+    assert observation["images"]["top"].mean() == pytest.approx(182.325, abs=0.01)
+    objects = [item for scene in scenes("seen", 200, "demonstration") for item in scene.objects]
+    assert len(objects) == 656 and sum(item.x + 2 * item.y for item in objects) == pytest.approx(-17.567675)
+
+
 def test_no_purpose_shares_a_scene_with_another():
-    """By content, not by seed: the places of the objects are compared."""
-    places = [
-        {tuple((thing.x, thing.y) for thing in scene.things) for scene in scenes("seen", 200, purpose)} for purpose in PURPOSES
+    """By content, not by seed: the positions of the objects are compared."""
+    positions = [
+        {tuple((item.x, item.y) for item in scene.objects) for scene in scenes("seen", 200, purpose)} for purpose in PURPOSES
     ]
-    assert all(len(found) == 200 for found in places)
-    assert len(set.union(*places)) == 200 * len(PURPOSES)
+    assert all(len(found) == 200 for found in positions)
+    assert len(set.union(*positions)) == 200 * len(PURPOSES)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_scenes_keep_their_rules(split):
+def test_scenes_are_as_documented(split):
     found = scenes(split, 400)
     for scene in found:
-        pairs = [thing.pair for thing in scene.things]
+        pairs = [item.pair for item in scene.objects]
         assert 2 <= len(pairs) <= 4 and len(set(pairs)) == len(pairs)
-        places = np.array([(thing.x, thing.y) for thing in scene.things])
-        distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 9 * np.eye(len(pairs))
+        positions = np.array([(item.x, item.y) for item in scene.objects])
+        distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 9 * np.eye(len(pairs))
         assert distances.min() >= CLEARANCE > 2 * GRASP_RADIUS
         assert all(word in scene.instruction.split() for word in pairs[scene.target])
-        assert any(pair not in wordings.HELD_OUT_PAIRS for i, pair in enumerate(pairs) if i != scene.target)
+        assert any(pair not in phrasings.HELD_OUT_PAIRS for i, pair in enumerate(pairs) if i != scene.target)
     assert np.mean([scene.two_words for scene in found]) >= 0.5
 
 
 def test_held_out_pairs_are_targets_in_their_split_alone():
-    assert all(s.things[s.target].pair in wordings.HELD_OUT_PAIRS for s in scenes("held_out_pairs", 200))
+    assert all(s.objects[s.target].pair in phrasings.HELD_OUT_PAIRS for s in scenes("held_out_pairs", 200))
     demonstrations = scenes("seen", 400, "demonstration")
-    assert not any(s.things[s.target].pair in wordings.HELD_OUT_PAIRS for s in demonstrations)
-    bystanders = {t.pair for s in demonstrations for i, t in enumerate(s.things) if i != s.target}
-    assert bystanders >= set(wordings.HELD_OUT_PAIRS)
+    assert not any(s.objects[s.target].pair in phrasings.HELD_OUT_PAIRS for s in demonstrations)
+    distractors = {t.pair for s in demonstrations for i, t in enumerate(s.objects) if i != s.target}
+    assert distractors >= set(phrasings.HELD_OUT_PAIRS)
 
 
-def test_held_out_wordings_are_made_of_training_words():
+def test_held_out_phrasings_are_made_of_training_words():
     def words(templates):
         return {word for template in templates for word in template.split()}
 
-    assert len(wordings.TRAINING) >= 8 and len(wordings.HELD_OUT) >= 4
-    assert words(wordings.HELD_OUT) <= words(wordings.TRAINING)
-    assert not set(wordings.HELD_OUT) & set(wordings.TRAINING)
-    assert any(template.index("{shape}") < template.index("{colour}") for template in wordings.HELD_OUT)
+    assert len(phrasings.TRAINING) >= 8 and len(phrasings.HELD_OUT) >= 4
+    assert words(phrasings.HELD_OUT) <= words(phrasings.TRAINING)
+    assert not set(phrasings.HELD_OUT) & set(phrasings.TRAINING)
+    assert any(template.index("{shape}") < template.index("{colour}") for template in phrasings.HELD_OUT)
 
 
 def test_splits_draw_the_same_scenes_but_for_the_target():
-    """The distributions of what does not depend on the target agree: number of objects, places, gripper."""
+    """The distributions of what does not depend on the target agree: number of objects, gripper."""
     means = [
         (
-            np.mean([len(s.things) for s in found]),
+            np.mean([len(s.objects) for s in found]),
             np.mean([s.two_words for s in found]),
             np.mean([s.gripper for s in found]),
         )
@@ -107,14 +123,14 @@ def test_the_expert_succeeds():
     assert np.mean([info["success"] for info, _ in results]) >= 0.995
 
 
-def test_the_expert_recovers_from_disturbances():
+def test_the_expert_recovers_from_noise():
     env, generator = make(ID), np.random.default_rng(0)
 
-    def disturbed(unwrapped):
+    def noisy(unwrapped):
         push = generator.uniform(-1.5, 1.5, 4) * (generator.random() < 0.1)
         return np.clip(unwrapped.expert_action() + push, -1, 1).astype(np.float32)
 
-    results = [play(env, episode, disturbed, purpose="demonstration") for episode in range(200)]
+    results = [play(env, episode, noisy, purpose="demonstration") for episode in range(200)]
     assert np.mean([info["success"] for info, _ in results]) >= 0.99
 
 
@@ -122,7 +138,7 @@ def test_lifting_another_object_ends_the_episode_as_a_failure():
     env = make(ID)
 
     def greedy(unwrapped):
-        unwrapped.scene = unwrapped.scene._replace(target=(target + 1) % len(unwrapped.scene.things))
+        unwrapped.scene = unwrapped.scene._replace(target=(target + 1) % len(unwrapped.scene.objects))
         action = unwrapped.expert_action()
         unwrapped.scene = unwrapped.scene._replace(target=target)
         return action
@@ -130,7 +146,7 @@ def test_lifting_another_object_ends_the_episode_as_a_failure():
     env.reset(seed=5)
     target = env.unwrapped.scene.target
     info, steps = play(env, 5, greedy)
-    assert info["wrong_object"] and not info["success"] and info["lifted"] != target and steps < 48
+    assert info["wrong_object"] and not info["success"] and env.unwrapped.held != target and steps < 48
 
 
 def test_doing_nothing_fails_after_48_steps():
@@ -148,7 +164,7 @@ def test_opening_the_gripper_drops_the_object():
     for _ in range(2):
         env.step(np.float32([0, 0, 0, -1]))
     assert env.unwrapped.held is None
-    np.testing.assert_allclose(env.unwrapped.places[held], env.unwrapped.position[:2])
+    np.testing.assert_allclose(env.unwrapped.object_positions[held], env.unwrapped.position[:2])
 
 
 def test_swapped_names_another_object_of_the_same_scene():
@@ -157,17 +173,17 @@ def test_swapped_names_another_object_of_the_same_scene():
         before, info = env.reset(seed=episode)
         after, swapped = env.reset(seed=episode, options={"instruction": "swapped"})
         np.testing.assert_array_equal(before["images"]["top"], after["images"]["top"])
-        assert swapped["target"] != info["target"] == swapped["original_target"]
-        pair = env.unwrapped.scene.things[swapped["target"]].pair
-        assert pair not in wordings.HELD_OUT_PAIRS
+        assert swapped["target"] != info["target"] == env.unwrapped.original_target
+        pair = env.unwrapped.scene.objects[swapped["target"]].pair
+        assert pair not in phrasings.HELD_OUT_PAIRS
         assert all(word in after["instruction"].split() for word in pair)
 
 
-def test_blank_says_nothing():
+def test_blank_is_no_instruction():
     assert make(ID).reset(seed=0, options={"instruction": "blank"})[0]["instruction"] == ""
 
 
-def test_height_and_closedness_show():
+def test_height_and_closedness_are_visible():
     env = ToyPick()
     env.reset(seed=0)
     images = []
@@ -180,8 +196,8 @@ def test_height_and_closedness_show():
 def test_masks_lie_where_the_objects_are():
     env = ToyPick()
     env.reset(seed=0)
-    for thing, mask in zip(env.scene.things, env.object_masks(), strict=True):
-        paint = np.array(PAINTS[thing.colour]) * thing.brightness
+    for item, mask in zip(env.scene.objects, env.object_masks(), strict=True):
+        paint = np.array(PAINTS[item.colour]) * item.brightness
         assert 30 < mask.sum() < 180
         np.testing.assert_allclose(np.median(env.render()[mask], axis=0), np.clip(paint, 0, 255), atol=25)
 

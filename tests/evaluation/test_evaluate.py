@@ -1,52 +1,40 @@
+"""The final evaluation: which episodes are played, and what of them is in metrics.json."""
+
 import json
 
 import pytest
 
+from tests.evaluation.conftest import TOY_PICK
+from tests.factory import make_policy
+from tests.reach import REACH
+from tests.reach_policy import ReachPolicy
 from vla_mini.envs.toy_pick.environment import ToyPick
-from vla_mini.evaluation.evaluate import evaluate
+from vla_mini.evaluation.evaluate import evaluate, evaluation_splits, save_metrics
 
 SPLIT = {"episodes", "success_rate", "success_ci95", "wrong_object_rate", "two_words"}
 
 
-def test_plays_all_splits_and_checks(toy_pick, expert, tmp_path):
-    metrics = evaluate(expert(obey=False), toy_pick, episodes=12, seed=3, output=tmp_path / "evaluation")
+def test_all_splits_and_checks_are_played(expert, tmp_path):
+    metrics, episodes = evaluate(expert(obey=False), TOY_PICK, episodes=12, seed=3, num_recordings=2)
+    save_metrics(tmp_path / "evaluation", metrics)
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
-    assert list(metrics["splits"]) == ["seen", "held_out_pairs", "held_out_wordings"]
+    assert list(metrics["splits"]) == list(episodes) == ["seen", "held_out_pairs", "held_out_phrasings"]
     assert all(split.keys() == SPLIT and split["episodes"] == 12 for split in metrics["splits"].values())
-    assert (metrics["env"], metrics["episodes"], metrics["seed"]) == (toy_pick, 12, 3)
+    assert (metrics["env"], metrics["episodes"], metrics["seed"]) == (TOY_PICK, 12, 3)
     for key in ("success_rate", "success_ci95", "wrong_object_rate"):
         assert metrics[key] == metrics["splits"]["seen"][key]
-    assert metrics["success_rate"] >= 11 / 12
-    assert 5 < metrics["steps_mean"] < 30
-    assert metrics["seconds"] > 0
-    # It goes for the original target whatever is said, so it fails where another object is named, and only there.
+    assert metrics["success_rate"] >= 11 / 12 and 5 < metrics["steps_mean"] < 30 and metrics["seconds"] > 0
+    # It picks the original target whatever the instruction is, so it fails where another object is named, and only there.
     swapped, blank = metrics["grounding"]["swapped"], metrics["grounding"]["blank"]
     assert swapped["success_rate"] == 0
     assert swapped["original_object_rate"] == blank["original_object_rate"] == blank["success_rate"] >= 11 / 12
     assert 1 / 4 <= blank["chance_rate"] <= 1 / 2
-    names = {path.name for path in (tmp_path / "evaluation" / "videos").glob("*.gif")}
-    assert {"seen_0000_success.gif", "held_out_pairs_0000_success.gif"} <= names
+    assert {split: sum(result.frames is not None for result in of if result.success) for split, of in episodes.items()} == {
+        split: 2 for split in episodes
+    }
 
 
-def test_another_seed_gives_other_scenes(toy_pick, expert):
-    first, again, other = (evaluate(expert(), toy_pick, episodes=6, seed=seed) for seed in (0, 0, 1))
-    assert first["steps_mean"] == again["steps_mean"] != other["steps_mean"]
-
-
-def test_an_environment_from_elsewhere_has_one_split(reach, reach_policy):
-    metrics = evaluate(reach_policy(), reach, episodes=5)
-    assert list(metrics["splits"]) == ["seen"]
-    assert metrics["grounding"] == {}
-    assert metrics["success_rate"] == 1
-
-
-def test_refuses_no_episodes_and_leaves_nothing(reach, reach_policy, tmp_path):
-    with pytest.raises(ValueError, match="episodes=0"):
-        evaluate(reach_policy(), reach, episodes=0, output=tmp_path / "evaluation")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_examination_plays_final_scenes_of_its_own(toy_pick, expert, monkeypatch):
+def test_all_are_final_scenes_of_their_own(monkeypatch):
     played, reset = set(), ToyPick.reset
 
     def noting(self, *, seed=None, options=None):
@@ -54,13 +42,42 @@ def test_every_examination_plays_final_scenes_of_its_own(toy_pick, expert, monke
         return reset(self, seed=seed, options=options)
 
     monkeypatch.setattr(ToyPick, "reset", noting)
-    evaluate(expert(), toy_pick, episodes=2, seed=5)
-    examinations = [
+    evaluate(make_policy(), TOY_PICK, episodes=2, seed=5)
+    evaluations = [
         {"split": "seen"},
         {"split": "held_out_pairs"},
-        {"split": "held_out_wordings"},
+        {"split": "held_out_phrasings"},
         {"split": "seen", "instruction": "swapped"},
         {"split": "seen", "instruction": "blank"},
     ]
-    finals = [{"purpose": "evaluation", "seed": 5} | examination for examination in examinations]
-    assert played == {(episode, *sorted(options.items())) for options in finals for episode in range(2)}
+    expected = [{"purpose": "evaluation", "seed": 5} | options for options in evaluations]
+    assert played == {(episode, *sorted(options.items())) for options in expected for episode in range(2)}
+
+
+def test_another_seed_gives_other_scenes(expert):
+    first, again, other = (evaluate(expert(), TOY_PICK, episodes=6, seed=seed).metrics for seed in (0, 0, 1))
+    assert first["steps_mean"] == again["steps_mean"] != other["steps_mean"]
+
+
+def test_an_environment_of_several_tasks():
+    metrics, _ = evaluate(ReachPolicy(), REACH, episodes=9)
+    assert list(metrics["splits"]) == ["seen"] and metrics["grounding"] == {} and metrics["success_rate"] == 1
+    tasks = metrics["tasks"]
+    assert list(tasks) == ["left", "right"] and sum(task["episodes"] for task in tasks.values()) == 9
+    assert all(task.keys() == metrics["splits"]["seen"].keys() >= {"overshot_rate", "far"} for task in tasks.values())
+
+
+def test_further_splits_are_played_on_request_only():
+    assert evaluation_splits(TOY_PICK) == (("seen", "held_out_pairs", "held_out_phrasings"), ("swapped", "blank"))
+    metrics, _ = evaluate(make_policy(), TOY_PICK, episodes=2, further_splits=["synonyms_verbs"])
+    assert list(metrics["splits"]) == ["seen", "held_out_pairs", "held_out_phrasings", "synonyms_verbs"]
+    assert metrics["splits"]["synonyms_verbs"]["episodes"] == 2
+
+
+def test_mistakes_are_refused():
+    with pytest.raises(ValueError, match="episodes=0"):
+        evaluate(ReachPolicy(), REACH, episodes=0)
+    with pytest.raises(ValueError, match=r"further_splits: .* has no split 'synonym'; did you mean 'synonyms'\?"):
+        evaluate(make_policy(), TOY_PICK, episodes=2, further_splits=["synonym"])
+    with pytest.raises(ValueError, match="execute=5 is not between 1 and 4"):
+        evaluate(ReachPolicy(), REACH, episodes=1, execute=5)

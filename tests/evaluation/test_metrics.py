@@ -1,31 +1,21 @@
+"""Figures of metrics.json from episode results, for any EnvSpec, and their text for a terminal."""
+
 import math
 
 import pytest
 
-from vla_mini.evaluation.metrics import (
-    headline,
-    steps_mean,
-    summarise_grounding,
-    summarise_split,
-    table,
-    wilson,
-)
+from vla_mini.envs import EnvSpec, get_spec
+from vla_mini.evaluation.metrics import headline, summarize, summarize_check, summarize_split, table, wilson
 from vla_mini.evaluation.rollout import EpisodeResult
+from vla_mini.features import Features
+
+TOY_PICK = get_spec("vla_mini/ToyPick-v0")
+PLAIN = EnvSpec("tests/Plain-v0", Features(("top",), (8, 8), ("x",), ("dx",), 10), robot_type="arm", max_episode_steps=9)
 
 
-def result(episode: int, **changes) -> EpisodeResult:
-    right = EpisodeResult(
-        episode=episode,
-        instruction="pick up the red cube",
-        steps=10,
-        success=True,
-        wrong_object=False,
-        lifted=1,
-        original_target=1,
-        two_words=False,
-        num_objects=4,
-    )
-    return right._replace(**changes)
+def result(episode: int, *, success: bool = True, steps: int = 10, instruction: str = "", **info) -> EpisodeResult:
+    info = {"wrong_object": False, "two_words": False, "original_object": success, "chance": 0.25} | info
+    return EpisodeResult(episode, instruction, steps, success, info)
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(1, 2), (95, 100), (190, 200), (3, 1000)])
@@ -41,45 +31,62 @@ def test_wilson_at_the_ends():
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_no_rate(successes, episodes):
+def test_wilson_refuses_what_is_not_a_proportion(successes, episodes):
     with pytest.raises(ValueError, match=f"{successes} successes in {episodes}"):
         wilson(successes, episodes)
 
 
-def test_split():
-    wrong = {"success": False, "wrong_object": True, "lifted": 0}
-    late = {"success": False, "lifted": -1, "steps": 48}
-    results = [result(0), result(1, two_words=True), result(2, two_words=True, **wrong), result(3, **late)]
-    assert summarise_split(results) == {
+def test_a_split_of_toy_pick():
+    results = [result(0), result(1, two_words=True), result(2, success=False, two_words=True, wrong_object=True)]
+    results.append(result(3, success=False, steps=48))
+    assert summarize_split(results, TOY_PICK) == {
         "episodes": 4,
         "success_rate": 0.5,
         "success_ci95": list(wilson(2, 4)),
         "wrong_object_rate": 0.25,
         "two_words": {"episodes": 2, "success_rate": 0.5},
     }
-    assert steps_mean(results) == (10 + 10 + 10 + 48) / 4
+    assert summarize_split(results[:1], TOY_PICK)["two_words"] == {"episodes": 0, "success_rate": 0.0}
 
 
-def test_split_without_scenes_that_need_both_words():
-    assert summarise_split([result(0)])["two_words"] == {"episodes": 0, "success_rate": 0.0}
+def test_a_check_of_toy_pick():
+    results = [result(0, chance=0.5), *(result(i, success=i == 3, original_object=False) for i in (1, 2, 3))]
+    rates = {"success_rate": 0.5, "original_object_rate": 0.25, "chance_rate": 1.25 / 4}
+    assert summarize_check(results, TOY_PICK) == {"episodes": 4, **rates}
 
 
-def test_grounding_counts_the_original_object_and_chance():
-    results = [
-        result(0, num_objects=2),  # the newly named object is the original one: only where nothing is said
-        result(1, success=False, lifted=0, num_objects=4),
-        result(2, success=False, lifted=-1, original_target=0, num_objects=4),
-        result(3, success=True, lifted=2, num_objects=4),
-    ]
-    summary = {"episodes": 4, "success_rate": 0.5, "original_object_rate": 0.25, "chance_rate": 1.25 / 4}
-    assert summarise_grounding(results) == summary
+def test_all_of_metrics_json():
+    splits = {"seen": [result(0), result(1, success=False, wrong_object=True, steps=20)], "held_out_pairs": [result(0)]}
+    metrics = summarize(splits, {"blank": [result(0)]}, TOY_PICK, seed=3, seconds=1.23456)
+    assert metrics == {
+        "env": "vla_mini/ToyPick-v0",
+        "episodes": 2,
+        "seed": 3,
+        "success_rate": 0.5,
+        "success_ci95": list(wilson(1, 2)),
+        "wrong_object_rate": 0.5,
+        "steps_mean": 15.0,
+        "seconds": 1.235,
+        "splits": {split: summarize_split(results, TOY_PICK) for split, results in splits.items()},
+        "grounding": {"blank": summarize_check([result(0)], TOY_PICK)},
+    }
 
 
-def test_words_for_a_terminal():
-    split = summarise_split([result(0), result(1, success=False, wrong_object=True)])
-    metrics = split | {"splits": {"seen": split}, "grounding": {"blank": summarise_grounding([result(0)])}}
+def test_an_environment_has_the_metrics_of_its_spec_alone():
+    metrics = summarize({"seen": [result(0)]}, {}, PLAIN, seed=0, seconds=1.0)
+    top = ["env", "episodes", "seed", "success_rate", "success_ci95", "steps_mean", "seconds", "splits", "grounding"]
+    assert list(metrics) == top and list(metrics["splits"]["seen"]) == ["episodes", "success_rate", "success_ci95"]
+    assert headline(metrics) == "success 100.0% (95 % interval 20.7% to 100.0%)"
+    _, seen = table(metrics).splitlines()
+    assert seen.split() == ["seen", "100.0%", "20.7%", "to", "100.0%"]
+
+
+def test_text_for_a_terminal():
+    split = [result(0), result(1, success=False, wrong_object=True)]
+    metrics = summarize({"seen": split}, {"blank": [result(0)]}, TOY_PICK, seed=0, seconds=1.0)
     assert headline(metrics) == "success 50.0% (95 % interval 9.5% to 90.5%), wrong object 50.0%"
-    _, seen, blank = table(metrics).splitlines()
-    assert seen.split() == ["seen", "50.0%", "9.5%", "to", "90.5%", "50.0%", "-"]
-    assert blank.split()[:2] == ["blank", "100.0%"]
-    assert blank.endswith("(by chance 25.0%)")
+    assert table(metrics).splitlines() == [
+        "                      success     95 % interval  wrong object   two words",
+        "seen                    50.0%     9.5% to 90.5%         50.0%           -",
+        "blank                  100.0%   original object 100.0% (by chance 25.0%)",
+    ]

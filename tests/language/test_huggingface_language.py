@@ -1,4 +1,4 @@
-"""A frozen encoder says each thing once; a learning one learns; a saved one needs nothing but its own folder."""
+"""A frozen encoder encodes each instruction once; a trained one is trained; a saved one needs nothing but its own folder."""
 
 import copy
 import json
@@ -10,23 +10,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.factory import command, make_batch, make_observation, make_policy, mean_loss, spec
 from vla_mini import hub, testing
-from vla_mini.language.huggingface import HuggingFaceLanguage
 from vla_mini.policy import Policy
 
 CONFIG = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-TASKS = ("pick up the red cube", "grab the blue ball", "lift it")
+TASKS = ("pick up the red cube", "grab the blue ball", "lift the")
 TARGET = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage"}
+
+
+def make(**settings):
+    """The encoder, fitted as in a policy; its vocabulary is that of testing.TASKS."""
+    return make_policy(language=TARGET | settings).language
 
 
 @pytest.fixture
 def language():
-    torch.manual_seed(0)
-    return HuggingFaceLanguage(config=CONFIG, tasks=TASKS).eval()
+    return make(config=CONFIG)
 
 
 @pytest.fixture
 def calls(language):
-    """The batch sizes with which the model was asked."""
+    """The batch sizes of the model's calls."""
     sizes = []
     language.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -49,18 +52,17 @@ def save_pretrained(folder, *, start: bool, tasks=TASKS) -> None:
     model.save_pretrained(folder)
 
 
-def test_a_pretrained_model_that_learns_knows_dropout_and_a_frozen_one_does_not(tmp_path):
+def test_a_trained_model_uses_dropout_and_a_frozen_one_does_not(tmp_path):
     save_pretrained(tmp_path, start=True)
     for frozen in (True, False):
-        language = HuggingFaceLanguage(path=str(tmp_path), frozen=frozen)  # in the mode in which it is trained
-        said = [language(*language.tokenize([*TASKS])) for _ in range(2)]
-        assert torch.equal(*said) == frozen
+        language = make(path=str(tmp_path), frozen=frozen).train()
+        assert torch.equal(*(language(*language.tokenize([*TASKS])) for _ in range(2))) == frozen
         language.eval()
         assert torch.equal(*(language(*language.tokenize([*TASKS])) for _ in range(2)))
 
 
-@pytest.mark.filterwarnings("ignore")  # what Lightning has to say about such a small run
-def test_the_synonyms_experiment_walks_the_whole_way(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # Lightning's warnings about such a small run
+def test_the_synonyms_experiment_runs_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_pretrained(tmp_path / "encoder", start=True)
     small = ["data.episodes=8", "data.validation_episodes=1", "data.batch_size=8", "trainer.max_steps=2"]
@@ -76,31 +78,31 @@ def test_each_distinct_instruction_is_encoded_once(language, calls):
     assert calls == [1, 1]
     again = language(*language.tokenize([TASKS[1], TASKS[2]]))
     assert calls == [1, 1, 1]
-    assert torch.equal(again[0], first[1][: again.shape[1]])  # padded otherwise, the same to the bit
+    assert torch.equal(again[0], first[1][: again.shape[1]])  # padded differently, bit-equal
     language(*language.tokenize(["", *TASKS]))
     assert calls == [1, 1, 1, 1]
 
 
-def test_what_is_remembered_is_what_the_model_says(language):
+def test_the_cache_holds_what_the_model_computes(language):
     tokens, mask = language.tokenize([*TASKS, ""])
     torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
     assert (language(tokens, mask)[~mask] == 0).all()
     assert mask.any(dim=1).all()  # even of the empty one
 
 
-def test_a_frozen_model_knows_no_dropout_and_no_graph(language, calls):
+def test_a_frozen_model_has_no_dropout_and_no_graph(language, calls):
     tokens, mask = language.tokenize(list(TASKS))
     acting = language(tokens, mask).clone()
-    language._remembered.clear()
+    language._cache.clear()
     training = language.train()(tokens, mask)
     assert torch.equal(acting, training) and not training.requires_grad
 
 
-def test_bf16_training_and_fp32_acting_hear_the_same(language):
+def test_bf16_training_and_fp32_acting_get_the_same_vectors(language):
     tokens, mask = language.tokenize(list(TASKS))
     with torch.autocast("cpu", torch.bfloat16):
         training = language(tokens, mask)
-    language._remembered.clear()
+    language._cache.clear()
     assert torch.equal(training, language(tokens, mask))
 
 
@@ -114,14 +116,14 @@ def test_bf16_training_and_fp32_acting_hear_the_same(language):
     ],
     ids=["converted", "loaded", "changed in place", "replaced"],
 )
-def test_it_forgets_when_the_weights_change(language, change):
+def test_the_cache_is_emptied_when_the_weights_change(language, change):
     tokens, mask = language.tokenize(list(TASKS))
     language(tokens, mask)
     change(language.model)
     torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
 
 
-def test_what_was_remembered_under_inference_mode_serves_training():
+def test_vectors_cached_under_inference_mode_can_be_used_in_training():
     policy = make_policy(language="huggingface").train()
     batch = make_batch(policy)
     with torch.inference_mode():
@@ -130,16 +132,16 @@ def test_what_was_remembered_under_inference_mode_serves_training():
     assert policy.projection["language"].weight.grad.abs().max() > 0
 
 
-def test_a_learning_model_gets_gradients_wherever_it_can():
+def test_gradients_reach_a_model_that_is_not_frozen():
     policy = make_policy(language=spec("language", "huggingface") | {"frozen": False})
-    reason = "a key's bias adds the same score to every token, and a softmax does not see what all have in common"
-    exempt = {name: reason for name, _ in policy.named_parameters() if name.endswith(("word_keys.bias", "key.bias"))}
-    testing.assert_gradients_reach(policy, make_batch(policy, 8), except_for=exempt)
-    learning = {name for name, parameter in policy.language.named_parameters() if parameter.requires_grad}
-    assert learning and not [name for name in learning if "pooler" in name]
+    reason = "a key's bias adds the same score to every token, which the softmax cancels"
+    exceptions = {name: reason for name, _ in policy.named_parameters() if name.endswith(("word_keys.bias", "key.bias"))}
+    testing.assert_gradients_reach(policy, make_batch(policy, 8), except_for=exceptions)
+    trainable = {name for name, parameter in policy.language.named_parameters() if parameter.requires_grad}
+    assert trainable and not [name for name in trainable if "pooler" in name]
 
 
-def test_a_model_that_begins_to_learn_is_asked_again(language, calls):
+def test_a_model_that_is_unfrozen_is_called_again(language, calls):
     tokens, mask = language.tokenize(list(TASKS))
     language(tokens, mask)
     language.model.requires_grad_(True)
@@ -147,34 +149,33 @@ def test_a_model_that_begins_to_learn_is_asked_again(language, calls):
 
 
 @pytest.mark.parametrize("start", [True, False])
-def test_a_saved_policy_needs_the_folder_no_more(start, tmp_path):
+def test_a_saved_policy_does_not_need_the_folder(start, tmp_path):
     save_pretrained(tmp_path / "bert", start=start)
     policy = make_policy(language=TARGET | {"path": str(tmp_path / "bert")})
-    assert policy.language.words("pick up") == ["[CLS]", "pick", "up"]
+    assert policy.language.tokens_of("pick up") == ["[CLS]", "pick", "up"]
     assert policy.tokenize([""])[1].all()
     policy.save_pretrained(tmp_path / "policy")
     shutil.rmtree(tmp_path / "bert")
-    assert str(tmp_path) not in (tmp_path / "policy" / "config.json").read_text()
     loaded = Policy.from_pretrained(tmp_path / "policy")
     observation = make_observation(policy)
     assert torch.equal(loaded.tokenize(list(TASKS))[0], policy.tokenize(list(TASKS))[0])
     torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)
 
 
-def test_the_saved_tokenizer_goes_before_that_of_the_path(tmp_path):
-    """Or weights that were taken over (init_from) would meet the words of another encoder of the same sizes."""
+def test_the_saved_tokenizer_is_used_even_if_that_of_the_path_has_changed(tmp_path):
+    """Otherwise loaded weights could meet the vocabulary of another encoder of the same sizes."""
     save_pretrained(tmp_path / "bert", start=True)
     policy = make_policy(language=TARGET | {"path": str(tmp_path / "bert")})
     policy.save_pretrained(tmp_path / "policy")
     words = tmp_path / "bert" / "tokenizer.json"
     words.write_text(words.read_text().replace('"red"', '"?"').replace('"up"', '"red"').replace('"?"', '"up"'))
-    other = HuggingFaceLanguage(path=str(tmp_path / "bert"), folder=tmp_path / "policy")
-    assert torch.equal(other.tokenize(["pick up the red"])[0], policy.tokenize(["pick up the red"])[0])
-    assert other.unknown_words("the crimson cube") == ["crimson"]
+    loaded = Policy.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.tokenize(["pick up the red"])[0], policy.tokenize(["pick up the red"])[0])
+    assert loaded.language.unknown_words("the crimson cube") == ["crimson"]
 
 
-def test_noise_is_for_training_and_for_words(language):
-    """Its size is that of the vectors; padding stays nothing, and what is remembered stays as it is."""
+def test_noise_is_added_in_training_to_words_alone(language):
+    """It is scaled by the vectors; padding stays zero, and the cache unchanged."""
     tokens, mask = language.tokenize(list(TASKS))
     plain = language(tokens, mask)
     language.noise = 0.5
@@ -186,11 +187,11 @@ def test_noise_is_for_training_and_for_words(language):
     assert torch.equal(language.eval()(tokens, mask), plain)
 
 
-def test_pretrained_vectors_are_the_models_own(tmp_path):
+def test_vectors_of_a_pretrained_model_are_those_of_transformers(tmp_path):
     from transformers import AutoModel, AutoTokenizer
 
     save_pretrained(tmp_path, start=True)
-    language = HuggingFaceLanguage(path=str(tmp_path))
+    language = make(path=str(tmp_path))
     inputs = AutoTokenizer.from_pretrained(tmp_path)(list(TASKS), return_tensors="pt", padding=True)
     tokens, mask = language.tokenize(list(TASKS))
     assert torch.equal(tokens, inputs["input_ids"]) and torch.equal(mask.long(), inputs["attention_mask"])
@@ -198,7 +199,7 @@ def test_pretrained_vectors_are_the_models_own(tmp_path):
     torch.testing.assert_close(language(tokens, mask), expected * mask[..., None], rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_remembers_for_itself(language):
+def test_a_copy_has_a_cache_of_its_own(language):
     tokens, mask = language.tokenize(list(TASKS))
     language(tokens, mask)
     other = copy.deepcopy(language).double()
@@ -206,13 +207,13 @@ def test_a_copy_remembers_for_itself(language):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
         ({}, "needs a path .* or a config"),
         ({"config": CONFIG | {"vocab_size": 4}}, "config.vocab_size=4 is too small"),
         ({"config": CONFIG, "max_words": 600}, "config.max_position_embeddings=512 is too small: 600"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        HuggingFaceLanguage(**arguments, tasks=TASKS)
+        make(**settings)

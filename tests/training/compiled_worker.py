@@ -1,5 +1,5 @@
-"""Trains a tiny policy twice, eager and compiled, in a process without the type checker, which is nothing to compile;
-tests/training/test_compilation.py starts it and reads what it wrote.
+"""Trains a tiny policy twice, eager and compiled, in a process without the type checker, which cannot be compiled;
+tests/training/test_trainer.py starts it and reads what it wrote.
 
 python -m tests.training.compiled_worker FOLDER MODE ACCELERATOR PRECISION
 """
@@ -16,15 +16,15 @@ from torch._dynamo.utils import counters
 from tests.factory import FEATURES, make_batch, make_policy
 from tests.harness import SGD, fit
 from vla_mini import Policy
-from vla_mini.training.compilation import WarmUp, check_compile, compile_policy
-from vla_mini.training.guard import NonFiniteGuard
+from vla_mini.settings import Logger
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.trainer import WarmUp, check_compile, compile_policy
 
 # Few kernels, since each takes a C++ compiler a second: the heads' and encoders' own graphs are looked at elsewhere.
 TINY = {
     "vision": {"_target_": "vla_mini.vision.conv.ConvVision", "depth": 0},
-    "action": {"_target_": "vla_mini.action.flow.FlowHead", "depth": 1, "draws": 1},  # draws noise
+    "action": {"_target_": "vla_mini.action.flow.FlowHead", "depth": 1, "noise_samples": 1},  # draws noise
     "auxiliary": "none",
 }
 OVERFLOW = 3  # the batch whose states are finite, but not what is made of them
@@ -43,15 +43,14 @@ def batches(policy: Policy) -> list[Any]:
 
 
 def train(policy: Policy, folder: Path, *, callbacks: list[Any], **trainer: Any) -> dict[str, Any]:
-    """Two micro-batches make a window where the mode allows it; one window is not finite."""
+    """Two micro-batches make a window where the mode allows it; one of them is not finite."""
     torch.manual_seed(0)  # of the noise
-    guard, before = NonFiniteGuard(), {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    callbacks = [guard, GradientMonitor(every_n_steps=1), *callbacks]
-    logger = build_loggers({"csv": True}, run_dir=folder, config={})
-    arguments = {"optimizer": SGD | {"lr": 0.1}, "logger": logger, "log_every_n_steps": 1, "record": False}
-    fit(policy, batches(policy), callbacks=callbacks, **arguments, **trainer)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    logger, monitor = build_loggers(Logger(), run_dir=folder, config={}), GradientMonitor(every_n_steps=1)
+    arguments = {"optimizer": SGD | {"lr": 0.1}, "logger": logger, "monitor": monitor, "log_every_n_steps": 1}
+    step = fit(policy, batches(policy), callbacks=callbacks, **arguments, **trainer, record=False).step
     change = {name: tensor.cpu() - before[name] for name, tensor in policy.state_dict().items()}
-    return {"change": change, "skipped": guard.skipped, "origin": guard.origin}
+    return {"change": change, "skipped": step.num_skipped, "origin": step.origin}
 
 
 def two_sizes(dynamic: bool) -> tuple[int, float]:

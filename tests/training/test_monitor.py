@@ -1,36 +1,36 @@
 """What the monitor logs is what a hand computation finds, in the CSV and in the offline W&B file; and what it leaves alone."""
 
-import contextlib
 import csv
 import gc
 import json
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
 import wandb
-from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.factory import make_batch, make_policy, mean_loss
-from tests.harness import SGD, fit
+from tests.harness import SGD, Loader, fit, read_rows
 from vla_mini import config
-from vla_mini.autograd.norms import components, gradients_of
+from vla_mini.autograd.norms import gradients_of
+from vla_mini.finetuning.freezing import freeze
+from vla_mini.settings import Logger
 from vla_mini.testing import split
-from vla_mini.training.freezing import freeze
-from vla_mini.training.guard import NonFiniteGuard
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
+from vla_mini.training.trainer import build_training
 
 CLIP, RATE = 0.05, 0.1
-OFFLINE = {"csv": True, "wandb": True, "mode": "offline", "project": "test"}
+OFFLINE = Logger(wandb=True, project="test")
+EVERY_STEP = {"every_n_steps": 1, "histograms": 0}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,16 @@ def run(tmp_path_factory):
     batch = make_batch(policy, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loggers = build_loggers(OFFLINE | {"tensorboard": True}, run_dir=folder, config={})
+        loggers = build_loggers(OFFLINE.model_copy(update={"tensorboard": True}), run_dir=folder, config={})
     monitor = GradientMonitor(every_n_steps=1, histograms=1, per_parameter=True)
     fit(
         policy,
         split(batch, [3, 5]),
-        callbacks=[monitor],
+        monitor=monitor,
         logger=loggers,
         accumulate_grad_batches=2,
         optimizer=SGD | {"lr": RATE},
-        gradient_clip_val=CLIP,
+        clip_value=CLIP,
         log_every_n_steps=1,
     )
     loggers[-1].experiment.finish()
@@ -72,7 +72,7 @@ def by_hand(run):
     def vector(values, name):
         return np.concatenate([v.ravel() for key, v in values.items() if key == name or key.startswith(f"{name}.")])
 
-    for name in [*components(before), *gradients]:
+    for name in [*before.components(), *gradients]:
         gradient = vector(gradients, name)
         expected[f"gradients/{name}/norm" if name in gradients else f"gradients/{name}"] = np.linalg.norm(gradient)
         expected[f"gradients/{name}/largest"] = np.abs(gradient).max()
@@ -151,31 +151,19 @@ def wandb_rows(folder: Path) -> list[dict[str, float]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
-def log(tmp_path, policy, batches, **arguments):
-    """What a run with the monitor writes to the CSV."""
-    monitor = GradientMonitor(**{"every_n_steps": 1} | arguments.pop("monitor", {}))
-    callbacks = [NonFiniteGuard(), monitor] if arguments.pop("guard", False) else [monitor]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
-    fit(policy, batches, callbacks=callbacks, logger=loggers, **arguments)
-    return read_csv(tmp_path)
+def log(folder, policy, batches, **arguments):
+    """What a run with the monitor writes to metrics.csv."""
+    monitor = GradientMonitor(**EVERY_STEP | arguments.pop("monitor", {}))
+    fit(policy, batches, monitor=monitor, logger=build_loggers(Logger(), run_dir=folder, config={}), **arguments)
+    return read_csv(folder)
 
 
-def test_by_default_components_and_parameters_and_noise_only_where_windows_have_several_micro_batches(tmp_path):
-    policy = make_policy()
-    logged = log(tmp_path, policy, [make_batch(policy)], log_every_n_steps=1)
-    assert not [name for name in logged if name.startswith("gradient_noise/")] and "gradients/clip_factor" not in logged
-    assert {f"gradients/{name}" for name in components(policy)} <= logged.keys()
-    assert {f"gradients/{name}/norm" for name, _ in policy.named_parameters()} <= logged.keys()
-    settings = config.load("train", ["experiment=toy_pick_smoke"]).monitor
-    assert settings.per_parameter and settings.every_n_steps > 0  # train.py's own default
-
-
-def test_parameters_can_be_left_out(tmp_path):
+def test_one_micro_batch_has_no_noise_scale_and_parameters_can_be_left_out(tmp_path):
     policy = make_policy()
     logged = log(tmp_path, policy, [make_batch(policy)], monitor={"per_parameter": False})
-    assert "gradients/vision" in logged and not [name for name in logged if "stem" in name]
+    assert not [name for name in logged if name.startswith("gradient_noise/")] and "gradients/clip_factor" not in logged
+    assert {f"gradients/{name}" for name in policy.components()} <= logged.keys()
+    assert not [name for name in logged if "stem" in name]
 
 
 def test_frozen_parameters_have_none(tmp_path):
@@ -188,61 +176,46 @@ def test_frozen_parameters_have_none(tmp_path):
         gradients_of(policy)
 
 
-def test_non_finite_values_are_counted(tmp_path):
-    policy = make_policy()
-
-    def plant(gradient):
-        gradient = gradient.clone()
-        gradient[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-        return gradient
-
-    policy.vision.stem.weight.register_hook(plant)
-    logged = log(tmp_path, policy, [make_batch(policy)])  # no guard here
-    assert logged["gradients/vision/nonfinite"] == 3 and logged["gradients/action/nonfinite"] == 0
-    assert np.isnan(logged["gradients/vision"]) and np.isnan(logged["gradients/vision/largest"])
-
-
-def test_a_skipped_step_is_looked_at_before_its_gradients_are_discarded(tmp_path):
-    policy = make_policy()
-    policy.vision.stem.weight.register_hook(lambda gradient: gradient * torch.nan)
-    logged = log(tmp_path, policy, [make_batch(policy)], guard=True, log_every_n_steps=1)
-    assert logged["gradients/vision/nonfinite"] == policy.vision.stem.weight.numel()
-    assert logged["guard/skipped_steps"] == 1 and logged["updates/action"] == 0
-
-
-def test_looks_come_every_n_steps(tmp_path):
+def test_it_measures_every_n_steps(tmp_path):
     policy = make_policy()
     log(tmp_path, policy, [make_batch(policy)] * 7, monitor={"every_n_steps": 3})
-    rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
-    assert [row["step"] for row in rows if row["gradients/total"]] == ["2", "5"]
-    (tmp_path / "never").mkdir()
+    assert [row["step"] for row in read_rows(tmp_path) if row["gradients/total"]] == ["2", "5"]
     never = log(tmp_path / "never", policy, [make_batch(policy)], monitor={"every_n_steps": 0}, log_every_n_steps=1)
     assert "train/loss" in never and "gradients/total" not in never
 
 
 def test_watch_shows_every_nth_micro_batch_summed(run, tmp_path, monkeypatch):
     """W&B's own: not the window's mean, which the monitor shows. It counts backward passes."""
-    assert not [name for name in read_wandb(run[0]) if "policy." in name]  # off unless asked for
+    assert not [name for name in read_wandb(run[0]) if "policy." in name]  # off by default
     wandb.finish()
-    monkeypatch.setattr("wandb.sdk.wandb_watch._global_watch_idx", 0)  # a second watch of one process says so in its names
+    monkeypatch.setattr("wandb.sdk.wandb_watch._global_watch_idx", 0)  # a second watch of one process changes its names
     before, policy = make_policy(), make_policy()
     batches = split(make_batch(policy, 16), [3, 5, 2, 6])
+    arguments = ["logger=wandb", "monitor.watch=true", "monitor.every_n_steps=4", "trainer.accumulate_grad_batches=2"]
+    arguments += [
+        "optimizer=sgd",
+        "optimizer.lr=1e-9",
+        "trainer.precision=32-true",
+        "trainer.max_steps=2",
+        "evaluation.every_n_steps=0",
+        "trainer.accelerator=cpu",
+    ]
+    settings = config.load("train", ["experiment=toy_pick_smoke", *arguments])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loggers = build_loggers(OFFLINE, run_dir=tmp_path, config={})
-    still, monitor = SGD | {"lr": 0.0}, GradientMonitor(every_n_steps=4, histograms=0, watch=True)
-    fit(policy, batches, callbacks=[monitor], logger=loggers, accumulate_grad_batches=2, optimizer=still, log_every_n_steps=1)
-    loggers[-1].experiment.finish()
+        trainer, module = build_training(settings, policy, run_dir=tmp_path)
+        trainer.fit(module, Loader(batches))
+    trainer.loggers[-1].experiment.finish()
     (row,) = [row for row in wandb_rows(tmp_path) if "gradients/policy.state.weight.bins" in row]  # the fourth's
-    names = {name for name in row if name.startswith("gradients/") and name.endswith(".bins")}
+    names = {name for name in row if name.startswith("gradients/policy.") and name.endswith(".bins")}
     assert names == {f"gradients/policy.{name}.bins" for name, _ in policy.named_parameters()}
-    (gradient,) = torch.autograd.grad(before.loss(batches[3])[0].sum(), before.state.weight)
+    (gradient,) = torch.autograd.grad(before.loss(batches[3])[0].sum() / 2, before.state.weight)
     edges = row["gradients/policy.state.weight.bins"]
     assert [edges[0], edges[-1]] == pytest.approx([gradient.min().item(), gradient.max().item()], rel=1e-4)
 
 
 class Counting(TorchDispatchMode):
-    """The operations that torch carries out, and how many numbers they read."""
+    """Counts the operations that torch carries out, and the numbers that they read."""
 
     def __init__(self):
         super().__init__()
@@ -254,89 +227,40 @@ class Counting(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-class Counted(GradientMonitor):
-    """A monitor that notes what it asks of torch."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.asked = Counting()
-
-    def on_before_optimizer_step(self, *arguments):
-        with self.asked:
-            super().on_before_optimizer_step(*arguments)
-
-    def on_train_batch_end(self, *arguments):
-        with self.asked:
-            super().on_train_batch_end(*arguments)
-
-
-def test_a_look_costs_a_few_passes_over_the_gradients(tmp_path):
-    """Counted, since time depends on who else is at work: 5 % of what a step reads, at the size of the main job's batch."""
-    policy, monitor = make_policy(), Counted(every_n_steps=1, histograms=0)
+def test_measuring_costs_a_few_passes_over_the_gradients():
+    """Counted, since time depends on what else runs: 5 % of what a step reads, at the size of the main job's batch."""
+    policy, monitor = make_policy(), GradientMonitor(**EVERY_STEP)
     batch = make_batch(policy, config.load("train", []).data.batch_size)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with Counting() as step:
         mean_loss(policy, batch).backward()
-    fit(policy, [batch], callbacks=[monitor], logger=build_loggers({"csv": True}, run_dir=tmp_path, config={}), record=False)
-    parameters = list(policy.parameters())
-    assert 1 < monitor.asked.numbers / sum(parameter.numel() for parameter in parameters) < 12
-    assert monitor.asked.operations < 8 * len(parameters)
-    assert monitor.asked.numbers < 0.05 * step.numbers
+    parameters = dict(policy.named_parameters())
+    with Counting() as measuring:
+        monitor.measure(trainer, parameters, clip_norm=1.0)
+        assert len(monitor.measure_update()) > 5 * len(parameters)
+    assert 1 < measuring.numbers / sum(parameter.numel() for parameter in parameters.values()) < 12
+    assert measuring.operations < 8 * len(parameters)
+    assert measuring.numbers < 0.05 * step.numbers
 
 
-class Timed(Counted):
-    """A monitor that notes how long it and each step take."""
-
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
-        self.asked, self.looks, self.steps = contextlib.nullcontext(), [], []
-
-    def on_train_batch_start(self, *arguments):
-        self.started, self.look = time.perf_counter(), 0.0
-        super().on_train_batch_start(*arguments)
-
-    def on_before_optimizer_step(self, *arguments):
-        started = time.perf_counter()
-        super().on_before_optimizer_step(*arguments)
-        self.look += time.perf_counter() - started
-
-    def on_train_batch_end(self, *arguments):
-        started = time.perf_counter()
-        super().on_train_batch_end(*arguments)
-        now = time.perf_counter()
-        self.looks.append(self.look + now - started)
-        self.steps.append(now - self.started)
-
-
-@pytest.mark.slow
-def test_a_look_takes_five_percent_of_a_step(tmp_path):
-    """Twice that is allowed here, for machines that are busy."""
-    policy, monitor = make_policy(), Timed(every_n_steps=1, histograms=0)
-    loggers = build_loggers({"csv": True}, run_dir=tmp_path, config={})
-    batch = make_batch(policy, config.load("train", []).data.batch_size)
-    fit(policy, [batch] * 40, callbacks=[monitor], logger=loggers, record=False)
-    assert np.median(monitor.looks[5:]) < 0.10 * np.median(monitor.steps[5:])
-
-
-class Tensors(Callback):
-    """How many tensors are alive, and how many bytes they hold, after two steps, 100 apart."""
+class Tensors(lightning.Callback):
+    """How many tensors are alive, and how many bytes they hold, after two steps, 40 apart."""
 
     def __init__(self):
         self.alive = {}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step in (5, 105) and batch_idx % 2:
+        if trainer.global_step in (5, 45) and batch_idx % 2:
             gc.collect()
             tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
             self.alive[trainer.global_step] = (len(tensors), sum(tensor.nbytes for tensor in tensors))
 
 
-def test_a_hundred_steps_keep_nothing():
+def test_no_step_keeps_anything():
     """No graph, no tensor, no hook is left from one step to the next."""
     policy = make_policy(vision={"_target_": "vla_mini.vision.conv.ConvVision", "width": 8, "depth": 1})
-    counter = Tensors()
-    callbacks = [NonFiniteGuard(), GradientMonitor(every_n_steps=1, per_parameter=True), counter]
-    fit(
-        policy, [make_batch(policy, 2)] * 210, callbacks=callbacks, accumulate_grad_batches=2, log_every_n_steps=1, record=False
-    )
-    assert counter.alive[5] == counter.alive[105]
+    counter, monitor = Tensors(), GradientMonitor(every_n_steps=1)
+    arguments = {"accumulate_grad_batches": 2, "log_every_n_steps": 1, "record": False}
+    fit(policy, [make_batch(policy, 2)] * 90, callbacks=[counter], monitor=monitor, **arguments)
+    assert counter.alive[5] == counter.alive[45]
     assert not [name for name, parameter in policy.named_parameters() if parameter._backward_hooks]

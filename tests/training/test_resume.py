@@ -1,6 +1,5 @@
-"""A run that is stopped anywhere and resumed ends with the very bits, and the very figures, of one that never stopped."""
+"""A run that is stopped anywhere and resumed ends with exactly the weights, and the metrics, of one that never stopped."""
 
-import csv
 import io
 import os
 import random
@@ -10,16 +9,15 @@ import warnings
 import lightning
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from tests.harness import read_rows
 from vla_mini import config, files
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
-from vla_mini.training import progress
-from vla_mini.training.checkpoints import clear_up, newest_good, numbered
+from vla_mini.training import loggers
+from vla_mini.training.checkpoints import clean_run_folder, newest_good, numbered
 from vla_mini.training.setup import data_module, untrained_policy
 from vla_mini.training.trainer import build_training
-from vla_mini.training.window import Stopwatch
 
 # 12 episodes make about 12 batches of 16 an epoch: two epochs and a bit, with a short last window where 5 make one.
 COMMON = ["data.batch_size=16", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "evaluation.every_n_steps=5"]
@@ -48,17 +46,16 @@ class Signal(lightning.Callback):
 
 def train(demonstrations, run_dir, arguments, *, after=None):
     """As scripts/train.py trains; with `after`, until the signal that comes in that micro-batch. Whether it came to its end."""
-    cfg = config.load("train", ["experiment=toy_pick_smoke", *COMMON, *arguments])
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = config.load("train", ["experiment=toy_pick_smoke", *COMMON, *arguments])
     lightning.seed_everything(0, verbose=False)
     run_dir.mkdir(exist_ok=True)
     steps, checkpoint = newest_good(run_dir / "checkpoints")
-    clear_up(run_dir, step=steps)
+    clean_run_folder(run_dir, step=steps)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
-    trainer, module = build_training(settings, policy, run_dir=run_dir, stopwatch=Stopwatch(), steps=steps)
+    trainer, module = build_training(settings, policy, run_dir=run_dir, steps=steps)
     if after is not None:
-        trainer.callbacks.insert(1, Signal(after))
+        trainer.callbacks.insert(0, Signal(after))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning's, on tiny data
         try:
@@ -71,8 +68,7 @@ def train(demonstrations, run_dir, arguments, *, after=None):
 
 def outcome(run_dir):
     """All that a run leaves, but for what time it took."""
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        rows = [{name: cell for name, cell in row.items() if name not in OF_TIME} for row in csv.DictReader(file)]
+    rows = [{name: cell for name, cell in row.items() if name not in OF_TIME} for row in read_rows(run_dir)]
     checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     weights = {name: tensor.numpy().tobytes() for name, tensor in checkpoint["state_dict"].items()}
     return files.digest(run_dir / "policy" / "model.safetensors"), weights, rows
@@ -84,13 +80,14 @@ VARIANTS = {
     "flow": ["action=flow", "optimizer=adamw"],
     "diffusion": ["action=diffusion", "trainer.accumulate_grad_batches=2", "trainer.precision=32-true"],
     "torchvision": ["vision=torchvision"],
-    "bins": ["action=bins", "insulate=false", "language=huggingface"],
+    "bins": ["action=bins", "language=huggingface", "env=none"],
+    "validated by epochs": ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.5", "env=none"],
     "all that changes on the way": [
         *("augmentation=default", "ema.decay=0.9", "unfreeze_at={vision:7}", "history=2"),
         *("trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed", "trainer.log_every_n_steps=4"),
     ],
     "dropout": [
-        *("language=huggingface", "language.frozen=false", "lora.targets=[trunk]", "lora.dropout=0.2", "lora.save=apart"),
+        *("language=huggingface", "language.frozen=false", "lora.targets=[trunk]", "lora.dropout=0.2", "lora.save=separate"),
         *("lora.also_train=[language,action]", "optimizer=adamw", "trainer.precision=bf16-mixed"),
     ],
 }
@@ -112,7 +109,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(demonstrations, tmp_pat
 
 
 def test_a_bad_checkpoint_pushes_no_good_one_out(demonstrations, tmp_path):
-    """It was the newest, and the run that goes on from the one before it stops sooner."""
+    """It was the newest, and the run that resumes from the one before it stops sooner."""
     arguments = ["trainer.max_steps=17", "checkpoint.keep=1", "evaluation.every_n_steps=0"]
     assert not train(demonstrations, tmp_path, [*arguments, "checkpoint.keep=2"], after=8)
     (newest, path), (before, _) = numbered(tmp_path / "checkpoints")
@@ -123,15 +120,15 @@ def test_a_bad_checkpoint_pushes_no_good_one_out(demonstrations, tmp_path):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_progress_goes_on_where_it_was(demonstrations, tmp_path, accumulated, monkeypatch):
+def test_the_bar_continues_where_it_was(demonstrations, tmp_path, accumulated, monkeypatch):
     bars = []
 
-    class Shown(progress.tqdm):
+    class Shown(loggers.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr(progress, "tqdm", Shown)
+    monkeypatch.setattr(loggers, "tqdm", Shown)
     arguments = ["trainer.max_steps=8", f"trainer.accumulate_grad_batches={accumulated}", "evaluation.every_n_steps=0"]
     assert not train(demonstrations, tmp_path, arguments, after=5 * accumulated)
     assert train(demonstrations, tmp_path, arguments)

@@ -1,14 +1,17 @@
-"""The joint trunk's masks, and where it looks."""
+"""The joint trunk's masks, and its attention maps."""
 
 import pytest
 import torch
 
-from vla_mini.auxiliary.keyframe import KeyframeLoss
+from tests.factory import make_policy
+from vla_mini.parts import TrunkSpec
 from vla_mini.trunk.joint import JointTrunk
 
+SPEC = TrunkSpec(grid=(2, 3), num_cameras=1)
 
-def test_masked_words_are_not_looked_at():
-    trunk = JointTrunk(grid=(2, 3), num_cameras=1, width=16, num_heads=2).eval()
+
+def test_masked_words_have_no_effect():
+    trunk = JointTrunk(SPEC, width=16, num_heads=2).eval()
     image, words, state = torch.randn(2, 6, 16), torch.randn(2, 4, 16), torch.randn(2, 16)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     before = trunk(image, words, mask, state).tokens
@@ -18,8 +21,8 @@ def test_masked_words_are_not_looked_at():
     assert (before[1] - after[1]).abs().max() > 1e-3
 
 
-def test_order_matters_to_words_and_to_pixels():
-    trunk = JointTrunk(grid=(2, 3), num_cameras=1, width=16, num_heads=2).eval()
+def test_the_order_of_words_and_of_image_tokens_matters():
+    trunk = JointTrunk(SPEC, width=16, num_heads=2).eval()
     image, words, state = torch.randn(1, 6, 16), torch.randn(1, 4, 16), torch.randn(1, 16)
     mask = torch.ones(1, 4, dtype=torch.bool)
     tokens = trunk(image, words, mask, state).tokens
@@ -27,17 +30,26 @@ def test_order_matters_to_words_and_to_pixels():
     assert (trunk(image, words.flip(1), mask, state).tokens - tokens).abs().max() > 1e-3
 
 
-def test_positions_are_where_the_readouts_look():
-    trunk = JointTrunk(grid=(2, 3), num_cameras=2, width=16, num_heads=2).eval()
+def test_attention_maps_are_probabilities_and_their_mean_position_reaches_the_context():
+    trunk = JointTrunk(TrunkSpec(grid=(2, 3), num_cameras=2), width=16, num_heads=2).eval()
     image, words, state = torch.randn(2, 12, 16), torch.randn(2, 4, 16), torch.randn(2, 16)
-    context = trunk(image, words, torch.ones(2, 4, dtype=torch.bool), state)
+    inputs = (image, words, torch.ones(2, 4, dtype=torch.bool), state)
+    context = trunk(*inputs)
     weights = context.attention.exp()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4))
     columns, rows = torch.tensor([-2 / 3, 0, 2 / 3]).repeat(4), torch.tensor([0.5, -0.5]).repeat_interleave(3).repeat(2)
-    expected = torch.stack([weights @ columns, weights @ rows], dim=-1)
-    torch.testing.assert_close(context.positions, expected)
+    positions = torch.stack([weights @ columns, weights @ rows], dim=-1)
+    embedded = trunk.positional_embedding(positions)
+    trunk.positional_embedding.forward = lambda positions: torch.zeros(2, 4, 16)
+    torch.testing.assert_close(context.tokens, trunk(*inputs).tokens + embedded)
 
 
-def test_the_keyframe_loss_is_refused_where_a_trunk_looks_nowhere():
+def test_the_keyframe_loss_is_refused_for_a_trunk_without_attention_maps():
+    class MeanTrunk(JointTrunk):
+        def __init__(self, spec: TrunkSpec):
+            super().__init__(spec)
+            self.num_queries = 0
+
+    make_policy(trunk=MeanTrunk, auxiliary={})
     with pytest.raises(ValueError, match="auxiliary=none"):
-        KeyframeLoss(grid=(2, 3), num_cameras=1, keyframe_size=2, num_positions=0)
+        make_policy(trunk=MeanTrunk)

@@ -1,16 +1,14 @@
-"""The encoders written here: a conv map or patches become tokens, row by row."""
+"""The encoders written here: a convolutional map or patches become tokens, row by row."""
 
 import pytest
 import torch
 
-from tests.factory import spec
-from vla_mini.build import build
+from tests.factory import FEATURES, make_policy
 
 
 @pytest.mark.parametrize("name", ["conv", "patch"])
 def test_a_change_in_one_cell_changes_its_own_token_most(name):
-    torch.manual_seed(0)
-    vision = build(spec("vision", name), "vision", image_size=(32, 48))
+    vision = make_policy(vision=name, features=FEATURES._replace(image_size=(32, 48))).vision
     rows, columns = vision.grid
     cell = 32 // rows
     images = torch.rand(1, 3, 32, 48)

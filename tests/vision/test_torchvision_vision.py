@@ -1,4 +1,4 @@
-"""Feature maps of torchvision's networks, cut off where they have the wanted stride; weights from a file."""
+"""Feature maps of torchvision's networks, up to the layer with the given stride; weights from a file."""
 
 import copy
 import os
@@ -9,18 +9,22 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from tests.factory import make_observation, make_policy
+from tests.factory import FEATURES, make_observation, make_policy
 from vla_mini.policy import Policy
-from vla_mini.vision.torchvision import TorchvisionVision, normalisation
+from vla_mini.vision.torchvision import TorchvisionVision, image_statistics
 
-SIZE = (64, 64)
+
+def make(*, image_size=(64, 64), **settings) -> TorchvisionVision:
+    """The encoder, fitted as in a policy."""
+    target = {"_target_": "vla_mini.vision.torchvision.TorchvisionVision"}
+    return make_policy(vision=target | settings, features=FEATURES._replace(image_size=image_size)).vision
 
 
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(0)
     network = models.resnet18(weights=None)
-    for name, buffer in network.named_buffers():  # statistics that are not those of a new network
+    for name, buffer in network.named_buffers():  # other statistics than those of a new network
         if "running" in name:
             buffer.copy_(0.1 * torch.rand_like(buffer) + (0.05 if "var" in name else -0.05))
     return network.eval()
@@ -33,8 +37,8 @@ def path(request, resnet, tmp_path):
     return str(tmp_path / request.param)
 
 
-def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
-    vision = TorchvisionVision(image_size=SIZE, path=path, stride=8).double().train()  # their statistics are frozen
+def test_pretrained_tokens_are_the_networks_feature_map_row_by_row(resnet, path):
+    vision = make(path=path, stride=8).double().train()  # batch norms keep their statistics
     resnet, images = copy.deepcopy(resnet).double(), torch.rand(2, 3, 64, 64, dtype=torch.float64)
     x = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
@@ -47,19 +51,19 @@ def test_pretrained_tokens_are_the_networks_own_map_row_by_row(resnet, path):
 
 
 @pytest.mark.parametrize("name", ["efficientnet_v2_l", "googlenet", "inception_v3", "convnext_tiny"])
-def test_images_are_normalised_as_each_networks_weights_expect(name):
-    """By torchvision's own preset, and by what two networks then undo themselves."""
+def test_images_are_normalised_as_each_networks_weights_need(name):
+    """By torchvision's preset; two networks then transform their input themselves."""
     images = torch.rand(2, 3, 32, 32)
     preset = models.get_model_weights(name).DEFAULT.transforms(crop_size=32, resize_size=32)
     expected = preset(images)
     if name in ("googlenet", "inception_v3"):
         network = models.get_model(name, weights=None, init_weights=False, transform_input=True)
         expected = network._transform_input(expected)
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(name))
+    mean, std = (torch.tensor(values)[:, None, None] for values in image_statistics(name))
     torch.testing.assert_close((images - mean) / std, expected)
 
 
-def test_a_saved_policy_needs_the_file_no_more(path, tmp_path):
+def test_a_saved_policy_does_not_need_the_file(path, tmp_path):
     policy = make_policy(vision={"_target_": "vla_mini.vision.torchvision.TorchvisionVision", "path": path})
     policy.save_pretrained(tmp_path / "policy")
     os.remove(path)
@@ -70,49 +74,49 @@ def test_a_saved_policy_needs_the_file_no_more(path, tmp_path):
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "convnext_tiny", "shufflenet_v2_x0_5", "googlenet"])
 @pytest.mark.parametrize("stride", [8, 16])
-def test_any_network_of_maps_will_do(name, stride):
+def test_networks_of_other_families(name, stride):
     with warnings.catch_warnings(action="error"):
-        vision = TorchvisionVision(image_size=SIZE, name=name, stride=stride).eval()
+        vision = make(name=name, stride=stride)
     assert vision.grid == (64 // stride, 64 // stride)
     assert vision(torch.rand(1, 3, 64, 64)).shape == (1, vision.grid[0] * vision.grid[1], vision.width)
 
 
-def test_a_layer_may_be_named_and_images_resized():
-    vision = TorchvisionVision(image_size=SIZE, layer="layer3", input_size=[96, 128])
+def test_a_layer_can_be_chosen_and_images_resized():
+    vision = make(layer="layer3", input_size=[96, 128])
     assert vision.grid == (6, 8) and vision.width == 256
     assert vision(torch.rand(1, 3, 64, 64)).shape == (1, 48, 256)
 
 
 def test_sides_that_the_stride_does_not_divide_are_rounded():
-    vision = TorchvisionVision(image_size=(100, 80), stride=8)
+    vision = make(image_size=(100, 80), stride=8)
     assert vision.grid == (13, 10) and vision.width == 128
     assert vision(torch.rand(1, 3, 100, 80)).shape == (1, 130, 128)
 
 
-def test_no_norm_looks_across_the_batch():
-    vision = TorchvisionVision(image_size=SIZE).train()
+def test_no_norm_mixes_the_samples_of_a_batch():
+    vision = make().train()
     images = torch.rand(4, 3, 64, 64)
     torch.testing.assert_close(vision(images)[:1], vision(images[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        ({"name": "resnet81"}, "name='resnet81' is no classification network of torchvision; did you mean 'resnet18'"),
+        ({"name": "resnet81"}, "name='resnet81' is not a classification network of torchvision; did you mean 'resnet18'"),
         ({"layer": "layr2"}, "layer='layr2' is not in the network; the nearest: layer2"),
         (
             {"stride": 5},
-            r"stride=5: of input_size=\[64, 64\] the network has no maps \(b c h w\) of that stride, but of \[2, 4, 8, 16, 32",
+            r"stride=5: for input_size=\[64, 64\] the network has no maps .* of that stride; choose from \[2, 4, 8, 16, 32",
         ),
-        ({"name": "vit_b_16"}, "name='vit_b_16' is a transformer, which makes no maps"),
+        ({"name": "vit_b_16"}, "name='vit_b_16' is a transformer without maps"),
         ({"name": "swin_t", "layer": "features.3"}, "name='swin_t' is a transformer"),
-        ({"name": "convnext_tiny", "layer": "features.1.0.block.2"}, "layer='features.1.0.block.2' gives no map"),
-        ({"name": "inception_v3", "input_size": [32, 32]}, r"input_size=\[32, 32\] is not for this network"),
+        ({"name": "convnext_tiny", "layer": "features.1.0.block.2"}, "layer='features.1.0.block.2' does not give a map"),
+        ({"name": "inception_v3", "input_size": [32, 32]}, r"input_size=\[32, 32\] does not suit this network"),
         ({"path": "nowhere.pth"}, "path=nowhere.pth: there is no such file"),
         ({"path": __file__}, "holds no state_dict of ResNet"),
     ],
 )
-def test_a_mistake_is_one_clear_line(arguments, message):
+def test_a_mistake_is_one_clear_line(settings, message):
     with pytest.raises(ValueError, match=message) as refused:
-        TorchvisionVision(image_size=SIZE, **arguments)
+        make(**settings)
     assert "\n" not in str(refused.value)

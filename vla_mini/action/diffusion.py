@@ -1,7 +1,7 @@
-"""Denoising diffusion: context -> noise, denoised step by step to a chunk of actions, `b t a`.
+"""Denoising diffusion: context -> noise, denoised step by step to a chunk of actions, "b t a".
 
-    training   x = sqrt(kept[k]) * action + sqrt(1 - kept[k]) * noise    the network learns the action, or the noise
-    acting     from noise at the last k down to the action, in a few deterministic steps
+    training   x = sqrt(alpha[k]) * action + sqrt(1 - alpha[k]) * noise    the network learns the action, or the noise
+    acting     from noise at the last timestep down to the action, in a few deterministic steps
 
 DDPM: Ho et al. 2020 (arXiv 2006.11239), with the squared-cosine schedule of Nichol and Dhariwal 2021 (2102.09672). DDIM, the
 steps: Song et al. 2021 (2010.02502). As a head for robots: Diffusion Policy, Chi et al. 2023 (2303.04137). To predict the
@@ -13,108 +13,105 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int64
-from torch import Generator, Tensor, nn
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
-from vla_mini.action._denoiser import Denoiser, several
+from vla_mini.action._denoiser import INITIAL_VARIANCE, Denoiser
 from vla_mini.layers import at_least_fp32
+from vla_mini.parts import ActionHead, HeadSpec
 from vla_mini.types import Context
 
 
-class DiffusionHead(nn.Module):
+class DiffusionHead(ActionHead):
     """A denoiser of chunks of actions, conditioned on the context.
 
-    - context_width, num_tokens: the trunk's width and number of context tokens
-    - horizon, action_size: the chunk's shape
     - hidden, depth: of the denoiser's layers
-    - levels: of noise in training
+    - num_train_timesteps: noise levels in training
     - num_steps: of those that acting passes through, evenly spaced
     - target: what the network predicts: the action, or the noise
-    - draws: noises and levels to learn from for each sample
+    - noise_samples: noises and timesteps drawn for each training sample
     """
+
+    samples = True
+    changeable = ("num_steps",)
 
     def __init__(
         self,
+        spec: HeadSpec,
         *,
-        context_width: int,
-        num_tokens: int,
-        horizon: int,
-        action_size: int,
-        hidden: int = 256,
-        depth: int = 2,
-        levels: int = 100,
-        num_steps: int = 10,
+        hidden: PositiveInt = 256,
+        depth: NonNegativeInt = 2,
+        num_train_timesteps: PositiveInt = 100,
+        num_steps: PositiveInt = 10,
         target: Literal["action", "noise"] = "action",
-        draws: int = 4,
+        noise_samples: PositiveInt = 4,
     ):
         super().__init__()
-        if not 1 <= num_steps <= levels:
-            raise ValueError(f"num_steps={num_steps}: there are 1 to levels={levels} steps")
-        if draws < 1:
-            raise ValueError(f"draws={draws}: at least 1 is needed")
-        self.horizon, self.action_size, self.hidden, self.depth = horizon, action_size, hidden, depth
-        self.levels, self.num_steps, self.target, self.draws = levels, num_steps, target, draws
-        self.denoiser = Denoiser(
-            context_width=context_width,
-            num_tokens=num_tokens,
-            horizon=horizon,
-            action_size=action_size,
-            hidden=hidden,
-            depth=depth,
-        )
-        self.kept = kept_signal(levels)  # no buffer: those are rounded where weights are bf16
+        if num_steps > num_train_timesteps:
+            raise ValueError(f"num_steps={num_steps} is more than num_train_timesteps={num_train_timesteps}")
+        self.num_train_timesteps, self.num_steps = num_train_timesteps, num_steps
+        self.target, self.noise_samples = target, noise_samples
+        self.denoiser = Denoiser(spec, hidden=hidden, depth=depth)
+        self.alphas_cumprod = squared_cosine_schedule(num_train_timesteps)  # not a buffer, which bf16 weights would round
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """The squared error of what is predicted, averaged over the action's size and the draws."""
-        actions = at_least_fp32(actions)  # noise needs the digits
-        noise = torch.randn(len(actions), self.draws, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
-        uniform = torch.rand(len(actions), self.draws, device=actions.device)
-        level = (uniform * self.levels).long().clamp(max=self.levels - 1)
-        noisy = self.add_noise(actions[:, None], noise, level)
-        condition = several(self.denoiser.condition(context), self.draws)
-        output = self._output(noisy.flatten(0, 1), level.flatten(), condition).unflatten(0, noise.shape[:2])
+        """The squared error of the prediction, averaged over the action's size and the noise samples."""
+        actions, repeats = at_least_fp32(actions), self.noise_samples  # noise needs the digits
+        noise = torch.randn(len(actions), repeats, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
+        uniform = torch.rand(len(actions), repeats, device=actions.device)
+        timestep = (uniform * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+        noisy = self.add_noise(actions[:, None], noise, timestep)
+        condition = repeat(self.denoiser.condition(context), "b d -> (b repeats) d", repeats=repeats)
+        output = self._output(noisy.flatten(0, 1), timestep.flatten(), condition).unflatten(0, noise.shape[:2])
         target = actions[:, None] if self.target == "action" else noise
         return (output - target).square().mean(dim=(1, 3))
 
-    def predict(self, context: Context, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
-        """A sample; the same for the same generator. Differentiable, through all of its steps."""
-        condition = self.denoiser.condition(context)
-        x = self.denoiser.noise(condition, generator)
-        # From pure noise on, evenly spaced (Lin et al. 2024, arXiv 2305.08891).
-        levels = [round((step + 1) * self.levels / self.num_steps) - 1 for step in reversed(range(self.num_steps))]
-        for level, next_level in pairwise([*levels, -1]):
-            output = self._output(x, torch.full((len(x),), level, device=x.device), condition)
-            x = self.step(output, x, level, next_level)
+    def predict(self, context: Context, noise: Float[Tensor, "b t a"] | None = None) -> Float[Tensor, "b t a"]:
+        """A sample, the same for the same noise; differentiable through all steps."""
+        condition, x = self.denoiser.condition(context), noise
+        # Evenly spaced, from pure noise on (Lin et al. 2024, arXiv 2305.08891).
+        spacing = self.num_train_timesteps / self.num_steps
+        timesteps = [round((step + 1) * spacing) - 1 for step in reversed(range(self.num_steps))]
+        for timestep, next_timestep in pairwise([*timesteps, -1]):
+            output = self._output(x, torch.full((len(x),), timestep, device=x.device), condition)
+            x = self.step(output, x, timestep, next_timestep)
         return x
 
+    def expected_initial_loss(self, actions: Float[Tensor, "n a"]) -> float:
+        return (float(actions.square().mean()) if self.target == "action" else 1) + INITIAL_VARIANCE
+
     def add_noise(
-        self, actions: Float[Tensor, "b #n t a"], noise: Float[Tensor, "b n t a"], level: Int64[Tensor, "b n"]
+        self, actions: Float[Tensor, "b #n t a"], noise: Float[Tensor, "b n t a"], timestep: Int64[Tensor, "b n"]
     ) -> Float[Tensor, "b n t a"]:
-        kept = torch.tensor(self.kept, dtype=actions.dtype, device=actions.device)[level][..., None, None]
-        return kept.sqrt() * actions + (1 - kept).sqrt() * noise
+        alphas = torch.tensor(self.alphas_cumprod, dtype=actions.dtype, device=actions.device)
+        alpha = alphas[timestep][..., None, None]
+        return alpha.sqrt() * actions + (1 - alpha).sqrt() * noise
 
     def step(
-        self, output: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], level: int, next_level: int
+        self, output: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], timestep: int, next_timestep: int
     ) -> Float[Tensor, "b t a"]:
-        """One DDIM step, to the action below level 0. Actions beyond [-1, 1] do not exist, and are cut off before the noise
-        is told from them."""
-        kept, kept_next = self.kept[level], self.kept[next_level] if next_level >= 0 else 1.0
-        action = output if self.target == "action" else (x - math.sqrt(1 - kept) * output) / math.sqrt(kept)
+        """One DDIM step; `next_timestep` = -1 leads to the action itself. Predicted actions are clamped to [-1, 1], the range
+        of the data, before the noise is computed from them."""
+        alpha, next_alpha = self.alphas_cumprod[timestep], self.alphas_cumprod[next_timestep] if next_timestep >= 0 else 1.0
+        action = output if self.target == "action" else (x - math.sqrt(1 - alpha) * output) / math.sqrt(alpha)
         action = action.clamp(-1, 1)
-        noise = (x - math.sqrt(kept) * action) / math.sqrt(1 - kept)
-        return math.sqrt(kept_next) * action + math.sqrt(1 - kept_next) * noise
+        noise = (x - math.sqrt(alpha) * action) / math.sqrt(1 - alpha)
+        return math.sqrt(next_alpha) * action + math.sqrt(1 - next_alpha) * noise
 
     def _output(
-        self, noisy: Float[Tensor, "n t a"], level: Int64[Tensor, " n"], condition: Float[Tensor, "n d"]
+        self, noisy: Float[Tensor, "n t a"], timestep: Int64[Tensor, " n"], condition: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n t a"]:
-        return self.denoiser(noisy, level.to(noisy.dtype) / self.levels, condition)
+        return self.denoiser(noisy, timestep.to(noisy.dtype) / self.num_train_timesteps, condition)
 
 
-def kept_signal(levels: int) -> list[float]:
-    """How much of the action's power is left at each level, from nearly all to nearly none (alpha bar; squared cosine)."""
+def squared_cosine_schedule(num_train_timesteps: int) -> list[float]:
+    """The share of the action's power that is left at each timestep (alpha bar), from nearly all to nearly none."""
 
     def cosine(share: float) -> float:
         return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    lost = [min(1 - cosine((k + 1) / levels) / cosine(k / levels), 0.999) for k in range(levels)]
-    return torch.cumprod(1 - torch.tensor(lost, dtype=torch.float64), dim=0).tolist()
+    steps = range(num_train_timesteps)
+    betas = [min(1 - cosine((k + 1) / num_train_timesteps) / cosine(k / num_train_timesteps), 0.999) for k in steps]
+    return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), dim=0).tolist()

@@ -1,71 +1,72 @@
-"""The computational graph: loss.grad_fn -> every node behind it, by kind and by the module that made it.
+"""The computational graph: loss.grad_fn -> all nodes behind it, counted by operation, by module and by component.
 
-The graph knows no modules. So while the loss is computed, forward hooks remember the nodes that enter and leave each module:
-what lies between them is its own. Nodes that belong to none, such as a loss computed outside of any forward, go with the
-parameters that they use, or stay between the modules.
+The graph has no information about modules. So, while the loss is computed, forward hooks record the nodes at the input and at
+the output of each module: the nodes between them belong to it. A node outside of every forward pass, such as a loss function's,
+belongs to the module whose parameter it uses, or to none.
 """
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
-from vla_mini.autograd.flow import mean_loss
+from vla_mini.autograd.batches import mean_loss
 from vla_mini.policy import Policy
-from vla_mini.types import Batch
+from vla_mini.types import Batch, Context
 
-LOSS = "loss"  # what comes after the last module
+LOSS = "loss"  # the component of the nodes after the last module
 
 
 class Graph(NamedTuple):
     num_nodes: int
-    by_kind: dict[str, int]  # the commonest first
-    modules: dict[str, int]  # nodes of each module, but not of those inside it, in the order of the forward pass
-    components: dict[str, int]  # nodes of each component, of what lies within it, and of the loss
-    edges: list[tuple[str, str]]  # component -> component, the way that the data flows
+    by_kind: dict[str, int]  # nodes of each operation, the most frequent first
+    modules: dict[str, int]  # nodes of each module, without those of modules inside it, in the order of the forward pass
+    components: dict[str, int]  # nodes of each component, with all modules inside it, and of the loss
+    edges: list[tuple[str, str]]  # component -> component, in the direction of the data
 
 
 class _Call(NamedTuple):
-    """One call of a module."""
+    """One call of a module, and the graph's nodes at its inputs and outputs."""
 
     name: str
-    entering: list[Node]
-    leaving: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
 
 
 def trace_graph(policy: Policy, batch: Batch) -> Graph:
     """The graph of the batch's mean loss."""
     with _recorded_calls(policy) as calls:
         loss = mean_loss(policy, batch)
-    nodes = list(_behind([loss.grad_fn]))
+    nodes = list(_reachable([loss.grad_fn]))
     owners = _owners(policy, nodes, calls)
     modules = Counter(owners.values())
     order = dict.fromkeys([*(call.name for call in calls), *modules])
-    components = {node: component(policy, name) for node, name in owners.items()}
+    components = {node: component_of(policy, name) for node, name in owners.items()}
     sizes = Counter(components.values())
     return Graph(
         num_nodes=len(nodes),
-        by_kind=dict(Counter(map(kind, nodes)).most_common()),
+        by_kind=dict(Counter(map(operation, nodes)).most_common()),
         modules={name: modules[name] for name in order if modules[name]},
-        components={name: sizes[name] for name in dict.fromkeys(component(policy, name) for name in order) if sizes[name]}
-        | {LOSS: sum(1 for _ in _behind([loss.grad_fn], until=components))},
+        components={name: sizes[name] for name in dict.fromkeys(component_of(policy, name) for name in order) if sizes[name]}
+        | {LOSS: sum(1 for _ in _reachable([loss.grad_fn], until=components))},
         edges=_edges(loss.grad_fn, nodes, components),
     )
 
 
-def kind(node: Node) -> str:
-    """`AddmmBackward0` -> `Addmm`: which operation it is the backward of. `AccumulateGrad` is a parameter's leaf."""
+def operation(node: Node) -> str:
+    """The operation whose backward a node is: `AddmmBackward0` -> `Addmm`. `AccumulateGrad` is a parameter's leaf."""
     return re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
 
 
-def component(policy: nn.Module, name: str) -> str:
-    """The part of the policy that a module lies in: `vision`, `projection.language`, `action` ... Mere lists and mappings of
-    modules are no parts, but those in them are."""
+def component_of(policy: nn.Module, name: str) -> str:
+    """The component that a module lies in: `vision`, `projection.language`, `action` ... A ModuleList or ModuleDict is no
+    component itself; each of its entries is one."""
     first, *rest = name.split(".")
     while rest and isinstance(policy.get_submodule(first), nn.ModuleList | nn.ModuleDict):
         first = f"{first}.{rest.pop(0)}"
@@ -73,13 +74,13 @@ def component(policy: nn.Module, name: str) -> str:
 
 
 def _owners(policy: nn.Module, nodes: list[Node], calls: list[_Call]) -> dict[Node, str]:
-    """node -> the innermost module that made it, for the nodes that any made."""
+    """node -> the innermost module that it belongs to; nodes that belong to none are left out."""
     owners: dict[Node, str] = {}
-    for call in sorted(calls, key=lambda call: call.name.count(".")):  # those inside take from those around them
-        owners |= {node: call.name for node in _behind(call.leaving, until=set(call.entering))}
+    for call in sorted(calls, key=lambda call: call.name.count(".")):  # inner modules overwrite the modules around them
+        owners |= {node: call.name for node in _reachable(call.outputs, until=set(call.inputs))}
     modules = {parameter: name.rpartition(".")[0] or name for name, parameter in policy.named_parameters()}
-    leaves = {node: modules[node.variable] for node in nodes if kind(node) == "AccumulateGrad"}
-    for node in nodes:  # what uses a parameter outside of any module's forward
+    leaves = {node: modules[node.variable] for node in nodes if operation(node) == "AccumulateGrad"}
+    for node in nodes:  # a node outside of every forward pass that uses a parameter
         for leaf in _next(node):
             if leaf in leaves:
                 owners.setdefault(node, leaves[leaf])
@@ -87,52 +88,56 @@ def _owners(policy: nn.Module, nodes: list[Node], calls: list[_Call]) -> dict[No
 
 
 def _edges(root: Node, nodes: list[Node], components: dict[Node, str]) -> list[tuple[str, str]]:
-    """Which component's output enters which, whatever lies between them."""
+    """Which component's output is an input of which other, directly or through nodes that belong to no component."""
     found: dict[tuple[str, str], None] = {}
     for node in nodes:
         if node in components or node is root:
-            between = _behind(_next(node), until=components)
-            for behind in (behind for inner in (node, *between) for behind in _next(inner) if behind in components):
-                found[components[behind], components.get(node, LOSS)] = None
+            between = _reachable(_next(node), until=components)
+            for source in (source for inner in (node, *between) for source in _next(inner) if source in components):
+                found[components[source], components.get(node, LOSS)] = None
     return [(source, target) for source, target in found if source != target]
 
 
-def _behind(start: Iterable[Node], until: Container[Node] = ()) -> Iterator[Node]:
-    """All nodes that can be reached from `start` against the flow of the data, up to but without `until`."""
-    seen: set[Node] = set()
+def _reachable(start: Iterable[Node], until: Container[Node] = ()) -> Iterator[Node]:
+    """All nodes that can be reached from `start` in the direction of the backward pass, up to but without `until`."""
+    visited: set[Node] = set()
     waiting = list(start)
     while waiting:
         node = waiting.pop()
-        if node not in seen and node not in until:
-            seen.add(node)
+        if node not in visited and node not in until:
+            visited.add(node)
             yield node
             waiting += _next(node)
 
 
 def _next(node: Node) -> list[Node]:
-    return [behind for behind, _ in node.next_functions if behind is not None]
+    return [following for following, _ in node.next_functions if following is not None]
 
 
 @contextmanager
-def _recorded_calls(policy: nn.Module) -> Iterator[list[_Call]]:
-    """Fills, while the policy computes, with the calls of its modules, the innermost first."""
+def _recorded_calls(policy: Policy) -> Iterator[list[_Call]]:
+    """Yields a list that is filled with the calls of all modules, and of `loss` of auxiliary losses, inner modules first."""
     calls: list[_Call] = []
 
     def record(name: str, inputs: Any, output: Any) -> None:
         calls.append(_Call(name, _grad_fns(inputs), _grad_fns(output)))
 
-    handles = [
-        module.register_forward_hook(
-            lambda _module, args, kwargs, output, name=name: record(name, (args, kwargs), output), with_kwargs=True
-        )
-        for name, module in policy.named_modules()
-        if name
-    ]
-    try:
+    def record_loss(name: str, loss: Callable[[Context, Batch], Tensor], context: Context, batch: Batch) -> Tensor:
+        output = loss(context, batch)
+        record(name, context, output)
+        return output
+
+    with ExitStack() as stack:
+        for name, module in policy.named_modules():
+            if name:
+                hook = module.register_forward_hook(
+                    lambda _module, args, kwargs, output, name=name: record(name, (args, kwargs), output), with_kwargs=True
+                )
+                stack.callback(hook.remove)
+        for name, auxiliary in policy.auxiliary.items():  # `loss` is not a forward pass, so it has no hooks
+            auxiliary.loss = partial(record_loss, f"auxiliary.{name}", auxiliary.loss)
+            stack.callback(delattr, auxiliary, "loss")
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _grad_fns(values: Any) -> list[Node]:

@@ -1,8 +1,8 @@
-"""Where the first NaN or infinity comes from: the offending batch is computed once more, this time with hooks.
+"""Where the first NaN or infinity appears: the batch is computed once more, this time with hooks.
 
     policy, batch -> "batch.observation.state", "the output of vision.stem", "the loss term action", "the gradient of ..."
 
-Nothing is paid for this while all is well.
+Training calls this only after a loss or a gradient was not finite, so it costs nothing otherwise.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
@@ -19,14 +20,14 @@ from vla_mini.types import Batch
 def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> str | None:
     """The first place, in the order of the computation, that holds a NaN or an infinity; None where there is none.
 
-    Parameters are looked at in the order in which their gradients arrive in backward, which is the reverse of forward. The
-    policy's gradients, buffers and hooks are as before afterwards. A compiled policy runs in eager mode.
+    Parameters are checked in the order in which backward computes their gradients, the reverse of forward. Afterwards the
+    policy's gradients, buffers and hooks are as before. A compiled policy runs in eager mode.
     """
     for name, tensor in named_tensors(batch, "batch"):
         if not tensor.isfinite().all():
             return name
-    with torch.compiler.set_stance("force_eager"), _buffers_kept(policy):
-        with _watching_outputs(policy) as found:
+    with torch.compiler.set_stance("force_eager"), _restored_buffers(policy):
+        with _nonfinite_outputs(policy) as found:
             loss, terms = policy.loss(batch)
         if found:
             return f"the output of {found[0]}"
@@ -36,59 +37,51 @@ def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> 
         return _first_gradient(policy, loss.sum()) if gradients else None
 
 
-def is_nonfinite(tensor: Tensor) -> bool:
-    """Whether it holds a NaN or +infinity. -infinity alone is how masks and log-probabilities say never."""
-    return tensor.is_floating_point() and bool((tensor.isnan() | tensor.isposinf()).any())
-
-
 def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors within tuples, lists, mappings and NamedTuples, each with the path that leads there."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from named_tensors(item, f"{name}.{key}")
-    elif isinstance(value, tuple | list):
-        fields = getattr(value, "_fields", range(len(value)))  # a NamedTuple has names
-        for field, item in zip(fields, value, strict=True):
-            yield from named_tensors(item, f"{name}.{field}")
+    """The tensors within tuples, lists, dicts and NamedTuples, each with its path: `batch.targets['keyframe']`."""
+    for path, leaf in tree_leaves_with_path(value):
+        if isinstance(leaf, Tensor):
+            yield name + keystr(path), leaf
 
 
 @contextmanager
-def _watching_outputs(policy: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose output was not finite, in the order in which they returned: inner ones first."""
+def _nonfinite_outputs(policy: nn.Module) -> Iterator[list[str]]:
+    """Yields a list that hooks fill with the modules whose output is not finite, in the order in which they return."""
     found: list[str] = []
 
-    def hook(name: str) -> Any:
-        return lambda module, inputs, output: (
-            found.append(name) if any(is_nonfinite(tensor) for _, tensor in named_tensors(output, name)) else None
-        )
+    def check(name: str, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        # -infinity alone is allowed: masks and log-probabilities use it for "never".
+        if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
+            found.append(name)
 
     with ExitStack() as stack:
         for name, module in policy.named_modules():
             if name:
-                stack.callback(module.register_forward_hook(hook(name)).remove)
+                hook = module.register_forward_hook(lambda _module, _inputs, output, name=name: check(name, output))
+                stack.callback(hook.remove)
         yield found
 
 
 def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:
-    """The parameter whose gradient is the first to arrive non-finite. `torch.autograd.grad` leaves `.grad` as it is."""
+    """The parameter whose gradient is the first that is not finite. `torch.autograd.grad` leaves `.grad` unchanged."""
     found: list[str] = []
 
-    def hook(name: str) -> Any:
-        return lambda gradient: None if gradient.isfinite().all() else found.append(name)
+    def check(name: str, gradient: Tensor) -> None:
+        if not gradient.isfinite().all():
+            found.append(name)
 
-    learning = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with ExitStack() as stack:
-        for name, parameter in learning.items():
-            stack.callback(parameter.register_hook(hook(name)).remove)
-        torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+        for name, parameter in parameters.items():
+            stack.callback(parameter.register_hook(lambda gradient, name=name: check(name, gradient)).remove)
+        torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return f"the gradient of {found[0]}" if found else None
 
 
 @contextmanager
-def _buffers_kept(policy: nn.Module) -> Iterator[None]:
-    """Running statistics, such as BatchNorm's, take no part in what is computed inside."""
+def _restored_buffers(policy: nn.Module) -> Iterator[None]:
+    """Buffers, such as the running statistics of a BatchNorm, get their values back afterwards."""
     before = [(buffer, buffer.clone()) for buffer in policy.buffers()]
     try:
         yield

@@ -1,61 +1,99 @@
-"""A target that says *where*: the attention that the words call up, as a probability of the keyframe, the place where the
-gripper will next close. Context -> negative log-likelihood, one value a sample, `b`.
+"""The keyframe loss: the attention maps as a probability density of the keyframe, the position where the gripper will next
+close. Context -> negative log-likelihood of each sample, "b".
 
-The keyframe is hindsight, read from the demonstration's own later states; no privileged knowledge is used. The attention
-maps are read as a mixture density: each image token is a Gaussian whose mean is an affine map of where the token lies (the
-camera's calibration, learned along), weighted by how much the trunk's queries look at it (mixture density networks, Bishop
-1994). Its gradient says at once which tokens should have been looked at, where a regression from the mean position, which
-every token pulls at a little, learns the same several times more slowly.
+The keyframe is read from the demonstration's own later states (hindsight); no privileged information is used. The attention
+maps are a mixture density (mixture density networks, Bishop 1994): each image token is a Gaussian whose mean is an affine map
+of the token's position (a camera calibration, learned along), weighted by the attention that it gets. Its gradient favours
+the right tokens at once, where a regression from the mean position, to which every token contributes a little, learns the
+same several times more slowly.
 """
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from vla_mini.geometry import grid_positions
-from vla_mini.types import Context
+from vla_mini.errors import did_you_mean
+from vla_mini.layers import grid_positions
+from vla_mini.parts import AuxiliaryLoss, AuxiliarySpec, EpisodeData, FitData
+from vla_mini.types import Batch, Context
+
+MIN_LOG_STD = -3.0  # keeps the density, and with it the loss, bounded
+MIN_STD = 1e-3  # of a state feature
 
 
-class KeyframeLoss(nn.Module):
-    """Negative log-likelihood of the keyframe in normalised units, in nats; samples without one count 0.
+class KeyframeLoss(AuxiliaryLoss):
+    """Negative log-likelihood of the keyframe in normalised units, in nats; samples without one cost 0.
 
-    - grid, num_cameras: where the image tokens lie
-    - keyframe_size: number of chosen state features
-    - num_positions: the trunk's attention maps
     - weight: of this loss beside the action loss
+    - state: names of the state features that make up the keyframe
+    - closes, threshold: the gripper closes where this action rises above the threshold
     """
 
-    LEAST_LOG_DEVIATION = -3.0  # keeps the density, and with it the loss, bounded
-
-    def __init__(self, *, grid: tuple[int, int], num_cameras: int, keyframe_size: int, num_positions: int, weight: float = 0.5):
+    def __init__(
+        self,
+        spec: AuxiliarySpec,
+        *,
+        weight: NonNegativeFloat = 0.5,
+        state: list[str],
+        closes: str,
+        threshold: float = 0.0,
+    ):
         super().__init__()
-        if num_positions == 0:
-            raise ValueError("auxiliary=keyframe needs a trunk with attended positions, as query has: say auxiliary=none")
-        if keyframe_size == 0:
-            raise ValueError("auxiliary=keyframe needs data.keyframe, which says what to learn: say auxiliary=none")
-        self.weight, self.num_cameras = weight, num_cameras
-        self.register_buffer("positions", grid_positions(grid), persistent=False)
-        self.calibration = nn.Linear(2, num_cameras * keyframe_size)
+        if not spec.num_queries:
+            raise ValueError("auxiliary=keyframe needs a trunk with attention maps, such as query; or say auxiliary=none")
+        if not state:
+            raise ValueError("auxiliary.keyframe.state=[] names no state feature; or say auxiliary=none")
+        self.weight, self.threshold, size = weight, threshold, len(state)
+        self.state_indices = [_index(name, spec.state_names, "state") for name in state]
+        self.action_index = _index(closes, spec.action_names, "closes")
+        self.register_buffer("keyframe_mean", torch.zeros(size))
+        self.register_buffer("keyframe_std", torch.ones(size))
+        self.register_buffer("positions", grid_positions(spec.grid), persistent=False)
+        self.calibration = nn.Linear(2, spec.num_cameras * size)
         nn.init.zeros_(self.calibration.bias)
-        with torch.no_grad():  # a guess that is right up to scale where the camera looks straight down; learned from there
-            self.calibration.weight.copy_(1.5 * torch.eye(keyframe_size, 2).repeat(num_cameras, 1))
-        self.log_deviation = nn.Parameter(torch.zeros(()))
-        self.query_logits = nn.Parameter(torch.zeros(num_positions))
+        with torch.no_grad():  # right up to scale where the camera looks straight down; learned from there
+            self.calibration.weight.copy_(1.5 * torch.eye(size, 2).repeat(spec.num_cameras, 1))
+        self.log_std = nn.Parameter(torch.zeros(()))
+        self.query_logits = nn.Parameter(torch.zeros(spec.num_queries))
 
-    def forward(
-        self, context: Context, keyframe: Float[Tensor, "b g"], has_keyframe: Bool[Tensor, " b"]
-    ) -> Float[Tensor, " b"]:
+    def fit(self, data: FitData) -> None:
+        mean, std = (torch.tensor(values[self.state_indices]) for values in data.statistics.state[2:4])
+        self.keyframe_mean.copy_(mean)
+        self.keyframe_std.copy_(std.clamp(min=MIN_STD))
+
+    def targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
+        """`keyframe` (n, g) float32: the chosen state when the gripper next closes; `has_keyframe` (n,): whether it does."""
+        num_frames = len(data.states)
+        closed = data.actions[:, self.action_index] > self.threshold
+        closes = closed & ~np.roll(closed, 1)
+        closes[data.episode_starts] = closed[data.episode_starts]
+        # Backwards through time, the smallest index so far is the next frame in which the gripper closes.
+        following = np.minimum.accumulate(np.where(closes, np.arange(num_frames), num_frames)[::-1])[::-1]
+        has_keyframe = following < np.repeat(data.episode_ends, data.episode_ends - data.episode_starts)
+        keyframe = data.states[np.where(has_keyframe, following, 0)][:, self.state_indices] * has_keyframe[:, None]
+        return {"keyframe": keyframe, "has_keyframe": has_keyframe}
+
+    def loss(self, context: Context, batch: Batch) -> Float[Tensor, " b"]:
+        keyframe = (batch.targets["keyframe"].to(self.keyframe_mean.dtype) - self.keyframe_mean) / self.keyframe_std
         log_weights = context.attention.to(keyframe.dtype) + torch.log_softmax(self.query_logits, dim=0)[:, None]
         log_density = self._log_density(keyframe)[:, None]  # the same Gaussians for every query
         loss = -torch.logsumexp((log_weights + log_density).flatten(1), dim=1)
-        return loss * has_keyframe
+        return loss * batch.targets["has_keyframe"]
 
     def _log_density(self, keyframe: Float[Tensor, "b g"]) -> Float[Tensor, "b n"]:
         """The keyframe's log-density under each image token's Gaussian."""
         with torch.autocast(keyframe.device.type, enabled=False):  # positions need more than bf16's three digits
-            means = self.calibration(self.positions).unflatten(1, (self.num_cameras, -1)).transpose(0, 1).flatten(0, 1)
-            log_deviation = self.log_deviation.clamp(min=self.LEAST_LOG_DEVIATION)
-            squares = ((keyframe[:, None] - means) / log_deviation.exp()).square()
-            return -0.5 * squares.sum(-1) - keyframe.shape[-1] * (log_deviation + 0.5 * math.log(2 * math.pi))
+            means = self.calibration(self.positions).unflatten(1, (self.spec.num_cameras, -1)).transpose(0, 1).flatten(0, 1)
+            log_std = self.log_std.clamp(min=MIN_LOG_STD)
+            squares = ((keyframe[:, None] - means) / log_std.exp()).square()
+            return -0.5 * squares.sum(-1) - keyframe.shape[-1] * (log_std + 0.5 * math.log(2 * math.pi))
+
+
+def _index(name: str, names: tuple[str, ...], setting: str) -> int:
+    if name not in names:
+        raise ValueError(f"auxiliary.keyframe.{setting}: the dataset has no feature {name!r}; {did_you_mean(name, names)}")
+    return names.index(name)

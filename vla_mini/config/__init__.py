@@ -1,13 +1,12 @@
-"""Compose, check, run: from a command line and configs/*.yaml to a checked, resolved, read-only config.
+"""From a command line and configs/*.yaml to typed, frozen settings, and from a script to its exit code.
 
-    argv --quoting--> Hydra's compose API --check against schemas and constructor signatures--> main(cfg) --> exit code
+    arguments ──compose (Hydra)──▶ plain dict ──validate (vla_mini/settings.py)──▶ settings ──main(settings)──▶ exit code
 
-The only user of Hydra. `@config.main("train")` decorates the `main(cfg)` of scripts/train.py; `config.load` gives the
-same config to a test or a notebook. Nothing is built and nothing is written before the whole config was checked.
+`@config.main("train")` decorates the `main(settings)` of scripts/train.py; `config.load` gives the same settings to a test or
+a notebook. Nothing is built and nothing is written before all settings were validated.
 """
 
 from vla_mini.config.command import load, main, run
-from vla_mini.config.folders import default_output, new_folder, point_latest, run_folder, start_work
-from vla_mini.config.processes import rank
+from vla_mini.config.folders import default_output, new_folder, point_latest, rank, run_folder, start_work
 
 __all__ = ["default_output", "load", "main", "new_folder", "point_latest", "rank", "run", "run_folder", "start_work"]

@@ -1,223 +1,173 @@
-"""Command line + configs/<command>.yaml -> one resolved, plain dict, through Hydra's compose API.
+"""Command line + configs/<command>.yaml -> plain, resolved settings, by Hydra's compose API. The only module that uses Hydra.
 
-What is free text (an instruction, a path) never meets Hydra's grammar, in which a comma is a sweep and a parenthesis a
-function: it is set afterwards, as a literal. Settings are forced in (`++`), known or not, so that a mistyped key on the
-command line and one in a YAML file, which Hydra merges silently, meet the same check (check.py).
+    ["experiment=toy_pick", "action=flow", "optimizer.lr=1e-3"]  ──compose──▶  {"seed": 0, "action": {...}, ...}
+
+Hydra never parses free text and paths, in whose values it would find sweeps and function calls: they are set afterwards.
+Settings are forced in (`++`) whether they exist or not, so that a mistyped key on the command line and one in a YAML file,
+which Hydra merges silently, are both found when the settings are validated.
 """
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args, get_origin, get_type_hints
 
-# Settings whose value is taken as it stands, whatever characters it holds.
-TEXTS = {"instruction", "logger.project", "logger.name"}
-PATHS = {
-    *{"policy", "output", "image", "resume", "init_from", "data.root", "vision.path", "language.path"},
-    *{"hydra.run.dir"},
-}  # `null` means none
-PATHS_OF = {"gradients": {"data", "experiment"}, "doctor": {"experiment"}}  # in train.py these are groups
-TEXTS_IN = {"compare": {"variants", "parameters"}}  # nodes of which each setting is text
-PATH_LISTS = {"image"}  # may also be [a,b]
+from vla_mini import settings
+from vla_mini.errors import as_value_error, did_you_mean, one_line
+from vla_mini.schema import ObjectSettings, StrictModel
 
-
-class Composed(NamedTuple):
-    settings: dict[str, Any]  # resolved, not yet checked
-    run_dir: str | None  # `hydra.run.dir`, for commands that have one
-    training: dict[str, Any] | None = None  # what train.py would be told, for commands that begin where it begins
-
-
-class Overrides(NamedTuple):
-    literals: dict[str, str | list[str] | None]  # free text, by key
-    groups: dict[str, str]  # group=variant
-    settings: list[str]  # key=value, in Hydra's grammar
+RUN_DIR = "hydra.run.dir"  # how users of Hydra know the setting run_dir
 
 
 def configs_folder() -> Path:
     """The repository's configs/, beside the package: an editable install is the supported way."""
     folder = Path(__file__).resolve().parents[2] / "configs"
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is missing: vla-mini runs from a checkout, installed by `pip install -e .` at its top"
-        )
+        raise FileNotFoundError(f"{folder} is missing: vla-mini needs its checkout, installed by `pip install -e .` in it")
     return folder
 
 
-def command_text(name: str) -> str:
-    """configs/<name>.yaml as it is written."""
-    path = configs_folder() / f"{name}.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    return path.read_text(encoding="utf-8")
-
-
 def read_command(name: str) -> dict[str, Any]:
-    """configs/<name>.yaml, nothing composed."""
+    """The content of configs/<name>.yaml."""
+    return dict(_parse_yaml(name, (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+@cache
+def _parse_yaml(name: str, text: str) -> dict[str, Any]:
     import yaml
 
-    try:
-        return yaml.safe_load(command_text(name)) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"configs/{name}.yaml is no YAML: {' '.join(str(error).split())}") from error
+    with as_value_error(f"configs/{name}.yaml is no YAML", yaml.YAMLError):
+        return yaml.safe_load(text) or {}
 
 
 def groups_of(name: str) -> dict[str, list[str]]:
-    """The groups that a command's defaults list names, each with its variants: {"vision": ["conv", "patch"], ...}."""
-    defaults = read_command(name).get("defaults", [])
-    groups = [key.removeprefix("override /") for entry in defaults if isinstance(entry, dict) for key in entry]
+    """The groups in a command's defaults list, each with its variants: {"vision": ["conv", "patch"], ...}."""
+    groups = [key for entry in read_command(name).get("defaults", []) if isinstance(entry, dict) for key in entry]
     return {group: sorted(path.stem for path in (configs_folder() / group).glob("*.yaml")) for group in groups}
 
 
-def did_you_mean(word: str, names: list[str]) -> str:
-    """The end of an error message: the nearest of `names`, or all of them where none is near."""
-    by_lower_case = {name.lower(): name for name in names}
-    near = get_close_matches(word.lower(), by_lower_case, n=1)
-    if near:
-        return f"did you mean {by_lower_case[near[0]]!r}?"
-    some = [*names[:12], "..."] if len(names) > 12 else names
-    return f"choose from: {', '.join(some)}" if some else "there is none to choose from"
+def known_keys(name: str) -> list[str]:
+    """What a command's arguments may begin with: its groups and its settings."""
+    return list(dict.fromkeys([*groups_of(name), *(key for key in read_command(name) if key != "defaults")]))
 
 
-def sort_overrides(name: str, arguments: list[str]) -> Overrides:
-    """Sort `key=value` arguments into free text, choices of a variant, and settings for Hydra to read."""
-    groups = groups_of(name)
-    literal_keys = TEXTS | PATHS | PATHS_OF.get(name, set())
-    overrides = Overrides({}, {}, [])
+def key_of(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+")
+
+
+def type_of(kind: Any, names: Sequence[str]) -> Any:
+    """The annotation of the setting `names` below the type `kind`; None where that is unknown. Parts are not imported."""
+    if not names:
+        return kind
+    if inspect.isclass(kind) and issubclass(kind, ObjectSettings):
+        return settings.Path | None if names[-1] == "path" else None
+    if inspect.isclass(kind) and issubclass(kind, StrictModel):
+        return type_of(get_type_hints(kind, include_extras=True).get(names[0]), names[1:])
+    if get_origin(kind) is dict:
+        return type_of(get_args(kind)[1], names[1:])
+    return next(filter(None, (type_of(choice, names) for choice in get_args(kind))), None)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an annotation is one of free text or a path."""
+    return settings.AS_WRITTEN in get_args(kind) or any(map(is_text, get_args(kind)))
+
+
+def command_settings(name: str) -> type[StrictModel]:
+    """The class of a command's settings."""
+    if name == "train":
+        return settings.TrainSettings
+    from vla_mini.command_settings import COMMANDS
+
+    return COMMANDS[name]
+
+
+def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Texts by key, which Hydra must not parse, and its overrides by key; where a key is given twice, the last one counts.
+
+    ValueError for an argument of another form, a variant that does not exist, or a value that Hydra cannot parse.
+    """
+    groups, texts, overrides = groups_of(name), {}, {}
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        key = key.removeprefix("+").removeprefix("+")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        key, value = key_of(argument), argument.partition("=")[2]
+        if "=" not in argument or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
-        if key in literal_keys or (key.partition(".")[0] in TEXTS_IN.get(name, ()) and "." in key):
-            overrides.literals[key] = _literal(key, value)
+        if key == RUN_DIR and name == "train":
+            key = "run_dir"
+        kind = type_of(command_settings(name), key.split("."))
+        if is_text(kind):
+            texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:
             for variant in value.strip("[]").split(","):
                 if variant.strip() not in groups[key]:
-                    raise ValueError(f"{key}={value} names no variant: {did_you_mean(variant.strip(), groups[key])}")
-            overrides.groups[key] = value
-        elif _is_meant_for_a_group(key, name):
-            raise ValueError(f"{argument}: {name}.py has no {key!r}: {did_you_mean(key, known_keys(name))}")
-        elif key.split(".")[0] == "hydra":
-            raise ValueError(f"{argument}: unknown key {key!r}: did you mean 'hydra.run.dir'?")
+                    raise ValueError(f"{argument} names no variant: {did_you_mean(variant.strip(), groups[key])}")
+            overrides[key] = f"{key}={value}"
+        elif key.startswith("hydra.") or (configs_folder() / key).is_dir():
+            names = [*known_keys(name), *([RUN_DIR] if name == "train" else [])]
+            raise ValueError(f"{argument}: {name}.py has no {key!r}: {did_you_mean(key, names)}")
         else:
-            overrides.settings.append(_readable(key, value))
-    return overrides
+            overrides[key] = f"++{key}={value}"
+            parse_values(overrides[key])
+    return texts, overrides
 
 
-def _literal(key: str, value: str) -> str | list[str] | None:
-    if value == "null" and key not in TEXTS:
-        return None
-    if key in PATH_LISTS and value.startswith("[") and value.endswith("]"):
-        return [path.strip() for path in value[1:-1].split(",")]
-    return value
-
-
-def _is_meant_for_a_group(key: str, name: str) -> bool:
-    """Whether an unknown key is a group of another command's, or looks like one of this command's."""
-    unknown = "." not in key and key not in known_keys(name)
-    return unknown and ((configs_folder() / key).is_dir() or bool(get_close_matches(key, groups_of(name), n=1)))
-
-
-def _readable(key: str, value: str) -> str:
-    """`++key=value`, if Hydra's grammar can read it as one value."""
+def parse_values(override: str, *, several: bool = False) -> list[str]:
+    """The value of `++key=value` as Hydra reads it, or the values of a sweep, where there may be `several`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    setting = f"++{key}={value}"
+    key, _, value = override.lstrip("+").partition("=")
     try:
-        override = OverridesParser.create().parse_override(setting)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         raise ValueError(f"cannot read the value of {key}={value}: quote it as {key}='\"...\"'") from error
-    if override.is_sweep_override():
+    if not parsed.is_sweep_override():
+        return [value]
+    if not several:
         raise ValueError(f"{key}={value} has several values: give one, or a list as {key}=[{value}]")
-    return setting
+    return list(parsed.sweep_string_iterator())
 
 
-def known_keys(name: str) -> list[str]:
-    command = read_command(name)
-    return [*groups_of(name), *(key for key in command if key not in ("defaults", "hydra"))]
+def escape(text: str | None) -> str | None:
+    r"""Make OmegaConf read a text as it stands: `${` is a reference for it unless it is written `\${`."""
+    return text if text is None else re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
 
 
-def escape(value: Any) -> Any:
-    r"""Make literals of all strings within: OmegaConf reads `${` as a reference unless it is written `\${`."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
-    if isinstance(value, dict):
-        return {key: escape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [escape(item) for item in value]
-    return value
-
-
-def compose(name: str, arguments: list[str], *, resolve: bool = True) -> Composed:
-    """Compose configs/<name>.yaml with `arguments`. ValueError, in one line, for all that Hydra refuses.
-
-    A command with an `experiment` of its own begins where train.py would: `training` holds the settings of that.
-    """
-    own, training = split(name, arguments)
-    if name == "compare":
-        from vla_mini.config.variants import expand, refuse_base
-
-        refuse_base(own)
-        settings = _compose(name, own, resolve=resolve).settings
-        folder = settings["name"] or sort_overrides(name, own).groups.get("study", "comparison")
-        return Composed(settings | {"variants": expand(settings, training), "name": folder}, None)
-    composed = _compose(name, own, resolve=resolve)
-    return composed._replace(training=_compose("train", training, resolve=resolve).settings) if training else composed
-
-
-def split(name: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """A command's arguments -> its own and, where it trains variants or has an experiment, given or by default, those for
-    train.py. ValueError for a key that neither knows."""
-    command, own_keys = read_command(name), known_keys(name)
-    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
-    begins = "experiment" in command and (command["experiment"] or "experiment" in keys)
-    if name != "compare" and not begins:
-        return arguments, []
-    own, training = [], []
-    for argument, key in zip(arguments, keys, strict=True):
-        node = key.partition(".")[0]
-        # What is of no form at all is refused as the command's own.
-        is_own = key in own_keys or isinstance(command.get(node), dict) or "=" not in argument
-        if not is_own and node not in (*known_keys("train"), "hydra"):
-            raise ValueError(f"unknown key {key!r}: {did_you_mean(key, [*own_keys, *known_keys('train')])}")
-        if is_own:
-            own.append(argument)
-        if not is_own or (begins and key in ("experiment", "seed")):
-            training.append(argument)
-    if begins and "experiment" not in keys:
-        training = [f"experiment={command['experiment']}", *training]
-    return own, training
-
-
-def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
+def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of a command, resolved and not yet validated. ValueError, in one line, for all that Hydra refuses."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf, open_dict
+
+    texts, overrides = sort_arguments(name, arguments)
+    _refuse_second_config(texts, overrides)
+    with _hydra_errors():
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            config = hydra_compose(name, list(overrides.values()), return_hydra_config=True)
+        for group in ("experiment", "study"):
+            _check_package(group, config.hydra.runtime.choices.get(group))
+        with open_dict(config):
+            for key, text in texts.items():
+                OmegaConf.update(config, key, escape(text), force_add=True)
+            HydraConfig.instance().set_config(config)  # for ${hydra:...}
+            del config["hydra"]
+        return OmegaConf.to_container(config, resolve=True)
+
+
+@contextmanager
+def _hydra_errors() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into ValueError, in the words of the command line."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
     from yaml import YAMLError
 
-    literals, groups, settings = sort_overrides(name, arguments)
-    _refuse_second_config(literals, settings)
-    choices = [f"{group}={variant}" for group, variant in groups.items()]
     try:
-        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            cfg = hydra_compose(name, [*choices, *settings], return_hydra_config=True)
-        for group in ("experiment", "study"):
-            _check_package(group, cfg.hydra.runtime.choices.get(group))
-        with open_dict(cfg):
-            for key, text in literals.items():
-                OmegaConf.update(cfg, key, escape(text), force_add=True)
-        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
-        run_dir = str(cfg.hydra.run.dir) if "hydra" in read_command(name) else None
-        if run_dir is None and "hydra.run.dir" in literals:
-            raise ValueError(f"hydra.run.dir={literals['hydra.run.dir']}: {name}.py has no run folder (see --help)")
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        return Composed(OmegaConf.to_container(cfg, resolve=resolve), run_dir)
+        yield
     except MissingConfigException as error:
         group, _, variant = str(error.missing_cfg_file).rpartition("/")
         options = [str(option).rpartition("/")[2] for option in error.options or []]
@@ -228,27 +178,52 @@ def _compose(name: str, arguments: list[str], *, resolve: bool) -> Composed:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         message = str(error).replace("Error merging override ++", "cannot set ")
         reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
-        raise ValueError(" ".join(f"{message}{reason}".split())) from error
+        raise ValueError(one_line(f"{message}{reason}")) from error
     finally:
-        HydraConfig.instance().cfg = None  # or Lightning would add hydra.* to the arguments of the processes that it starts
+        HydraConfig.instance().cfg = None  # else Lightning would add hydra.* to the arguments of the processes that it starts
 
 
-def _refuse_second_config(literals: Mapping[str, Any], settings: Sequence[str]) -> None:
-    """ValueError for vision.config.* or language.config.* beside a path: what is pretrained has a config of its own."""
+def _refuse_second_config(texts: Mapping[str, str | None], overrides: Mapping[str, str]) -> None:
+    """ValueError for vision.config.* or language.config.* beside a path: a pretrained model has its own config."""
     for part in ("vision", "language"):
-        path = literals.get(f"{part}.path")
-        for setting in settings if path else ():
-            if setting.startswith(f"++{part}.config"):
-                raise ValueError(
-                    f"{setting.lstrip('+')}: the model of {part}.path={path} has a config of its own; leave one out"
-                )
+        for key, override in overrides.items():
+            if texts.get(f"{part}.path") and key.startswith(f"{part}.config"):
+                path = texts[f"{part}.path"]
+                raise ValueError(f"{override.lstrip('+')}: {part}.path={path} has its own config; leave one out")
 
 
 def _check_package(group: str, choice: str | None) -> None:
-    """Without its first line an experiment's settings would land under `experiment:`, and change nothing."""
+    """ValueError for an experiment without its first line: its settings would be set under `experiment:`, without effect."""
     if choice is None:
         return
     path = configs_folder() / group / f"{choice}.yaml"
     header = re.match(r"(\s*(#.*)?\n)*", path.read_text(encoding="utf-8") + "\n")
     if not re.search(r"^\s*#\s*@package\s+_global_\s*$", header[0], flags=re.MULTILINE):
         raise ValueError(f"configs/{group}/{path.name} must begin with the line '# @package _global_'")
+
+
+def split(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a command that begins as train.py does -> its own, and those for train.py.
+
+    The second list is empty where the command has no experiment, neither given nor by default. ValueError for a key that
+    neither of the two knows.
+    """
+    command, own_keys, training_keys = read_command(name), known_keys(name), known_keys("train")
+    keys = [key_of(argument) for argument in arguments]
+    default = command.get("experiment")
+    if name != "compare" and not default and "experiment" not in keys:
+        return list(arguments), []
+    own, training = [], []
+    for argument, key in zip(arguments, keys, strict=True):
+        node = key.partition(".")[0]
+        # An argument without a key is refused as one of the command's own.
+        is_own = key in own_keys or isinstance(command.get(node), dict) or "=" not in argument
+        if not is_own and node not in (*training_keys, "hydra"):
+            raise ValueError(f"unknown key {key!r}: {did_you_mean(key, [*own_keys, *training_keys])}")
+        if is_own:
+            own.append(argument)
+        if not is_own or (name != "compare" and key in ("experiment", "seed")):
+            training.append(argument)
+    if default and "experiment" not in keys:
+        training = [f"experiment={default}", *training]
+    return own, training

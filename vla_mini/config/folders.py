@@ -1,23 +1,26 @@
-"""Output folders: created exclusively, named by `latest` once they hold something worth it, removed while still empty.
+"""Output folders: created exclusively, linked as `latest` once a policy was saved in them, removed while they are still empty.
 
-The first folder made marks the beginning of the work: from there on a failure exits with 1 instead of 2.
+The first folder that a command makes marks the start of its work: from there on a failure exits with 1 instead of 2. Lightning
+starts the command of a run again for each further device, with LOCAL_RANK in its environment; RUN_DIR there names the folder.
 """
 
 import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from vla_mini.config import processes
-from vla_mini.config.resume import save
+from vla_mini import files
+from vla_mini.settings import TrainSettings
 
+CONFIG = "config.yaml"  # a run's settings
+RUN_DIR = "VLA_MINI_RUN_DIR"
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
 
 _made: list[Path] = []  # folders that this command made, outermost first
-_held: list[int] = []  # locks on the folders that this command works in
+_locks: list[int] = []  # on the folders that this command works in
 _started = False
 
 
@@ -38,28 +41,55 @@ def new_folder(path: str | Path) -> Path:
         remove_empty_folders()
         raise ValueError(f"cannot create the folder {path}: {error.strerror or error}") from error
     _made.append(path)
-    return _hold(path)
+    return _lock(path)
 
 
-def run_folder(cfg: Any) -> Path:
-    """The folder of a run, with its config.yaml: a new one, or that of the run to resume; in a run's further processes, the
-    one that is there. ValueError where another command is at work in it."""
-    if processes.rank():
+def run_folder(settings: TrainSettings) -> Path:
+    """The folder of a run, with its config.yaml: a new one, or the one to resume; in a run's further processes the one that the
+    first made. ValueError where another command is at work in it."""
+    run_dir = Path(settings.run_dir)
+    if rank():
         start_work()
-        return Path(cfg.run_dir)
-    run_dir = _hold(Path(cfg.run_dir)) if cfg.resume else new_folder(cfg.run_dir)
-    save(cfg, run_dir)
-    os.environ[processes.RUN_DIR] = str(run_dir)
+        return run_dir
+    _lock(run_dir) if settings.resume else new_folder(run_dir)
+    save_settings(settings, run_dir)
+    os.environ[RUN_DIR] = str(run_dir)
     return run_dir
 
 
-def _hold(folder: Path) -> Path:
-    """Keep other commands out of `folder`, until this one ends. Work has started then."""
+def save_settings(settings: TrainSettings, folder: Path) -> None:
+    """Write the settings of a run to its config.yaml, for whoever resumes it."""
+    import yaml
+
+    saved = settings.model_dump(mode="json") | {"resume": None}
+    if settings.init_from and os.path.isdir(settings.init_from):
+        saved["init_from"] = os.path.realpath(settings.init_from)  # `latest` may name another run later
+    files.write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
+
+
+def rank() -> int:
+    """The number of this process in its run; 0 is the one that the user started."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if RUN_DIR in os.environ else 0
+
+
+def check_processes(settings: TrainSettings, arguments: Sequence[str]) -> None:
+    """ValueError where the command, given `arguments`, cannot be started again for each further device."""
+    if "LOCAL_RANK" in os.environ and RUN_DIR not in os.environ:  # All processes would begin at once, and collect.
+        raise ValueError(
+            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, as by torchrun: start this command with python alone; "
+            "trainer.devices=N starts the other processes"
+        )
+    if settings.trainer.devices > 1 and list(arguments) != sys.argv[1:]:
+        raise ValueError(f"trainer.devices={settings.trainer.devices} needs the command line: it starts {sys.argv[0]} again")
+
+
+def _lock(folder: Path) -> Path:
+    """Keep other commands out of `folder` until this one ends, and mark that work has started."""
     try:
         import fcntl
 
-        _held.append(os.open(folder, os.O_RDONLY))
-        fcntl.flock(_held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locks.append(os.open(folder, os.O_RDONLY))
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # Windows
         pass
     except BlockingIOError:
@@ -70,8 +100,8 @@ def _hold(folder: Path) -> Path:
 
 def default_output(policy: str | None, name: str, otherwise: str | Path = ".") -> Path:
     """`name`/<date_time>/ beside the folder `policy`, or in `otherwise` where there is none (it is a hub id, or null)."""
-    place = Path(policy).resolve().parent if policy and Path(policy).is_dir() else Path(otherwise)
-    return place / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    parent = Path(policy).resolve().parent if policy and Path(policy).is_dir() else Path(otherwise)
+    return parent / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def start_work() -> None:
@@ -85,28 +115,26 @@ def work_has_started() -> bool:
 
 
 def begin() -> None:
-    """A new command begins: no folder is its own yet."""
+    """Forget the folders of an earlier command in this process."""
     global _started
     _started = False
     _made.clear()
-    while _held:
-        os.close(_held.pop())
+    while _locks:
+        os.close(_locks.pop())
 
 
 def remove_empty_folders() -> None:
-    """Take away the folders of a command that failed, as far as they are still empty."""
-    for folder in reversed(_made):
-        try:
+    """Remove the folders of a command that failed, as far as they are still empty."""
+    with contextlib.suppress(OSError):  # one that is not empty, or gone
+        for folder in reversed(_made):
             folder.rmdir()
-        except OSError:  # not empty, or gone: either way no longer ours to remove
-            break
     _made.clear()
 
 
 def point_latest(run_dir: str | Path) -> None:
-    """Let `latest`, beside `run_dir`, name it: a relative symlink, replaced atomically (a text file where links fail).
+    """Make `latest`, beside `run_dir`, a relative link to it, atomically (a text file where links fail).
 
-    A run that was put elsewhere (`hydra.run.dir=`) is not one of a series, and gets no `latest` beside it.
+    A run that was put elsewhere (`hydra.run.dir=`) is not one of a series, and gets no `latest`.
     """
     run_dir = Path(run_dir)
     if not _TIMESTAMP.fullmatch(run_dir.name):
@@ -120,6 +148,6 @@ def point_latest(run_dir: str | Path) -> None:
             temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
         os.replace(temporary, latest)
     except OSError as error:  # no reason to fail, nor to hide why training did
-        print(f"warning: {latest} does not name {run_dir.name}: {error.strerror}", file=sys.stderr)
+        print(f"warning: {latest} was not set to {run_dir.name}: {error.strerror}", file=sys.stderr)
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -1,78 +1,64 @@
-"""resume=RUN_DIR: the settings of an earlier run, as it kept them, instead of those that the configs would compose now."""
+"""resume=RUN_DIR: the settings of an earlier run, from its config.yaml, instead of those that the configs compose now."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_mini import files
-from vla_mini.config import processes
-from vla_mini.config.compose import Composed, compose, escape
+from vla_mini.config.compose import compose, key_of
+from vla_mini.config.folders import CONFIG, RUN_DIR, rank
+from vla_mini.errors import as_value_error
 
-CONFIG = "config.yaml"
-COMPILE = ("compile", "compile_dynamic")  # changes numbers by their rounding alone, and no checkpoint
+# What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
+CHANGEABLE = ("trainer.max_steps", "logger", "compile", "compile_dynamic")
 
 
-def resumed_folder(arguments: Sequence[str]) -> str | None:
-    """The folder that `resume=` names, if there is one: the run's own, since `latest` may come to name another meanwhile."""
-    values = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("resume=")]
-    if not values or values[-1] == "null":
-        return None
-    if not values[-1].strip():
-        raise ValueError(f"resume={values[-1]} names no run: give the folder of one, or leave it out")
-    if processes.rank():
-        return os.environ[processes.RUN_DIR]
-    folder = Path(values[-1])
-    for _ in range(8):  # a link may name itself
+def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run that `resume=` names, with the changes in other arguments. ValueError for any other change."""
+    resume = [argument for argument in arguments if key_of(argument) == "resume"][-1].partition("=")[2]
+    if resume == "null":
+        return compose("train", arguments)
+    if not resume.strip():
+        raise ValueError(f"resume={resume} names no run: give the folder of one, or leave it out")
+    changes = [argument for argument in arguments if key_of(argument) != "resume"]
+    for argument in changes:
+        if not {key_of(argument), key_of(argument).partition(".")[0]} & set(CHANGEABLE):
+            raise ValueError(f"{argument} with resume=: only {', '.join(CHANGEABLE)} may change when a run is resumed")
+    folder = _run_folder(resume)
+    settings = _read(folder) | {"resume": str(folder), "run_dir": str(folder)}
+    changed = compose("train", changes) if changes else {}
+    for node in {key_of(argument).partition(".")[0] for argument in changes}:
+        if node == "trainer":
+            settings["trainer"]["max_steps"] = changed["trainer"]["max_steps"]
+        else:
+            settings[node] = changed[node]
+    return settings
+
+
+def _run_folder(resume: str) -> Path:
+    """The run's own folder, also where `resume` is `latest`, which may come to name another one."""
+    if rank():
+        return Path(os.environ[RUN_DIR])
+    folder = Path(resume)
+    for _ in range(8):  # A link may name itself.
         if folder.is_symlink():
             folder = folder.parent / folder.readlink()
-    if folder.name == "latest" and folder.is_file():  # where the file system knows no links
+    if folder.name == "latest" and folder.is_file():  # on a file system without links
         folder = folder.parent / folder.read_text(encoding="utf-8").strip()
-    return str(folder)
+    return folder
 
 
-def compose_resumed(folder: str, arguments: Sequence[str]) -> Composed:
-    """What config.yaml in `folder` says. Of it, only how long to train, where to log and how to compile can be said anew; else
-    ValueError."""
+def _read(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml. ValueError where there is none, or it is damaged."""
     import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    others = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
-    for argument in others:
-        key = argument.partition("=")[0].lstrip("+")
-        if key not in ("trainer.max_steps", *COMPILE) and key.partition(".")[0] != "logger":
-            raise ValueError(f"{argument} with resume=: a run goes on as it began, but for trainer.max_steps, logger, compile")
-    if not Path(folder).is_dir():
+    path = folder / CONFIG
+    if not folder.is_dir():
         raise ValueError(f"resume={folder}: there is no such folder")
-    path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
-    try:
+    with as_value_error(f"{path} is damaged", yaml.YAMLError, UnicodeDecodeError):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(settings, dict):  # in which "${" was written as a literal
-            settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged: it holds no settings")
-    settings.pop("run_dir", None)
-    if others:
-        said = compose("train", list(others)).settings
-        if any(argument.lstrip("+").startswith("logger") for argument in others):
-            settings["logger"] = said["logger"]
-        if any(argument.lstrip("+").startswith("trainer") for argument in others):
-            settings["trainer"]["max_steps"] = said["trainer"]["max_steps"]
-        keys = {argument.partition("=")[0].lstrip("+") for argument in others}
-        settings |= {key: said[key] for key in COMPILE if keys & set(COMPILE)}
-    return Composed(settings | {"resume": folder}, run_dir=folder)
-
-
-def save(cfg: Any, folder: Path) -> None:
-    """Keep the resolved settings of a run, for whoever resumes it."""
-    from omegaconf import OmegaConf
-
-    settings = OmegaConf.to_container(cfg, resolve=True) | {"resume": None}
-    if "init_from" in settings and settings["init_from"] and os.path.isdir(settings["init_from"]):
-        settings["init_from"] = os.path.realpath(settings["init_from"])  # `latest` will mean another run by then
-    files.write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(escape(settings))))
+    return settings

@@ -1,47 +1,60 @@
-"""compare.py's command line -> its own settings, and for each variant what scripts/train.py is told.
+"""The command line of compare.py -> its own settings, and for each variant the arguments of train.py.
 
     action=regression,flow optimizer.lr=1e-3  ──▶  {"regression": ["action=regression", "optimizer.lr=1e-3"],
                                                     "flow":       ["action=flow",       "optimizer.lr=1e-3"]}
 
-What is not compare.py's own is train.py's, for all variants, and stands last, so that the command line overrides a study.
-Where it has several values, separated by commas, each makes a variant: Hydra's notation of a sweep.
+Arguments that are not compare.py's own are train.py's, for all variants, and come last, so that they override a study. Where
+one has several values, separated by commas (Hydra's notation of a sweep), each makes a variant.
 """
 
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vla_mini.config.compose import PATHS, TEXTS, groups_of
+from vla_mini.command_settings import CompareSettings
+from vla_mini.config.compose import compose, groups_of, is_text, key_of, parse_values, split, type_of
+from vla_mini.errors import as_value_error, show
+from vla_mini.settings import TrainSettings
 
-# What is the same for all variants, and how it is said instead.
-DECIDED = {
-    "seed": "say seeds=[0,1]",
-    "trainer.max_steps": "say budget.steps=400",
-    "evaluation.every_n_steps": "say budget.selections=20",
-    "hydra.run.dir": "say output=DIR",
-    "resume": "what was finished is found again without it",
+# What the comparison sets for all variants, and the setting of compare.py that decides it.
+MANAGED = {
+    "seed": "give seeds=[0,1]",
+    "trainer.max_steps": "give budget.steps=400",
+    "evaluation.every_n_steps": "give budget.selections=20",
+    "hydra.run.dir": "give output=DIR",
+    "run_dir": "give output=DIR",
+    "resume": "finished runs are found again without it",
 }
-SCENES = (("env", "id"), ("evaluation", "episodes"), ("evaluation", "seed"), ("evaluation", "selection_episodes"))
+# What decides in which scenes a policy is evaluated, and so has to be the same for all variants.
+SCENES: dict[str, Callable[[TrainSettings], Any]] = {
+    "env.id": lambda settings: settings.env.id,
+    "evaluation.episodes": lambda settings: settings.evaluation.episodes,
+    "evaluation.seed": lambda settings: settings.evaluation.seed,
+    "evaluation.selection_episodes": lambda settings: settings.evaluation.selection_episodes,
+}
 
 
-def refuse_base(arguments: Sequence[str]) -> None:
-    """ValueError where compare.py's own arguments hold a study's base."""
-    for argument in arguments:
-        if argument.partition("=")[0].lstrip("+") == "base":
-            raise ValueError(
-                f"{argument}: on a command line train.py's settings stand by themselves, such as experiment=toy_pick"
-            )
+def compose_comparison(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of compare.py, resolved and not yet validated; each variant with all its arguments."""
+    own, training = split("compare", arguments)
+    given = {key_of(argument): argument for argument in own}
+    if "base" in given:
+        raise ValueError(f"{given['base']}: on the command line give the settings of train.py directly: experiment=toy_pick")
+    settings = compose("compare", own)
+    study = given.get("study", "").partition("=")[2]
+    return settings | {"variants": _expand(settings, training), "name": settings["name"] or study or "comparison"}
 
 
-def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
-    """Each variant by name, with all that train.py is told for it: the base, what is its own, the command line."""
+def _expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, list[str]]:
+    """Each variant by name, with all its arguments: those of the base, its own, those of the command line."""
     if not isinstance(settings["variants"], dict):
-        raise ValueError(f"variants={settings['variants']} is not a group of settings: say variants.NAME='action=flow'")
-    named = {name: _words(f"variants.{name}", value) for name, value in settings["variants"].items() if value is not None}
+        raise ValueError(f"variants={settings['variants']} is not a group of settings: give variants.NAME='action=flow'")
+    named = {name: value for name, value in settings["variants"].items() if value not in (None, "null")}
+    named = {name: _words(f"variants.{name}", value) for name, value in named.items()}
     base = _words("base", settings["base"])
     choices = [_values(argument) for argument in training]
-    keys = [values[0].partition("=")[0] for values in choices if len(values) > 1]
+    keys = [key_of(values[0]) for values in choices if len(values) > 1]
     if not named and not keys:
         raise ValueError("nothing to compare: give a setting several values, such as action=regression,flow, or study=heads")
     variants = {}
@@ -52,65 +65,54 @@ def expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, li
     return variants
 
 
-def refuse_decided(variants: Mapping[str, Sequence[str]], *, selections: int | None) -> None:
-    """ValueError where what train.py is told for a variant is the comparison's to decide."""
-    for variant, given in variants.items():
-        for argument in given:
-            key = argument.partition("=")[0].lstrip("+")
-            if key in DECIDED and (selections or key != "evaluation.every_n_steps"):
-                raise ValueError(f"{argument} is not for one variant ({variant}) to decide: {DECIDED[key]}")
-
-
-def refuse_unfair(variants: Mapping[str, Mapping[str, Any]], *, seconds: float | None) -> None:
-    """ValueError for variants, by their checked settings, that cannot be compared."""
-    for variant, settings in variants.items():
-        if seconds and settings["unfreeze_at"]:
-            name, step = next(iter(settings["unfreeze_at"].items()))
-            raise ValueError(
-                f"variant {variant}: unfreeze_at.{name}={step} counts steps, of which nobody knows how many budget.seconds="
-                f"{seconds:g} will be: say budget.steps=400"
-            )
-    for (first, one), (second, other) in itertools.combinations(variants.items(), 2):
-        for group, key in SCENES:
-            if one[group][key] != other[group][key]:
-                both = f"{one[group][key]} of variant {first} and {other[group][key]} of {second}"
-                raise ValueError(f"{group}.{key}: {both} differ, but all are evaluated on the same scenes")
-        if {**one, "run_dir": ""} == {**other, "run_dir": ""}:
-            raise ValueError(f"variants {first} and {second} come to the same settings")
-
-
 def _words(key: str, value: Any) -> list[str]:
-    """`action=flow optimizer.lr=1e-3`, split as the shell does; a list is taken as it stands."""
+    """`action=flow optimizer.lr=1e-3`, split as by the shell; a list is taken as it stands."""
     try:
         words = shlex.split(value) if isinstance(value, str) else value
     except ValueError as error:
         raise ValueError(f"{key}={value}: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"{key}={value} is not what train.py can be told: text such as 'action=flow', or a list of it")
+        raise ValueError(f"{key}={show(value)} is no list of train.py's arguments: give text such as 'action=flow', or a list")
     return words
 
 
 def _values(argument: str) -> list[str]:
     """The argument, once for each value of its sweep: ["lr=1", "lr=2"] for "lr=1,2"."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    key = argument.partition("=")[0].lstrip("+")
-    if key in TEXTS | PATHS:  # taken as they stand
+    key = key_of(argument)
+    if is_text(type_of(TrainSettings, key.split("."))):
         return [argument]
-    try:
-        override = OverridesParser.create().parse_override(f"++{argument.lstrip('+')}")
-        if not override.is_sweep_override():
-            return [argument]
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    except HydraException:
-        return [argument]  # which train.py's own check refuses, by name
+    return [f"{key}={value}" for value in parse_values(f"++{argument.lstrip('+')}", several=True)]
 
 
 def _short(argument: str, keys: Sequence[str]) -> str:
-    """A variant's name by what it was given: "flow" for action=flow, "lr=0.001" for optimizer.lr=0.001."""
+    """A variant's name by its own argument: "flow" for action=flow, "lr=0.001" for optimizer.lr=0.001."""
     key, _, value = argument.partition("=")
     if key in groups_of("train"):
         return value
     last = key.rpartition(".")[2]
     return argument if [other.rpartition(".")[2] for other in keys].count(last) > 1 else f"{last}={value}"
+
+
+def check_variants(settings: CompareSettings, load: Callable[[list[str]], TrainSettings]) -> None:
+    """ValueError for a variant that train.py would refuse, and for variants that cannot be compared."""
+    budget, loaded = settings.budget, {}
+    for variant, arguments in settings.variants.items():
+        for argument in arguments:
+            key = key_of(argument)
+            if key in MANAGED and (budget.selections or key != "evaluation.every_n_steps"):
+                raise ValueError(f"{argument} cannot be set for one variant ({variant}): {MANAGED[key]}")
+    for variant, arguments in settings.variants.items():
+        with as_value_error(f"variant {variant}", ValueError):
+            loaded[variant] = load([*arguments, *([f"trainer.max_steps={budget.steps}"] if budget.steps else [])])
+        for name, step in loaded[variant].unfreeze_at.items() if budget.seconds else ():
+            raise ValueError(
+                f"variant {variant}: unfreeze_at.{name}={step} counts steps, and their number is not known beforehand with "
+                f"budget.seconds={budget.seconds:g}: give budget.steps=400"
+            )
+    for (first, one), (second, other) in itertools.combinations(loaded.items(), 2):
+        for key, scenes in SCENES.items():
+            if scenes(one) != scenes(other):
+                both = f"{scenes(one)} of variant {first} and {scenes(other)} of {second}"
+                raise ValueError(f"{key}: {both} differ, but all variants are evaluated on the same scenes")
+        if one.model_copy(update={"run_dir": ""}) == other.model_copy(update={"run_dir": ""}):
+            raise ValueError(f"variants {first} and {second} have the same settings")

@@ -1,7 +1,7 @@
-"""How a LeRobotDataset v3.0 lies on disk: the names of its files and columns, and their types.
+"""The format of a LeRobotDataset v3.0 on disk: the names of its files and columns, and their types.
 
-    meta/info.json, stats.json, tasks.parquet, episodes/…   what there is
-    data/chunk-000/file-000.parquet, …                      a row a frame, a row group an episode, images encoded inside
+    meta/info.json, stats.json, tasks.parquet, episodes/…   features, statistics, instructions, episodes
+    data/chunk-000/file-000.parquet, …                      a row per frame, a row group per episode, images encoded inside
 
 Source: lerobot 0.4.4 (lerobot/datasets/utils.py, lerobot_dataset.py); data/README.md describes it for users.
 """
@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from vla_mini.features import Features
@@ -18,7 +17,7 @@ from vla_mini.features import Features
 VERSION = "v3.0"
 INFO = "meta/info.json"
 STATISTICS = "meta/stats.json"
-MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file; info.json names it, so that it is missed
+MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file; info.json names it
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -46,10 +45,9 @@ def files_of(root: Path) -> list[Path]:
 
 def describe_features(features: Features) -> dict[str, dict[str, Any]]:
     """Every column of the data files, as meta/info.json lists them: name -> dtype, shape, names."""
-    height, width = features.image_size
-    images = {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+    image = {"dtype": "image", "shape": [*features.image_size, 3], "names": ["height", "width", "channels"]}
     return {
-        **{IMAGES + camera: images for camera in features.cameras},
+        **{IMAGES + camera: image for camera in features.cameras},
         STATE: {"dtype": "float32", "shape": [features.state_size], "names": list(features.state)},
         ACTION: {"dtype": "float32", "shape": [features.action_size], "names": list(features.action)},
         **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in BOOKKEEPING.items()},
@@ -58,21 +56,22 @@ def describe_features(features: Features) -> dict[str, dict[str, Any]]:
 
 def data_schema(features: Features) -> pa.Schema:
     """The Arrow schema of the data files, with the feature description that Hugging Face `datasets` looks for."""
-    columns: dict[str, tuple[pa.DataType, dict[str, Any]]] = {}
-    for camera in features.cameras:
-        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        columns[IMAGES + camera] = (image, {"_type": "Image"})
-    for name, size in ((STATE, features.state_size), (ACTION, features.action_size)):
-        columns[name] = _vector(size)
-    for name, dtype in BOOKKEEPING.items():
-        columns[name] = (_ARROW[dtype], {"dtype": dtype, "_type": "Value"})
-    described = {"info": {"features": {name: feature for name, (_, feature) in columns.items()}}}
-    schema = pa.schema([(name, arrow) for name, (arrow, _) in columns.items()])
-    return schema.with_metadata({"huggingface": json.dumps(described)})
+    types: dict[str, pa.DataType] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for name, feature in describe_features(features).items():
+        dtype, size = feature["dtype"], feature["shape"][0]
+        if dtype == "image":
+            types[name], described[name] = pa.struct({"bytes": pa.binary(), "path": pa.string()}), {"_type": "Image"}
+            continue
+        types[name], described[name] = pa.type_for_alias(dtype), {"dtype": dtype, "_type": "Value"}
+        if size > 1:  # LeRobot keeps vectors of one element as plain numbers.
+            types[name] = pa.list_(types[name], size)
+            described[name] = {"feature": described[name], "length": size, "_type": "List"}
+    return pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": described}})})
 
 
 def tasks_table(tasks: list[str]) -> pa.Table:
-    """meta/tasks.parquet: to pandas, a frame indexed by the task's words; row position equals task_index."""
+    """meta/tasks.parquet: for pandas, a frame indexed by the task's instruction; row position equals task_index."""
     columns = [
         {"name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
         {"name": "task", "pandas_type": "unicode", "numpy_type": "object"},
@@ -84,24 +83,5 @@ def tasks_table(tasks: list[str]) -> pa.Table:
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
     }
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    table = pa.table({"task_index": [*range(len(tasks))], "task": tasks})
     return table.replace_schema_metadata({"pandas": json.dumps(described)})
-
-
-def nested_lists(array: np.ndarray) -> pa.Array:
-    """(rows, ...) -> a column of `rows` lists, of lists, as deep as the array."""
-    column = pa.array(array.ravel())
-    for size in reversed(array.shape[1:]):
-        column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, size, dtype=np.int32), column)
-    return column
-
-
-_ARROW = {"float32": pa.float32(), "int64": pa.int64()}
-
-
-def _vector(size: int) -> tuple[pa.DataType, dict[str, Any]]:
-    """A fixed-length list of float32, except that LeRobot keeps vectors of one element as plain numbers."""
-    number = {"dtype": "float32", "_type": "Value"}
-    if size == 1:
-        return pa.float32(), number
-    return pa.list_(pa.float32(), size), {"feature": number, "length": size, "_type": "List"}

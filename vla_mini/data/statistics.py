@@ -1,13 +1,14 @@
-"""How numbers and pixels are distributed: (n, d) values or (c, 256) pixel counts -> a row of d for each of STATISTICS.
+"""Statistics of numbers and pixels: (n, d) values or (c, 256) pixel counts -> a row of d or c for each of STATISTICS.
 
-Everything is exact, quantiles included: vectors are few enough to be sorted whole, and counts of bytes forget nothing.
+All are exact, quantiles included: the values of vectors are few enough to be sorted, and pixels are counted by value.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_mini.features import Moments, Statistics
+from vla_mini.features import FeatureStatistics, Statistics
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", *QUANTILES)
@@ -15,13 +16,13 @@ _LEVELS = np.arange(256) / 255
 
 
 def training_statistics(states: np.ndarray, actions: np.ndarray) -> Statistics:
-    """States (n, s) and actions (n, a) of the training split -> what a policy normalises with, float32."""
-    return Statistics(state=_moments(states), action=_moments(actions))
+    """States (n, s) and actions (n, a) of the training split -> what a policy normalises with, in float32."""
+    rows = [dict(zip(STATISTICS, describe(values).astype(np.float32), strict=True)) for values in (states, actions)]
+    return Statistics(*(FeatureStatistics(**{name: row[name] for name in FeatureStatistics._fields}) for row in rows))
 
 
 def describe(values: np.ndarray) -> np.ndarray:
     """(n, d) values -> (statistics, d) float64. The standard deviation is the population's, as in LeRobot."""
-    assert values.ndim == 2 and len(values) > 0, values.shape
     values = values.astype(np.float64)
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     return np.stack([values.min(0), values.max(0), values.mean(0), values.std(0), *quantiles])
@@ -33,65 +34,47 @@ def count_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def describe_pixels(counts: np.ndarray) -> np.ndarray:
-    """(c, 256) pixel counts -> (statistics, c) float64, pixels taken as 0..1; a quantile is a value that occurs."""
+    """(c, 256) pixel counts -> (statistics, c, 1, 1) float64, pixels taken as 0..1; a quantile is a value that occurs."""
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ _LEVELS
     std = np.sqrt(np.maximum(share @ _LEVELS**2 - mean**2, 0))
     seen, cumulative = counts > 0, np.cumsum(counts, axis=1)
     lowest, highest = seen.argmax(axis=1), 255 - seen[:, ::-1].argmax(axis=1)
     quantiles = [(cumulative < q * cumulative[:, -1:]).sum(axis=1) for q in QUANTILES.values()]
-    return np.stack([_LEVELS[lowest], _LEVELS[highest], mean, std, *(_LEVELS[q] for q in quantiles)])
+    return np.stack([_LEVELS[lowest], _LEVELS[highest], mean, std, *(_LEVELS[q] for q in quantiles)])[..., None, None]
 
 
-class EpisodeStatistics:
-    """Gathers what LeRobot keeps about each episode and about all of them together."""
+class EpisodeValues(NamedTuple):
+    """The values of one episode, or of several, by feature."""
 
-    def __init__(self) -> None:
-        self._values: list[dict[str, np.ndarray]] = []  # per episode: feature -> (n, d)
-        self._counts: list[dict[str, np.ndarray]] = []  # per episode: image feature -> (c, 256)
-        self._num_images: list[int] = []  # per episode: the frames that were looked at
-        self._episodes: list[dict[str, np.ndarray]] = []  # per episode: feature -> (statistics, d)
-
-    def add(self, values: dict[str, np.ndarray], *, pixel_counts: dict[str, np.ndarray], num_images: int) -> None:
-        """One episode: the (n, d) values of its vectors, the (c, 256) counts of `num_images` of its frames."""
-        self._values.append(values)
-        self._counts.append(pixel_counts)
-        self._num_images.append(num_images)
-        # All columns in one go: describing them one by one would cost as much as drawing the episode.
-        edges = np.cumsum([column.shape[1] for column in values.values()])[:-1]
-        described = np.split(describe(np.concatenate(list(values.values()), axis=1)), edges, axis=1)
-        pixels = {name: describe_pixels(counts) for name, counts in pixel_counts.items()}
-        self._episodes.append(dict(zip(values, described, strict=True)) | pixels)
-
-    def per_episode(self) -> dict[str, np.ndarray]:
-        """Columns of meta/episodes: `stats/<feature>/<statistic>` -> (episodes, d), of pixels (episodes, c, 1, 1)."""
-        columns: dict[str, np.ndarray] = {}
-        for name in self._episodes[0]:
-            described = self._shaped(name, np.stack([episode[name] for episode in self._episodes]))
-            columns |= {f"stats/{name}/{statistic}": described[:, i] for i, statistic in enumerate(STATISTICS)}
-            columns[f"stats/{name}/count"] = np.array([[count] for count in self._num_rows(name)])
-        return columns
-
-    def whole(self) -> dict[str, dict[str, Any]]:
-        """meta/stats.json: feature -> statistic -> value, over all episodes."""
-        described = {name: describe(np.concatenate([v[name] for v in self._values])) for name in self._values[0]}
-        described |= {name: describe_pixels(sum(c[name] for c in self._counts)) for name in self._counts[0]}
-        return {
-            name: {statistic: row.tolist() for statistic, row in zip(STATISTICS, self._shaped(name, rows), strict=True)}
-            | {"count": [sum(self._num_rows(name))]}
-            for name, rows in described.items()
-        }
-
-    def _num_rows(self, name: str) -> list[int]:
-        """Per episode, its frames; of image features, as in LeRobot, the frames that were looked at."""
-        return self._num_images if name in self._counts[0] else [len(values[name]) for values in self._values]
-
-    def _shaped(self, name: str, described: np.ndarray) -> np.ndarray:
-        """Vectors stay (..., d), pixels become (..., c, 1, 1)."""
-        return described[..., None, None] if name in self._counts[0] else described
+    vectors: dict[str, np.ndarray]  # (n, d)
+    pixel_counts: dict[str, np.ndarray]  # (c, 256)
+    num_images: int  # so many frames had their pixels counted
 
 
-def _moments(values: np.ndarray) -> Moments:
-    rows = dict(zip(STATISTICS, describe(values).astype(np.float32), strict=True))
-    quantiles = np.quantile(values, np.linspace(0, 1, 101), axis=0).astype(np.float32)
-    return Moments(**{name: row for name, row in rows.items() if name in Moments._fields}, quantiles=quantiles)
+def describe_episode(episode: EpisodeValues) -> dict[str, dict[str, Any]]:
+    """Feature -> statistic -> a list (d) or (c, 1, 1), as meta/episodes holds them."""
+    # All columns at once: describing them one by one would take as long as rendering the episode.
+    edges = np.cumsum([column.shape[1] for column in episode.vectors.values()])[:-1]
+    described = np.split(describe(np.concatenate([*episode.vectors.values()], axis=1)), edges, axis=1)
+    return _with_pixels(dict(zip(episode.vectors, described, strict=True)), episode)
+
+
+def describe_dataset(episodes: Sequence[EpisodeValues]) -> dict[str, dict[str, Any]]:
+    """The same over all episodes, as meta/stats.json holds them."""
+    vectors, pixel_counts, num_images = zip(*episodes, strict=True)
+    together = EpisodeValues(
+        {name: np.concatenate([each[name] for each in vectors]) for name in vectors[0]},
+        {name: sum(each[name] for each in pixel_counts) for name in pixel_counts[0]},
+        sum(num_images),
+    )
+    return _with_pixels({name: describe(values) for name, values in together.vectors.items()}, together)
+
+
+def _with_pixels(described: dict[str, np.ndarray], values: EpisodeValues) -> dict[str, dict[str, Any]]:
+    described |= {name: describe_pixels(counts) for name, counts in values.pixel_counts.items()}
+    # The count of an image feature is, as in LeRobot, that of the frames whose pixels were counted.
+    counts = {name: len(rows) for name, rows in values.vectors.items()} | dict.fromkeys(values.pixel_counts, values.num_images)
+    return {
+        name: dict(zip(STATISTICS, rows.tolist(), strict=True)) | {"count": [counts[name]]} for name, rows in described.items()
+    }

@@ -1,1 +1,1 @@
-"""What is wrong with a training run, found before hours are spent on it: settings, demonstrations, policy -> findings."""
+"""Finds what is wrong with a training run before hours are spent on it: settings, demonstrations, policy -> findings."""

@@ -1,39 +1,65 @@
-"""What a check found: its verdict, what was measured beside what is expected, and what to do."""
+"""The result of one check: its status, what was measured beside what is expected, and what to do about it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from vla_mini.errors import one_line
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
 
 class Finding(NamedTuple):
-    """One line of the table. `warn`: a healthy run may look so; `fail`: none does; `skip`: it could not be checked here."""
+    """What one check found.
 
-    check: str
+    - status: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: it could not be checked
+    - measured, expected: text
+    - advice: what to do where the check did not pass
+    - value: the number in `measured`
+    - check: the name of the check, set by `run_check`
+    """
+
     status: Status
     measured: str
     expected: str = ""
-    advice: str = ""  # what to do, where it did not pass
-    value: float | None = None  # the number among what was measured
+    advice: str = ""
+    value: float | None = None
+    check: str = ""
 
 
-def checked(check: str, function: Callable[[], Finding]) -> Finding:
-    """What `function` finds. A part that raises is a finding, too: it must not hide what the other checks have to say."""
+class CannotCheckError(Exception):
+    """Raised by a check that is not possible here. The message is the reason."""
+
+
+def run_check(name: str, check: Callable[..., Finding], *arguments: Any, **options: Any) -> Finding:
+    """What `check` finds, under its name. An exception is a finding as well, so that the other checks can still run."""
     try:
-        return function()
-    except Exception as error:  # whatever a patient's own code may raise
-        return broken(check, error)
+        return check(*arguments, **options)._replace(check=name)
+    except Exception as error:  # the code of a policy, a dataset or an environment may raise anything
+        return _from_exception(name, error)
 
 
-def broken(check: str, error: Exception) -> Finding:
-    """What is found where a check cannot be made."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return Finding(check, "fail", said, "no exception", "see where it is raised: training would stop there, too")
+def run_checks_on(prepare: Callable[[], Any], checks: Mapping[str, Callable[[Any], Finding]]) -> Iterator[Finding]:
+    """What `checks` find in the result of `prepare`. Where that fails, only the first check has a finding, which says why."""
+    try:
+        prepared = prepare()
+    except Exception as error:
+        yield _from_exception(next(iter(checks)), error)
+        return
+    for name, check in checks.items():
+        yield run_check(name, check, prepared)
+
+
+def _from_exception(name: str, error: Exception) -> Finding:
+    if isinstance(error, CannotCheckError):
+        return Finding("skip", str(error), check=name)
+    measured = one_line(f"{type(error).__name__}: {error}")[:300]
+    advice = "find where the exception is raised: training would stop there as well"
+    return Finding("fail", measured, "no exception", advice, check=name)
 
 
 def describe(finding: Finding) -> str:
-    """A finding as lines of text: one if all is well, more where there is something to do."""
+    """A finding as text: one line, and what is expected and what to do on further lines where the check did not pass."""
     lines = [f"{finding.status:<6}{finding.check:<16}{finding.measured}"]
     if finding.status in ("warn", "fail"):
         lines += [f"{'':<22}{word}: {text}" for word, text in (("expected", finding.expected), ("do", finding.advice)) if text]
@@ -41,7 +67,7 @@ def describe(finding: Finding) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How many of each, and the names of those that failed."""
+    """The number of findings of each status, and the names of the checks that failed."""
     counts = Counter(finding.status for finding in findings)
     failed = ", ".join(finding.check for finding in findings if finding.status == "fail")
     text = ", ".join(f"{counts[status]} {status}" for status in ("pass", "warn", "fail", "skip") if counts[status])

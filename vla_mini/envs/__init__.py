@@ -1,18 +1,70 @@
-"""Gymnasium environments with scripted experts. Importing this package registers them."""
+"""env id -> its `EnvSpec` (get_spec), one environment (make), several that are stepped together (make_vec).
+
+All are Gymnasium environments that derive from `Environment`. Importing this package registers ours.
+"""
+
+import functools
 
 import gymnasium
 
-gymnasium.register(
-    id="vla_mini/ToyPick-v0",
-    entry_point="vla_mini.envs.toy_pick.environment:ToyPick",
-    max_episode_steps=48,
-)
+from vla_mini.envs.spec import Environment, EnvSpec
+from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
+from vla_mini.envs.vector import PauseAfterEpisode
+from vla_mini.errors import as_value_error, show
+from vla_mini.features import Features
+
+__all__ = ["EnvSpec", "Environment", "check_fits", "get_spec", "make", "make_vec"]
+
+ENTRY_POINT = "vla_mini.envs.toy_pick.environment:ToyPick"
+gymnasium.register(TOY_PICK.id, ENTRY_POINT, max_episode_steps=TOY_PICK.max_episode_steps)
 
 
 def make(env_id: str) -> gymnasium.Env:
-    """The environment registered as `env_id`, without Gymnasium's passive checks (they cost more than a step). ValueError for
-    one that is not registered."""
-    try:
-        return gymnasium.make(env_id, disable_env_checker=True)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env={env_id!r} is not known to Gymnasium: {error}") from error
+    """The environment registered as `env_id`; `.unwrapped` is the `Environment` itself.
+
+    - env_id: as in Gymnasium; "module:namespace/Name-v0" first imports the module that registers it
+
+    Raises ValueError where it is not registered, is no `Environment`, or has another `max_episode_steps` than its `env_spec`.
+    """
+    with as_value_error(f"env={env_id!r} is not known to Gymnasium", gymnasium.error.Error, ImportError):
+        env = gymnasium.make(env_id, disable_env_checker=True)  # Gymnasium's checks cost more than a step.
+    if not isinstance(env.unwrapped, Environment):
+        kind = type(env.unwrapped).__name__
+        raise ValueError(f"env={env_id!r} has no env_spec: derive {kind} from vla_mini.envs.Environment")
+    registered, described = env.spec.max_episode_steps, env.unwrapped.env_spec.max_episode_steps
+    if registered != described:
+        raise ValueError(f"env={env_id!r} is registered with max_episode_steps={registered}, but its env_spec has {described}")
+    return env
+
+
+@functools.cache
+def get_spec(env_id: str) -> EnvSpec:
+    """The description of the environment registered as `env_id`. ValueError as in `make`."""
+    env = make(env_id)
+    env.close()
+    return env.unwrapped.env_spec
+
+
+def make_vec(env_id: str, num_envs: int) -> gymnasium.vector.VectorEnv:
+    """`num_envs` environments that are stepped together, in this process or in one each, as the spec's `vectorization` says.
+
+    None resets itself: those whose episode is over have to be reset before the next step, by
+    `reset(seed=[...], options={"reset_mask": bool (num_envs,), ...})`, each with its next episode as seed, or None to pause it.
+    """
+    mode, settings = get_spec(env_id).vectorization, {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
+    if mode == "async":
+        # Gymnasium (1.4) reads texts from shared memory only once, so that instructions would never change. And forking a
+        # process that has threads, such as torch's, can hang.
+        settings |= {"shared_memory": False, "context": "spawn"}
+    options = {"vector_kwargs": settings, "wrappers": (PauseAfterEpisode,), "disable_env_checker": True}
+    return gymnasium.make_vec(env_id, num_envs, vectorization_mode=mode, **options)
+
+
+def check_fits(spec: EnvSpec, features: Features, *, dataset: str) -> None:
+    """ValueError where a policy that learns from a dataset with these features cannot act in the environment."""
+    for name, ours, theirs in zip(Features._fields, spec.features, features, strict=True):
+        if ours != theirs:
+            raise ValueError(
+                f"env={spec.id} does not fit the dataset {dataset}: {name} is {show(ours)} there, but {show(theirs)} in the "
+                "dataset; choose the environment that it was recorded in, or env=none to train without one"
+            )

@@ -1,4 +1,4 @@
-"""(purpose, seed, episode) -> random generator: the one source of chance, so that no two purposes ever share a scene."""
+"""(purpose, seed, episode) -> random generator. All scenes are drawn from these, so that no two purposes share one."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ PURPOSES = ("demonstration", "validation", "selection", "evaluation")
 
 
 def episode_generator(purpose: str, seed: int, episode: int, *, stream: int = 0) -> np.random.Generator:
-    """A generator of its own for each purpose, seed, episode and, within an episode, stream of decisions."""
+    """The generator of an episode; `stream` numbers independent ones within it. ValueError for an unknown purpose."""
     if purpose not in PURPOSES:
         raise ValueError(f"purpose={purpose!r} is not one of {', '.join(PURPOSES)}")
     entropy = np.random.SeedSequence([PURPOSES.index(purpose), seed, episode], spawn_key=(stream,))

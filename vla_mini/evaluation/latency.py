@@ -1,49 +1,42 @@
-"""How long a policy takes to act: policies and observations of batch 1 in, milliseconds out."""
+"""How long a policy takes to act: policies in, milliseconds of each call with one observation out."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
+from vla_mini.acting import observe
 from vla_mini.envs import make
-from vla_mini.evaluation.rollout import observe
 from vla_mini.policy import Policy
 
-WARM_UP = 20
+WARM_UP = 20  # calls that are not counted
 
 
 def act_milliseconds(policies: Mapping[str, Policy], env_id: str, *, repeats: int = 200) -> dict[str, list[float]]:
-    """`repeats` times of `act` for each policy, with one thread, at the environment's first observation."""
-    env = make(env_id)
-    seen, _ = env.reset(seed=0)
-    env.close()
-    works = {}
-    for name, policy in policies.items():
-        observation, generator = observe(policy, [seen]), torch.Generator().manual_seed(0)
-        works[name] = lambda policy=policy, observation=observation, generator=generator: policy.act(observation, generator)
-    with one_thread():
-        return take_turns(works, repeats=repeats)
-
-
-def take_turns(works: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of `repeats` calls of each, after a warm-up. They take turns, so that all meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(WARM_UP + repeats):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: values[WARM_UP:] for name, values in times.items()}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes with one thread inside, and with as many as before afterwards."""
-    before = torch.get_num_threads()
+    """The times of `repeats` calls of each policy's `act`, in one thread, for the environment's first observation."""
+    with closing(make(env_id)) as env:
+        first, _ = env.reset(seed=0)
+    calls = {
+        name: partial(policy.act, observe(policy, [first]), torch.Generator(policy.device).manual_seed(0))
+        for name, policy in policies.items()
+    }
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return take_turns(calls, repeats=repeats)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+
+
+def take_turns(calls: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of `repeats` calls of each, after a warm-up. They alternate, so that all are timed under the same load."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WARM_UP + repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: values[WARM_UP:] for name, values in times.items()}

@@ -1,89 +1,117 @@
-"""Episode results in, the rates of evaluation/metrics.json out. Rates are fractions in [0, 1] throughout."""
+"""Episode results -> the figures of evaluation/metrics.json, and those as text. Rates are fractions in [0, 1].
+
+Which metrics there are beside success is in the environment's `EnvSpec`. The texts are made from metrics.json alone.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vla_mini.envs import EnvSpec
 from vla_mini.evaluation.rollout import EpisodeResult
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927): honest at 0 and 1, where the normal one has no width.
+    """The 95 % score interval of a proportion (Wilson 1927), which has a width also at 0 and 1, where the normal one has none.
 
     Raises ValueError for no episodes, or for more successes than episodes.
     """
     if not 0 <= successes <= episodes or episodes < 1:
-        raise ValueError(f"{successes} successes in {episodes} episodes make no rate")
+        raise ValueError(f"{successes} successes in {episodes} episodes are not a proportion")
     z = 1.959963984540054  # the normal distribution's 97.5 % quantile
     rate = successes / episodes
     centre = rate + z * z / (2 * episodes)
     margin = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
     scale = 1 + z * z / episodes
-    # At the ends the bounds are 0 and 1 exactly; rounding must not leave the interval short of its own rate.
+    # At the ends the bounds are exactly 0 and 1, and rounding must not exclude the rate itself.
     return max(0.0, min(rate, (centre - margin) / scale)), min(1.0, max(rate, (centre + margin) / scale))
 
 
-def summarise_split(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """One entry of "splits": success with its interval, wrong objects, and the scenes that need both words."""
-    successes = [result.success for result in results]
-    return {
-        "episodes": len(results),
-        "success_rate": _mean(successes),
-        "success_ci95": list(wilson(sum(successes), len(successes))),
-        "wrong_object_rate": _mean(result.wrong_object for result in results),
-        "two_words": {
-            "episodes": sum(result.two_words for result in results),
-            "success_rate": _mean(result.success for result in results if result.two_words),
-        },
+def summarize_split(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str, Any]:
+    """One entry of "splits": success with its interval, the spec's `rates`, and success within its `subsets`."""
+    figures = _success(results)
+    interval = wilson(sum(result.success for result in results), len(results))
+    subsets = {key: _success([result for result in results if result.info[key]]) for key in spec.subsets}
+    return figures | {"success_ci95": list(interval)} | _rates(results, spec.rates) | subsets
+
+
+def summarize_check(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str, Any]:
+    """One entry of "grounding": success, and the spec's `check_rates`."""
+    return _success(results) | _rates(results, spec.check_rates)
+
+
+def summarize(
+    splits: dict[str, Sequence[EpisodeResult]],
+    checks: dict[str, Sequence[EpisodeResult]],
+    spec: EnvSpec,
+    *,
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """All of metrics.json. The figures at its top, and those of the tasks where there are any, are of the first split."""
+    summaries = {split: summarize_split(results, spec) for split, results in splits.items()}
+    first, figures = next(iter(splits.values())), next(iter(summaries.values()))
+    metrics = {
+        "env": spec.id,
+        "episodes": len(first),
+        "seed": seed,
+        **{key: figure for key, figure in figures.items() if key != "episodes" and key not in spec.subsets},
+        "steps_mean": _mean(result.steps for result in first),
+        "seconds": round(seconds, 3),
+        "splits": summaries,
+        "grounding": {check: summarize_check(results, spec) for check, results in checks.items()},
     }
-
-
-def summarise_grounding(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """One entry of "grounding". `original_object_rate`: how often the object was lifted that the scene was made for.
-
-    `chance_rate`, beside the promised names: how often a policy that lifts any object, without words, lifts that one.
-    """
-    return {
-        "episodes": len(results),
-        "success_rate": _mean(result.success for result in results),
-        "original_object_rate": _mean(result.lifted == result.original_target for result in results),
-        "chance_rate": _mean(1 / result.num_objects for result in results),
-    }
-
-
-def steps_mean(results: Sequence[EpisodeResult]) -> float:
-    """Steps an episode took on average, failures included."""
-    return _mean(result.steps for result in results)
+    by_task = {name: [r for r in first if r.instruction == instruction] for name, instruction in spec.tasks.items()}
+    tasks = {name: summarize_split(results, spec) for name, results in by_task.items() if results}
+    return metrics | ({"tasks": tasks} if tasks else {})
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """The figures that matter of metrics.json, in one line."""
-    low, high = metrics["success_ci95"]
-    return (
-        f"success {metrics['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-        f"wrong object {metrics['wrong_object_rate']:.1%}"
-    )
+    """Success and the environment's rates, in one line."""
+    rates = [f"{name} {rate:.1%}" for name, rate in further_rates(metrics).items()]
+    return ", ".join([f"success {metrics['success_rate']:.1%} (95 % interval {_interval(metrics)})", *rates])
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """All splits and grounding checks of metrics.json as lines of text for a terminal."""
-    lines = [f"{'':<20}{'success':>9}{'95 % interval':>18}{'wrong object':>14}{'two words':>12}"]
+    """All splits and checks as lines of text for a terminal."""
+    first = next(iter(metrics["splits"].values()))
+    subsets = [key for key, figure in first.items() if isinstance(figure, dict)]
+    columns = ["success", "95 % interval", *further_rates(first), *(key.replace("_", " ") for key in subsets)]
+    widths = [9, 18, *(max(12, len(name) + 2) for name in columns[2:])]
+    rows = {"": columns}
     for name, split in metrics["splits"].items():
-        low, high = split["success_ci95"]
-        both = f"{split['two_words']['success_rate']:.1%}" if split["two_words"]["episodes"] else "-"
-        lines.append(
-            f"{name:<20}{split['success_rate']:>9.1%}{f'{low:.1%} to {high:.1%}':>18}"
-            f"{split['wrong_object_rate']:>14.1%}{both:>12}"
-        )
+        rates = [f"{rate:.1%}" for rate in (split["success_rate"], *further_rates(split).values())]
+        within = [f"{split[key]['success_rate']:.1%}" if split[key]["episodes"] else "-" for key in subsets]
+        rows[name] = [rates[0], _interval(split), *rates[1:], *within]
+    lines = [f"{name:<20}" + "".join(map(str.rjust, row, widths)) for name, row in rows.items()]
     for name, check in metrics["grounding"].items():
-        lines.append(
-            f"{name:<20}{check['success_rate']:>9.1%}   the original object {check['original_object_rate']:.1%}"
-            f" (by chance {check['chance_rate']:.1%})"
-        )
+        rates = further_rates(check)
+        chance = f" (by chance {rates.pop('chance'):.1%})" if "chance" in rates else ""
+        text = ", ".join(f"{rate} {value:.1%}" for rate, value in rates.items())
+        lines.append(f"{name:<20}{check['success_rate']:>9.1%}   {text}{chance}".rstrip())
     return "\n".join(lines)
 
 
+def further_rates(figures: dict[str, Any]) -> dict[str, float]:
+    """The rates beside success in metrics.json or an entry of it: name in words -> fraction."""
+    rates = {key.removesuffix("_rate"): figure for key, figure in figures.items() if key.endswith("_rate")}
+    return {key.replace("_", " "): rate for key, rate in rates.items() if key != "success"}
+
+
+def _interval(figures: dict[str, Any]) -> str:
+    low, high = figures["success_ci95"]
+    return f"{low:.1%} to {high:.1%}"
+
+
+def _success(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    return {"episodes": len(results), "success_rate": _mean(result.success for result in results)}
+
+
+def _rates(results: Sequence[EpisodeResult], keys: Iterable[str]) -> dict[str, float]:
+    return {f"{key}_rate": _mean(result.info[key] for result in results) for key in keys}
+
+
 def _mean(values: Iterable[float | bool]) -> float:
-    """The mean; 0 of nothing (a split may happen to hold no scene that needs both words: its `episodes` says so)."""
+    """The mean; 0 of nothing (a subset of a split may be empty, which its `episodes` shows)."""
     values = list(values)
     return sum(values) / len(values) if values else 0.0

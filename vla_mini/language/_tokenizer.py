@@ -1,23 +1,29 @@
-"""What the language variants share: instructions -> token ids and masks, `b l`, by a tokenizer of the tokenizers library."""
+"""What the language variants share: training, saving and reading tokenizers of the tokenizers library."""
 
-import torch
-from jaxtyping import Bool, Int64
+from pathlib import Path
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor
+
+from vla_mini.files import require_file
 
 PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
-UNKNOWNS = {UNKNOWN, "<unk>"}  # as BERT and as T5 and RoBERTa write it
 FILE = "tokenizer.json"  # in a saved policy
 
 
-def train_tokenizer(tasks: tuple[str, ...]) -> Tokenizer:
-    """One token for each word of `tasks`, after a start token."""
+def train_tokenizer(instructions: tuple[str, ...]) -> Tokenizer:
+    """One token for each word of `instructions`, after a start token."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(tasks, trainers.WordLevelTrainer(special_tokens=[PAD, UNKNOWN, START], show_progress=False))
+    trainer = trainers.WordLevelTrainer(special_tokens=[PAD, UNKNOWN, START], show_progress=False)
+    tokenizer.train_from_iterator(instructions, trainer)
     begin_with(tokenizer, START)
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a saved policy."""
+    return Tokenizer.from_file(str(require_file(folder / FILE)))
 
 
 def begin_with(tokenizer: Tokenizer, token: str) -> None:
@@ -27,20 +33,7 @@ def begin_with(tokenizer: Tokenizer, token: str) -> None:
     )
 
 
-def pad_and_cut(tokenizer: Tokenizer, *, pad: str, max_words: int) -> None:
-    """Let a batch of instructions have one length: shorter ones are padded, longer ones than `max_words` cut."""
+def pad_and_truncate(tokenizer: Tokenizer, *, pad: str, max_words: int) -> None:
+    """Let a batch of instructions have one length: shorter ones are padded, longer ones than `max_words` are cut."""
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
-
-
-def tokenize(tokenizer: Tokenizer, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
-    """Token ids, padded to the longest instruction, and which of them are real (the start token always is)."""
-    encodings = tokenizer.encode_batch(instructions)
-    tokens = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
-    return tokens, torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.bool)
-
-
-def unknown_words(tokenizer: Tokenizer, instruction: str) -> list[str]:
-    """What the tokenizer has no token for, as it was written; to the encoder all of it is one and the same word."""
-    encoding = tokenizer.encode(instruction)
-    return [instruction[a:b] for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True) if token in UNKNOWNS]

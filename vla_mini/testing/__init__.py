@@ -1,13 +1,13 @@
-"""For people who write their own encoder, trunk or head: a policy around it, batches for it, and what it is held to.
+"""For people who write their own encoder, trunk, head or loss: a policy around it, random batches for it, and assertions.
 
     policy = testing.make_policy(action=MyHead)
     testing.assert_gradients_reach(policy, testing.make_batch(policy))
 
-docs/testing.md writes a new head and tests it. Nothing here needs a dataset, Lightning or a GPU, and nothing that is handed
-over is changed: where weights have to move, copies move.
+docs/testing.md writes a new head and tests it. Nothing here needs a dataset, Lightning or a GPU. Arguments are not changed:
+where weights have to move, the weights of a copy move.
 """
 
-from vla_mini.autograd.flow import mean_loss
+from vla_mini.autograd.batches import mean_loss
 from vla_mini.testing.assertions import (
     assert_accumulation_equivalent,
     assert_compiled_equal,

@@ -1,4 +1,4 @@
-"""What every part is held to, as assertions that say what is wrong and by how much."""
+"""What has to hold for every part, as assertions whose messages name what is wrong and by how much."""
 
 import copy
 import tempfile
@@ -10,24 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_mini.autograd.draws import Draws, seeded
-from vla_mini.autograd.flow import mean_loss
+from vla_mini.autograd.batches import NoiseSlice, mean_loss, seeded
 from vla_mini.autograd.nonfinite import named_tensors
 from vla_mini.autograd.norms import combined_norms, gradients_of
-from vla_mini.build import nearest
+from vla_mini.errors import did_you_mean
 from vla_mini.policy import Policy
 from vla_mini.testing.samples import as_float64, make_observation, split
 from vla_mini.types import Batch
 
-# Relative errors of a gradient that rounding alone explains.
+# The largest relative errors of a gradient that rounding can cause.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 
 
 def assert_gradients_reach(
     policy: Policy, batch: Batch, *, except_for: Mapping[str, str] | None = None, threshold: float = 1e-7
 ) -> None:
-    """Every trainable parameter has a finite gradient whose norm is more than `threshold` of the largest component's, in
-    float64 and after one optimizer step, when zero initialisations have moved; every frozen one has none.
+    """Every trainable parameter has a finite gradient whose norm is above `threshold` times the largest component's; no frozen
+    parameter has a gradient. Tested in float64 and after one optimizer step, since weights may start at zero.
 
     - except_for: parameter's name -> the reason why its gradient may vanish
     """
@@ -35,28 +34,32 @@ def assert_gradients_reach(
     parameters = dict(policy.named_parameters())
     for name, reason in (except_for or {}).items():
         if name not in parameters or not reason:
-            raise ValueError(f"except_for: {name!r} needs a reason and to be a parameter{nearest(name, parameters)}")
+            raise ValueError(f"except_for: {name!r} needs a reason and has to be a parameter; {did_you_mean(name, parameters)}")
     optimizer = torch.optim.AdamW([parameter for parameter in parameters.values() if parameter.requires_grad], lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
         mean_loss(policy, batch).backward()
         optimizer.step()
-    norms = {name: gradient.norm().item() for name, gradient in gradients_of(policy).items()}  # frozen ones: asserted there
+    # gradients_of also asserts that no frozen parameter has a gradient.
+    norms = {name: gradient.norm().item() for name, gradient in gradients_of(policy).items()}
     least = threshold * max(combined_norms(norms).values())
     for name, parameter in parameters.items():
         if parameter.requires_grad and name not in (except_for or {}):
             assert name in norms, f"no gradient reaches {name}"
             assert np.isfinite(norms[name]), f"the gradient of {name} is not finite"
-            assert norms[name] > least, f"the gradient of {name} vanishes: its norm is {norms[name]:.1e}, of {least:.1e} wanted"
+            assert norms[name] > least, f"the gradient of {name} vanishes: its norm is {norms[name]:.1e}, not above {least:.1e}"
 
 
 def assert_accumulation_equivalent(
     policy: Policy, batch: Batch, *, sizes: Sequence[int] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """The gradients of micro-batches of unequal `sizes` add up to the gradient of the one big batch: no loss is averaged
-    over, and no layer looks across, the batch. Under bf16 autocast with `dtype` torch.bfloat16.
+    """The gradients of micro-batches of unequal `sizes` add up to the gradient of the whole batch: no loss is averaged over
+    the batch, and no layer mixes its samples.
 
-    A head that draws noise draws for a sample the same in both, provided that its draws begin with the batch's dimension."""
+    - dtype: torch.bfloat16 for bf16 autocast; None: that of the policy
+
+    Noise in a head's `loss` is the same for a sample in both, if the first dimension of the noise is the batch's.
+    """
     dtype = dtype or next(policy.parameters()).dtype
     size = len(batch.actions)
     sizes = sizes or [1, (size - 1) // 2, size - 1 - (size - 1) // 2]
@@ -67,11 +70,11 @@ def assert_accumulation_equivalent(
         first = 0
         for part in parts:
             bf16 = torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-            with bf16, seeded(0, policy.device), Draws(first, size):
+            with bf16, seeded(0, policy.device), NoiseSlice(first, size):
                 loss, _ = policy.loss(part)
             loss.sum().backward()
             first += len(part.actions)
-        return torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()]) / valid
+        return _flat_gradient(policy) / valid
 
     _assert_near("the accumulated gradient", gradient(split(batch, sizes)), gradient([batch]), ROUNDING[dtype])
 
@@ -94,20 +97,20 @@ def assert_matches_central_differences(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> None:
-    """The gradient of the scalar `function()` by each of the float64 `tensors` (or a module's trainable parameters) is the
-    slope found by NumPy in float64: (f(x + hu) - f(x - hu)) / 2h along random unit vectors u.
+    """The gradient of the scalar `function()` by each of the float64 `tensors` (or a module's trainable parameters) equals the
+    slope that NumPy finds in float64: (f(x + hu) - f(x - hu)) / 2h along random unit vectors u.
 
-    A wrong gradient is wrong for every h. A right one may miss where a ReLU's or an L1's kink lies within h, or where h is
-    so small that f's digits run out: so three are tried.
+    Three values of h are tried. A wrong gradient differs for each of them; a right one differs only where the kink of a ReLU
+    or an L1 lies within h, or where h is so small that rounding of f dominates. Raises ValueError for other dtypes.
     """
     if isinstance(tensors, nn.Module):
         tensors = {name: parameter for name, parameter in tensors.named_parameters() if parameter.requires_grad}
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float64 or not tensor.requires_grad:
-            raise ValueError(f"{name} is {tensor.dtype}: float64 tensors that require a gradient are compared")
+            raise ValueError(f"{name} is {tensor.dtype}: only float64 tensors that require a gradient can be compared")
     value = function()
     gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
-    generator, digits = np.random.default_rng(seed), 1e-9 * max(1.0, abs(value.item()))
+    generator, rounding = np.random.default_rng(seed), 1e-9 * max(1.0, abs(value.item()))
     for (name, tensor), gradient in zip(tensors.items(), gradients, strict=True):
         for _ in range(directions):
             direction = generator.standard_normal(tuple(tensor.shape))
@@ -116,12 +119,11 @@ def assert_matches_central_differences(
             slopes = []
             for step in (1e-5, 1e-6, 1e-4):
                 slopes.append(_slope(function, tensor, direction, step))
-                # Below the second term, the digits of f end.
-                if abs(slopes[-1] - exact) <= tolerance * max(abs(slopes[-1]), abs(exact)) + digits:
+                if abs(slopes[-1] - exact) <= tolerance * max(abs(slopes[-1]), abs(exact)) + rounding:
                     break
             else:
                 slope = min(slopes, key=lambda slope: abs(slope - exact))
-                raise AssertionError(f"{name}: autograd says {exact:.9g}, central differences {slope:.9g}")
+                raise AssertionError(f"{name}: autograd gives {exact:.9g}, central differences {slope:.9g}")
 
 
 def assert_precision_close(
@@ -132,36 +134,27 @@ def assert_precision_close(
     tolerance: float = 2e-2,
     gradient_tolerance: float = 5e-2,
 ) -> None:
-    """Under autocast: parameters, loss and gradients stay float32, layers work in `dtype`, and loss and gradient are those of
-    float32 up to a relative error. The gradient's is the larger, where a ReLU or an L1 falls on the other side of its kink."""
+    """Under autocast, layers compute in `dtype`, loss and gradients are float32, and both equal those without autocast up to a
+    relative error; the gradient's may be larger, since rounding moves some inputs of a ReLU or an L1 across its kink."""
     policy = copy.deepcopy(policy).float()
     used: set[torch.dtype] = set()
     for module in policy.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.register_forward_hook(lambda module, inputs, output: used.add(output.dtype))
-
-    def compute(enabled: bool) -> tuple[Tensor, Tensor]:
-        policy.zero_grad()
-        with torch.autocast(policy.device.type, dtype, enabled=enabled), seeded(0, policy.device):
-            loss = mean_loss(policy, batch)
-        loss.backward()
-        gradients = gradients_of(policy)
-        assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
-        for name, gradient in gradients.items():
-            assert gradient.dtype == torch.float32, f"the gradient of {name} is {gradient.dtype}"
-        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients.values()])
-
-    exact = compute(False)
-    assert used == {torch.float32}, f"layers work in {used} without autocast"
+    exact_loss, exact_gradient = _loss_and_gradient(policy, policy.loss, batch)
+    assert used == {torch.float32}, f"layers compute in {used} without autocast"
     used.clear()
-    close = compute(True)
-    assert dtype in used, f"no layer works in {dtype}"
-    _assert_near("the loss", close[0], exact[0], tolerance)
-    _assert_near("the gradient", close[1], exact[1], gradient_tolerance)
+    loss, gradient = _loss_and_gradient(policy, policy.loss, batch, autocast=dtype)
+    assert dtype in used, f"no layer computes in {dtype}"
+    assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
+    for name, own in gradients_of(policy).items():
+        assert own.dtype == torch.float32, f"the gradient of {name} is {own.dtype}"
+    _assert_near("the loss", loss, exact_loss, tolerance)
+    _assert_near("the gradient", gradient, exact_gradient, gradient_tolerance)
 
 
 def assert_round_trip(policy: Policy, *, classes: Sequence[type] = ()) -> None:
-    """Saved, and loaded by description and weights alone, it acts the same to the bit. `classes`: those of your own."""
+    """The policy that is saved and loaded again predicts bit-identical actions. `classes`: classes of your own parts."""
     observation = make_observation(policy)
     policy = copy.deepcopy(policy).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -182,38 +175,44 @@ def assert_compiled_equal(
     backend: str = "inductor",
     **options: Any,
 ) -> None:
-    """The loss and the gradient of the compiled policy, as training calls it, are the eager ones up to `tolerance`, relative.
+    """Loss and gradient of the compiled policy, called as in training, equal those of eager mode up to `tolerance`, relative.
 
-    - dtype: of autocast; None: none
+    - dtype: of autocast; None: no autocast
     - tolerance: None: 1e-5, or 1e-2 under autocast, since fused kernels round less often
-    - backend, options: what `torch.compile` takes; backend="aot_eager" checks the capture, in seconds, without a C++ compiler
+    - backend, options: arguments of `torch.compile`; backend="aot_eager" tests the graph capture alone, without a C++ compiler
     """
     policy = copy.deepcopy(policy)
     tolerance = tolerance or (1e-2 if dtype else 1e-5)
-
-    def compute(function: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
-        policy.zero_grad()
-        # The seed is for heads that draw noise.
-        with seeded(0, policy.device), torch.autocast(policy.device.type, dtype, enabled=dtype is not None):
-            loss = function(batch)[0].sum() / (~batch.is_pad).sum()
-        loss.backward()
-        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
-
-    eager = compute(policy.loss)
+    eager = _loss_and_gradient(policy, policy.loss, batch, autocast=dtype)
     policy.compile(backend=backend, **options)
-    with torch._inductor.config.patch(fallback_random=True):  # the noise that eager mode draws
-        compiled = compute(policy)
+    with torch._inductor.config.patch(fallback_random=True):  # the same noise as in eager mode
+        compiled = _loss_and_gradient(policy, policy, batch, autocast=dtype)
     _assert_near("the compiled loss", compiled[0], eager[0], tolerance)
     _assert_near("the compiled gradient", compiled[1], eager[1], tolerance)
 
 
+def _loss_and_gradient(
+    policy: Policy, function: Callable[[Batch], tuple[Tensor, Any]], batch: Batch, *, autocast: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean loss by `function` (policy.loss, or the policy itself) and its gradient; heads that sample use a fixed seed."""
+    policy.zero_grad()
+    with seeded(0, policy.device), torch.autocast(policy.device.type, autocast, enabled=autocast is not None):
+        loss = function(batch)[0].sum() / (~batch.is_pad).sum()
+    loss.backward()
+    return loss.detach(), _flat_gradient(policy)
+
+
+def _flat_gradient(policy: Policy) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
+
+
 def _assert_near(what: str, value: Tensor, expected: Tensor, tolerance: float) -> None:
     error = float((value.double() - expected.double()).norm() / expected.double().norm())
-    assert error <= tolerance, f"{what} is off by {error:.1e}, relative; {tolerance:.0e} is allowed"
+    assert error <= tolerance, f"{what} has a relative error of {error:.1e}, above {tolerance:.0e}"
 
 
 def _slope(function: Callable[[], Tensor], tensor: Tensor, direction: np.ndarray, step: float) -> float:
-    """Central differences; the tensor is moved in place and put back to the bit."""
+    """Central differences; the tensor is changed in place and restored exactly."""
     before = tensor.detach().clone()
     values = []
     with torch.no_grad():

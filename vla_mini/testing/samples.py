@@ -1,14 +1,19 @@
-"""Something to test with: a policy around a part, and observations and batches of the shapes that it takes."""
+"""What tests compute on: a policy around a given part, and random observations and batches of the shapes that it takes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
 
-from vla_mini.build import build_policy, nearest
-from vla_mini.features import Features, Moments, Statistics
+from vla_mini.autograd.batches import select
+from vla_mini.errors import did_you_mean
+from vla_mini.features import Features, FeatureStatistics, Statistics
+from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Observation
 
@@ -20,8 +25,10 @@ DEFAULTS = {
     "language": {"_target_": "vla_mini.language.table.TableLanguage"},
     "trunk": {"_target_": "vla_mini.trunk.query.QueryTrunk"},
     "action": {"_target_": "vla_mini.action.regression.RegressionHead"},
-    "auxiliary": {"_target_": "vla_mini.auxiliary.keyframe.KeyframeLoss"},
     "backbone_action": None,
+    "auxiliary": {
+        "keyframe": {"_target_": "vla_mini.auxiliary.keyframe.KeyframeLoss", "state": ["x", "y"], "closes": "close"},
+    },
 }
 
 
@@ -31,39 +38,41 @@ def make_policy(
     history: int = 1,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    blind: Sequence[str] = (),
+    ablate: Sequence[str] = (),
     **parts: Any,
 ) -> Policy:
-    """The default policy, untrained and in eval mode, with other `parts`: vision, language, trunk, action, auxiliary or
-    backbone_action as a class, or as what a YAML file says, {"_target_": ..., argument: value}; auxiliary=None for none."""
-    if unknown := [name for name in parts if name not in (*DEFAULTS, "backbone_action")]:
-        raise ValueError(f"a policy has no part {unknown[0]!r}{nearest(unknown[0], DEFAULTS)}")
+    """The default policy, untrained and in eval mode, with other `parts`.
+
+    - vision, language, trunk, action, backbone_action: a class, or the settings of a YAML file, {"_target_": ..., name: value}
+    - auxiliary: {name: class or settings}; {} or None for no auxiliary loss
+
+    Raises ValueError for unknown parts and for settings that do not fit.
+    """
+    if unknown := [name for name in parts if name not in DEFAULTS]:
+        raise ValueError(f"a policy has no part {unknown[0]!r}; {did_you_mean(unknown[0], DEFAULTS)}")
     torch.manual_seed(seed)
-    classes = [part for part in parts.values() if isinstance(part, type)]
-    specs = {
-        name: {"_target_": f"{part.__module__}.{part.__qualname__}"} if isinstance(part, type) else part
-        for name, part in (DEFAULTS | parts).items()
-    }
-    policy = build_policy(
-        specs,
+    parts = DEFAULTS | parts
+    auxiliary = parts.pop("auxiliary") or {}
+    policy = Policy.build(
+        {name: _settings(part) for name, part in parts.items()}
+        | {"auxiliary": {name: _settings(part) for name, part in auxiliary.items()}},
         features=features,
-        statistics=Statistics(_moments(features.state_size), _moments(features.action_size)),
-        tasks=TASKS,
-        chunks=_chunks(features.action_size, seed=seed),
+        statistics=Statistics(_statistics(features.state_size), _statistics(features.action_size)),
         horizon=HORIZON,
+        instructions=TASKS,
+        action_chunks=_action_chunks(features.action_size, seed=seed),
         history=history,
-        keyframe=("x", "y"),
-        execute=2,
-        blind=blind,
+        acting=ActingDefaults(execute=2),
+        ablate=ablate,
         source={"env": "vla_mini/ToyPick-v0"},
-        classes=classes,
+        classes=[part for part in (*parts.values(), *auxiliary.values()) if isinstance(part, type)],
     )
     return policy.to(dtype).eval()
 
 
 def make_observation(policy: Policy, size: int = 4, *, seed: int = 0) -> Observation:
-    """Random pixels and states, and instructions of unequal length."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random images and states, and instructions of unequal length."""
+    generator = Generator().manual_seed(seed)
     features = policy.features
     tokens, mask = policy.tokenize([TASKS[i % len(TASKS)] for i in range(size)])
     shape = (size, policy.history * len(features.cameras), 3, *features.image_size)
@@ -73,39 +82,57 @@ def make_observation(policy: Policy, size: int = 4, *, seed: int = 0) -> Observa
 
 
 def make_batch(policy: Policy, size: int = 4, *, seed: int = 0) -> Batch:
-    """A batch with unequal numbers of valid actions and a sample without a keyframe."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    """A batch with unequal numbers of valid actions and, for auxiliary losses, samples with and without a target."""
+    generator = Generator().manual_seed(seed + 1)
     observation = make_observation(policy, size, seed=seed)
-    dtype, horizon = observation.state.dtype, policy.action.horizon
+    dtype, horizon = observation.state.dtype, policy.horizon
     actions = 2 * torch.rand(size, horizon, policy.features.action_size, generator=generator, dtype=dtype) - 1
     valid = 1 + torch.arange(size) * 3 % horizon
     is_pad = torch.arange(horizon) >= valid[:, None]
-    keyframe = torch.randn(size, len(policy.keyframe), generator=generator, dtype=dtype)
-    return Batch(observation, actions, is_pad, keyframe, torch.arange(size) % 3 != 1)
+    return Batch(observation, actions, is_pad, _targets(policy, size, generator, dtype))
 
 
 def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
     """The batch in micro-batches of these sizes."""
-    fields = zip(*(tensor.split(list(sizes)) for tensor in (*batch.observation, *batch[1:])), strict=True)
-    return [Batch(Observation(*tensors[:4]), *tensors[4:]) for tensors in fields]
+    ends = np.cumsum(sizes).tolist()
+    return [select(batch, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
 def as_float64(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
-    """Copies of both in float64, in which rounding is no excuse."""
-    observation = batch.observation._replace(state=batch.observation.state.double())
-    batch = batch._replace(observation=observation, actions=batch.actions.double(), keyframe=batch.keyframe.double())
+    """Copies of both in float64, for comparisons in which rounding must not matter."""
     policy = copy.deepcopy(policy).double()
     policy.zero_grad()
-    return policy, batch
+    return policy, tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)
 
 
-def _chunks(size: int, *, seed: int) -> np.ndarray:
-    """Actions that wander, (n, horizon, a): for heads that learn tokens from them."""
+def _targets(policy: Policy, size: int, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The auxiliary losses' targets: their names and shapes, with random numbers, and with every third flag False."""
+    features, targets = policy.features, {}
+    states, actions = (np.zeros((size, n), np.float32) for n in (features.state_size, features.action_size))
+    episode = {"episode_starts": np.array([0]), "episode_ends": np.array([size])}
+    data = SimpleNamespace(features=features, states=states, actions=actions, **episode)  # an EpisodeData (parts.py)
+    for loss in policy.auxiliary.values():
+        for name, values in loss.targets(data).items():
+            target = torch.from_numpy(values)
+            if target.is_floating_point():
+                target = torch.randn(target.shape, generator=generator, dtype=dtype)
+            elif target.dtype == torch.bool:
+                target = (torch.arange(target.numel()) % 3 != 1).reshape(target.shape)
+            targets[name] = target
+    return targets
+
+
+def _settings(part: type | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return {"_target_": f"{part.__module__}.{part.__qualname__}"} if isinstance(part, type) else part
+
+
+def _action_chunks(size: int, *, seed: int) -> np.ndarray:
+    """Random walks, (n, horizon, size), for heads that learn tokens or bins from the dataset's actions."""
     steps = np.random.default_rng(seed).normal(0, 0.2, (256, HORIZON, size))
     return steps.cumsum(axis=1).astype(np.float32)
 
 
-def _moments(size: int) -> Moments:
-    """Statistics that are not the identity, so that a forgotten normalisation shows."""
+def _statistics(size: int) -> FeatureStatistics:
+    """Statistics for which normalization is not the identity, so that a missing normalization is noticed."""
     low, high, mean, std = -0.9, 1.1, 0.1, 0.5
-    return Moments(*(np.full(size, value, np.float32) for value in (low, high, mean, std, low, high)))
+    return FeatureStatistics(*(np.full(size, value, np.float32) for value in (low, high, mean, std, low, high)))

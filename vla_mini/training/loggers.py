@@ -1,6 +1,7 @@
-"""Where metrics go: a CSV file always; Weights & Biases and TensorBoard where the config asks for them.
+"""Where metrics go: to metrics.csv and a progress bar, and to Weights & Biases and TensorBoard where the settings choose them.
 
-W&B stays offline unless it is asked for more, and goes offline where it does not answer: a run never waits for a service.
+W&B is offline unless it is asked to be online, and falls back to offline where it does not answer: a run never waits for a
+service.
 """
 
 import csv
@@ -17,17 +18,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 from vla_mini import files
+from vla_mini import settings as schemas
 
-PATIENCE = 4  # seconds to wait for a service; at the end, too, where W&B waits twice
+TIMEOUT = 4  # seconds to wait for a service, also at the end, where W&B waits twice
 
 
-def hush_lightning() -> None:
-    """Lightning's notes on what is as it should be here: the run says what matters itself."""
+def silence_lightning() -> None:
+    """No messages of Lightning about what is as intended here."""
     for part in ("pytorch", "fabric.utilities"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -35,20 +38,20 @@ def hush_lightning() -> None:
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
 
 
-def log(trainer: Trainer, metrics: Mapping[str, Any], *, step: int | None = None) -> None:
-    """To every logger, at once: what is logged by way of the module arrives after a checkpoint of its step was taken.
+def log(trainer: Trainer, metrics: Mapping[str, float], *, step: int | None = None) -> None:
+    """Send metrics to every logger at once. (Those that a module logs arrive after a checkpoint of their step is saved.)
 
-    `step` counts from 0, as Lightning's; None is the step that has just ended.
+    - step: counted from 0; None = the one that has just ended
     """
     step = max(0, trainer.global_step - 1) if step is None else step  # a validation may fall into the first window
     for logger in trainer.loggers:
-        logger.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+        logger.log_metrics(dict(metrics), step=step)
 
 
-class Table(Logger):
-    """metrics.csv: a row for each step of which something is known, a column for each figure; empty where it was not measured.
+class CSVLogger(Logger):
+    """metrics.csv: one row for each step with any metric, one column for each metric; a cell is empty where it is unknown.
 
-    With `steps`, the file goes on after that many steps of the run that is resumed: later rows will be written again.
+    - steps: of a resumed run: the rows of the steps before it are kept, later ones are removed
     """
 
     def __init__(self, path: Path, *, steps: int = 0) -> None:
@@ -56,18 +59,15 @@ class Table(Logger):
         self.path = path
         self._columns = ["step"]
         self._row: dict[str, Any] = {}
-        self._start = 0  # of the last row within the file: it stays open, a validation within the next window adds to it
+        self._start = 0  # of the last row in the file: it may still change, a validation within the next window adds to it
         path.parent.mkdir(parents=True, exist_ok=True)
-        if steps and path.exists():  # a run may have been stopped before it had anything to tell
-            text = path.read_text(encoding="utf-8")  # a line without an end, or without all cells, was being written
-            found = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-            rows = [row for row in found if None not in row.values() and int(row["step"]) < steps]
-            if rows:
-                self._columns = list(rows[0])
-                self._row = {name: cell for name, cell in rows[-1].items() if cell} | {"step": int(rows[-1]["step"])}
-                self._rewrite(rows)
-                return
-        path.unlink(missing_ok=True)
+        rows = _complete_rows(path, steps=steps)
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        self._columns = list(rows[0])
+        self._row = {name: cell for name, cell in rows[-1].items() if cell} | {"step": int(rows[-1]["step"])}
+        self._rewrite(rows)
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Table(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step != self._row.get("step"):
             self._row, self._start = {"step": step}, self.path.stat().st_size if self.path.exists() else 0
-        self._row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        self._row |= metrics
         if new := [name for name in self._row if name not in self._columns]:
             self._columns += new
             rows = self.path.read_bytes()[: self._start].decode().splitlines() if self.path.exists() else []
@@ -94,11 +94,11 @@ class Table(Logger):
         with self.path.open("r+", newline="", encoding="utf-8") as file:
             file.seek(self._start)
             csv.DictWriter(file, self._columns).writerow(self._row)
-            file.truncate()  # only now: wherever the process is killed, what was known is in the file
+            file.truncate()  # last, so that the old row is in the file until the new one is
 
     @rank_zero_only
     def save(self) -> None:
-        """To the disk: a checkpoint counts on all that was logged before it."""
+        """To the disk: a checkpoint relies on all that was logged before it."""
         if self.path.exists():
             files.sync(self.path)
 
@@ -111,58 +111,93 @@ class Table(Logger):
             writer.writerows(rows[-1:])
 
 
-def build_loggers(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
-    """The loggers of a run; `config` is what the services keep beside the curves, `steps` how many a resumed run has done."""
-    loggers: list[Logger] = [Table(run_dir / "metrics.csv", steps=steps)]
-    if settings.get("tensorboard"):
+def _complete_rows(path: Path, *, steps: int) -> list[dict[str, str]]:
+    """The rows of the steps before `steps`, without one that a killed process left incomplete."""
+    if not steps or not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    return [row for row in rows if None not in row.values() and int(row["step"]) < steps]
+
+
+class TrainingBar(Callback):
+    """A bar over all optimizer steps, shown on a terminal by the first process. A resumed run begins where it was stopped."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        disable = None if trainer.is_global_zero else True  # None = where there is no terminal
+        done = {"total": trainer.max_steps, "initial": trainer.global_step}
+        self.bar = tqdm(desc="training", unit=" steps", dynamic_ncols=True, disable=disable, **done)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.bar.set_postfix({"loss": f"{module.step.loss:.3g}"}, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.bar.close()
+
+
+def print_above_bar(trainer: Trainer, text: str) -> None:
+    """Print once, in the first process."""
+    if trainer.is_global_zero:
+        tqdm.write(text)
+
+
+def build_loggers(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
+    """The loggers of a run.
+
+    - config: what the services keep beside the curves
+    - steps: that a resumed run has made before
+    """
+    loggers: list[Logger] = [CSVLogger(run_dir / "metrics.csv", steps=steps)]
+    if settings.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=steps or None))
         loggers[-1].log_hyperparams(dict(config))
-    if settings.get("wandb"):
+    if settings.wandb:
         loggers.append(_wandb_logger(settings, run_dir=run_dir, config=config))
     return loggers
 
 
-def check_loggers(settings: Mapping[str, Any]) -> None:
-    """ValueError, before any work, for a logger whose package is not there."""
-    if settings.get("tensorboard") and find_spec("tensorboard") is None:
-        raise ValueError("logger=tensorboard needs a package that is not there: pip install -e '.[tensorboard]'")
+def check_loggers(settings: schemas.Logger) -> None:
+    """ValueError, before any work, for a logger whose package is not installed."""
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs a package that is not installed: pip install -e '.[tensorboard]'")
 
 
 def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, step: int) -> None:
-    """Add the final figures and close the services: W&B writes its last row only then."""
+    """Add the final metrics and close the services: W&B writes its last row only then."""
     for logger in loggers:
         logger.log_metrics(dict(metrics), step=step)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            _finish(logger.experiment)
+            run = logger.experiment
+            try:
+                run.finish()
+            except Exception as error:  # TimeoutError, or anything that a dead process of W&B leads to
+                kept = Path(run.dir).parent
+                warnings.warn(f"W&B ended early ({type(error).__name__}): `wandb sync {kept}` sends the rest", stacklevel=2)
 
 
-def _finish(run: Any) -> None:
-    try:
-        run.finish()
-    except Exception as error:  # TimeoutError, or whatever a process of W&B's that has died makes of it
-        kept = Path(run.dir).parent
-        warnings.warn(f"W&B ended early ({type(error).__name__}): `wandb sync {kept}` sends the rest", stacklevel=3)
-
-
-def _wandb_logger(settings: Mapping[str, Any], *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
+def _wandb_logger(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any]) -> Logger:
     import wandb
 
-    mode = settings["mode"]
+    mode = settings.mode
     if "WANDB_API_KEY" in os.environ:  # pasted with a line's end, it would stop even a run that is offline
         os.environ["WANDB_API_KEY"] = os.environ["WANDB_API_KEY"].strip()
     if mode == "online" and (reason := _why_not_online()):
-        warnings.warn(f"logger.mode=online, but {reason}: going on offline", stacklevel=2)
+        warnings.warn(f"logger.mode=online, but {reason}: continuing offline", stacklevel=2)
         mode = "offline"
-    # Made here and handed over, so that no prompt and no long wait can come from inside the Trainer.
-    arguments = {"project": settings["project"], "name": settings.get("name") or run_dir.name, "dir": run_dir}
+    # W&B is started here, not inside the Trainer, so that no prompt and no long wait can come from there.
+    arguments = {"project": settings.project, "name": settings.name or run_dir.name, "dir": run_dir}
     arguments |= {"id": _wandb_id(run_dir), "resume": "allow", "config": dict(config)}
-    limits = wandb.Settings(init_timeout=PATIENCE, finish_timeout=PATIENCE, finish_timeout_raises=True, silent=True)
+    limits = wandb.Settings(init_timeout=TIMEOUT, finish_timeout=TIMEOUT, finish_timeout_raises=True, silent=True)
     try:
         run = wandb.init(**arguments, mode=mode, settings=limits)
     except wandb.errors.Error as error:
-        warnings.warn(f"W&B did not answer ({error}): going on offline", stacklevel=2)
-        wandb.teardown()  # it would go on trying, under the same id
+        warnings.warn(f"W&B did not answer ({error}): continuing offline", stacklevel=2)
+        wandb.teardown()  # it would keep trying, under the same id
         run = wandb.init(**arguments, mode="offline", settings=limits)
     return WandbLogger(experiment=run)
 
@@ -177,7 +212,7 @@ def _wandb_id(run_dir: Path) -> str:
 
 
 def _why_not_online() -> str | None:
-    """What stands against it: without a key W&B would ask and wait; without an answer, try for half a minute."""
+    """The reason, if any: without a key W&B would prompt for one, without an answer it would try for half a minute."""
     import wandb
 
     settings = wandb.setup().settings
@@ -188,7 +223,7 @@ def _why_not_online() -> str | None:
     if not (settings.api_key or saved):
         return "there is no W&B key (wandb login)"
     try:
-        urllib.request.urlopen(settings.base_url, timeout=PATIENCE).close()
+        urllib.request.urlopen(settings.base_url, timeout=TIMEOUT).close()
     except urllib.error.HTTPError:
         pass  # an answer
     except OSError as error:

@@ -1,146 +1,172 @@
-"""The Lightning module: batch -> loss; what Lightning does with it (device, precision, accumulation, step) is its affair.
+"""The LightningModule: batches -> loss, and the optimizer that training uses. Lightning runs the loop around it.
 
-The loss is summed over the valid actions, not averaged: the mean is taken once, over the whole accumulation window and all
-ranks, by `WindowMean` just before the optimizer step. So the gradient of N micro-batches is that of the one big batch, exactly.
+The loss of a batch is a sum over its valid actions. Their mean is taken once, over all micro-batches of an optimizer step and
+all processes (step.py), so that N micro-batches have exactly the gradient of one large batch.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any, Literal
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from lightning import LightningModule
-from torch import nn
+from jaxtyping import Float
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from vla_mini.autograd.norms import components
+from vla_mini.errors import one_line
 from vla_mini.policy import Policy
-from vla_mini.training.average import judged
-from vla_mini.training.loggers import log
+from vla_mini.schema import ObjectSettings
+from vla_mini.training.callbacks import WeightAverage
+from vla_mini.training.loggers import log, print_above_bar
+from vla_mini.training.step import OptimizerStep, sum_losses
 from vla_mini.types import Batch
 
 
 class PolicyModule(LightningModule):
     """A policy in training.
 
-    - optimizer: {"_target_": "torch.optim.AdamW", "lr": ..., ...}
-    - warmup_steps: optimizer steps in which the learning rate rises linearly
-    - decay: how it falls afterwards, over `max_steps` of the trainer
-    - multipliers: of the learning rate, for some of the policy's components
-
-    `skip_step` is the guard's mark on the step in progress: it is to leave everything as it was.
+    - step: the optimizer step of `policy`
+    - optimizer: its class and arguments
+    - multipliers: of the learning rate, by component of the policy
+    - average: the moving average of the weights, where there is one
     """
-
-    skip_step = False
 
     def __init__(
         self,
         policy: Policy,
+        step: OptimizerStep,
+        optimizer: ObjectSettings,
         *,
-        optimizer: Mapping[str, Any],
-        warmup_steps: int = 0,
-        decay: Literal["cosine", "constant"] = "cosine",
-        multipliers: Mapping[str, float] | None = None,
+        multipliers: Mapping[str, float] = {},
+        average: WeightAverage | None = None,
     ):
         super().__init__()
-        self.policy, self.multipliers = policy, dict(multipliers or {})
-        self.optimizer, self.warmup_steps, self.decay = dict(optimizer), warmup_steps, decay
+        self.policy, self.step, self.average = policy, step, average
+        self.optimizer, self.multipliers = optimizer, dict(multipliers)
+        self.validation_loss: float | None = None  # of the latest validation
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        loss, terms = self.policy(batch)  # the one place where the policy is called, and so compiled where it is to be
-        # Lightning divides each micro-batch by their number; undone here, since WindowMean divides by what was counted.
-        return {
-            "loss": loss.sum() * self.trainer.accumulate_grad_batches,
-            "sums": {"loss": loss.detach().sum()} | {name: term.sum() for name, term in terms.items()},
-        }
+    @property
+    def policy_for_evaluation(self) -> Policy:
+        """The policy that is validated, evaluated and saved: the average of the weights where there is one."""
+        return self.policy if self.average is None else self.average.policy
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        self.step.begin_micro_batch(self.trainer, batch)
+        loss, terms = self.policy(batch)  # the only call of the policy itself, which is what `compile` compiles
+        self.step.add_losses(loss, terms)
+        return loss.sum()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.step.prepare(self.trainer, optimizer)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Any = None) -> None:
+        # The closure computes the last micro-batch of the window; then come `on_before_optimizer_step` and the update.
+        optimizer.step(closure=optimizer_closure)
+        self.step.finish(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
-        self._validation = defaultdict(float)
+        self._sums: Float[Tensor, " sums"] | int = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, terms = judged(self.trainer, self).loss(batch)
-        for name, term in ({"loss": loss} | terms).items():
-            self._validation[name] += term.sum()
-        self._validation["count"] += (~batch.is_pad).sum()
+        loss, terms = self.policy_for_evaluation.loss(batch)
+        self._sums = self._sums + sum_losses(batch.is_pad, loss, terms)
+        self._terms = ("loss", *terms)
 
     def on_validation_epoch_end(self) -> None:
-        """The mean over all valid actions of the split, of all ranks: one denominator, as in training."""
-        sums = self.trainer.strategy.reduce(torch.stack(list(self._validation.values())), reduce_op="sum")
-        *means, _ = (sums / sums[-1]).tolist()
-        figures = {f"validation/{name}": mean for name, mean in zip(self._validation, means, strict=False)}
-        log(self.trainer, figures)
-        self.log_dict(figures, logger=False, sync_dist=True)  # for Lightning's callbacks that wait for a figure
+        """The mean over all valid actions of the split, in all processes."""
+        count, *sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        means = {f"validation/{name}": value / count for name, value in zip(self._terms, sums, strict=True)}
+        self.validation_loss = means["validation/loss"]
+        log(self.trainer, means)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.optimizer, self._parameter_groups())
-        for group in optimizer.param_groups:  # before the schedule, which takes this as the rate to begin with
-            group["lr"] *= self.multipliers.get(group["component"], 1.0)
-        # A plain function, which checkpoints leave out: they hold tensors and numbers alone.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._learning_rate_factor(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.policy, self.optimizer, self.multipliers)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # After all callbacks. None, not zero: by a zero gradient momentum and weight decay would still move the weights.
-        if self.skip_step:
-            self.zero_grad(set_to_none=True)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["optimizer_step"] = self.step.state_dict()
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        # Lightning's own refuses fused optimizers under mixed precision.
-        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-        if gradient_clip_val:
-            clip(self.parameters(), gradient_clip_val)
-
-    def lr_scheduler_step(self, scheduler: torch.optim.lr_scheduler.LRScheduler, metric: Any) -> None:
-        if not self.skip_step:
-            scheduler.step()
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """The weights of layers decay; biases, norms, embeddings and single vectors do not. Components with a learning rate of
-        their own come after all others.
-
-        Frozen parameters are in, too: some learn later, and the optimizer's state has one shape throughout.
-        """
-        layers = {module.weight for module in self.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-        parts = components(self.policy)
-        apart = {name: list(parts[name].parameters()) for name in self.multipliers}
-        elsewhere = {parameter for parameters in apart.values() for parameter in parameters}
-        common = [parameter for parameter in self.parameters() if parameter not in elsewhere]
-        groups = []
-        for component, parameters in [(None, common), *apart.items()]:
-            ours = [parameter for parameter in parameters if parameter in layers]
-            rest = [parameter for parameter in parameters if parameter not in layers]
-            groups += [
-                {"params": ours, "layers": True, "component": component},
-                {"params": rest, "layers": False, "component": component},
-            ]
-        return [group for group in groups if group["params"]]
-
-    def _learning_rate_factor(self, step: int) -> float:
-        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.decay == "constant":
-            return rise
-        progress = min(1.0, step / max(1, self.trainer.max_steps))
-        return rise * 0.5 * (1 + math.cos(math.pi * progress))
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step.load_state_dict(checkpoint["optimizer_step"])
 
 
-def build_optimizer(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over `groups` of parameters, of which those of `layers` decay."""
-    # YAML knows lists where constructors take tuples (betas).
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
-    module, _, name = arguments.pop("_target_").rpartition(".")
-    decay = arguments.pop("weight_decay", 0.0)
-    decaying = [{**group, "weight_decay": decay if group["layers"] else 0.0} for group in groups]
-    return getattr(import_module(module), name)(decaying, **arguments)
+def build_optimizer(
+    policy: nn.Module, settings: ObjectSettings, multipliers: Mapping[str, float] = {}
+) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of `policy`.
+
+    - settings: its class and arguments; weight decay is for the weights of layers alone
+    - multipliers: of the learning rate, by component of the policy
+
+    A group's `initial_lr` is its learning rate at the schedule's peak.
+    """
+    arguments = settings.arguments()
+    weight_decay = arguments.pop("weight_decay", 0.0)
+    groups = parameter_groups(policy, {name: policy.components()[name] for name in multipliers})
+    for group in groups:
+        group["weight_decay"] = weight_decay if group["layers"] else 0.0
+    optimizer = pkgutil.resolve_name(settings.target)(groups, **arguments)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = group["lr"] * multipliers.get(group["component"], 1.0)
+    return optimizer
 
 
-def check_optimizer(spec: Mapping[str, Any], *, device: torch.device) -> None:
-    """ValueError, before any work, for an optimizer that cannot be made, or cannot step as training asks it to."""
+def parameter_groups(policy: nn.Module, components: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """The weights of layers, and all other parameters (biases, norms, embeddings, vectors); `components` separately, last.
+
+    Frozen parameters are included: some are unfrozen later, and the optimizer's state has one structure throughout.
+    """
+    layers = {module.weight for module in policy.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    separate = {name: list(component.parameters()) for name, component in components.items()}
+    elsewhere = {parameter for parameters in separate.values() for parameter in parameters}
+    common = [parameter for parameter in policy.parameters() if parameter not in elsewhere]
+    groups = []
+    for component, parameters in [(None, common), *separate.items()]:
+        for is_layer in (True, False):
+            chosen = [parameter for parameter in parameters if (parameter in layers) == is_layer]
+            groups.append({"params": chosen, "layers": is_layer, "component": component})
+    return [group for group in groups if group["params"]]
+
+
+def check_optimizer(settings: ObjectSettings, *, device: torch.device) -> None:
+    """ValueError, before any work, for an optimizer that cannot be built, or cannot step as training asks it to."""
     layer = nn.Linear(2, 2, device=device)
     layer(torch.ones(1, 2, device=device)).sum().backward()
-    groups = [{"params": [weight], "layers": layers} for weight, layers in ((layer.weight, True), (layer.bias, False))]
     try:
-        build_optimizer(spec, groups).step()
+        build_optimizer(layer, settings).step()
     except Exception as error:  # whatever the libraries raise
-        name = spec["_target_"].rpartition(".")[2]
-        raise ValueError(f"optimizer: {name} cannot train so: {' '.join(str(error).split())[:200]}") from error
+        name = settings.target.rpartition(".")[2]
+        raise ValueError(f"optimizer: {name} cannot train like this: {one_line(error)[:200]}") from error
+
+
+class Summary(Callback):
+    """Prints once, before the first step: precision, the tensors of a batch, the number of parameters of each component.
+
+    It is the last callback, since it then takes itself out of the trainer's list.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        trainer.callbacks.remove(self)
+        processes = f", processes: {trainer.world_size}" if trainer.world_size > 1 else ""
+        text = [f"precision: {trainer.precision}{processes}"]
+        if torch.are_deterministic_algorithms_enabled():
+            text.append("deterministic=true: no cost on CPUs; on GPUs slower kernels, and an error where there is none")
+        print_above_bar(trainer, "\n\n".join([*text, describe_batch(batch), describe_parameters(module.policy), ""]))
+
+
+def describe_batch(batch: Batch) -> str:
+    lines = [f"{'batch':<26}{'shape':<22}{'dtype':<10}device"]
+    for path, tensor in tree_leaves_with_path(batch):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        lines.append(f"  {keystr(path)[1:]:<24}{' x '.join(map(str, tensor.shape)):<22}{dtype:<10}{tensor.device}")
+    return "\n".join(lines)
+
+
+def describe_parameters(policy: Policy) -> str:
+    lines = [f"{'component':<26}{'parameters':>10}{'trainable':>12}"]
+    for name, component in (policy.components() | {"total": policy}).items():
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in component.parameters()]
+        trainable = sum(size for size, requires_grad in sizes if requires_grad)
+        lines.append(f"  {name:<24}{sum(size for size, _ in sizes):>10,}{trainable:>12,}")
+    return "\n".join(lines)

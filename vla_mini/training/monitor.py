@@ -1,144 +1,181 @@
-"""Writes down what gradients are like: after accumulation and reduction over ranks, before clipping.
+"""The gradients of a step, after accumulation and reduction over processes and before clipping -> metrics by name.
 
-`on_before_optimizer_step` is the one place where that holds; tensor hooks, and `wandb.watch`, see single micro-batches.
-docs/monitor.md explains every name that is logged.
+docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, see the gradients of single micro-batches instead.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vla_mini.autograd import norms
-from vla_mini.training.window import loss_scaler
+from vla_mini.autograd.norms import noise_scale
 from vla_mini.types import Batch
 
+Parameters = Mapping[str, nn.Parameter]
 
-class GradientMonitor(Callback):
-    """Looks at the gradients of every `every_n_steps`-th optimizer step (0 = never) and tells every logger.
 
-    - histograms: steps between histograms of each parameter's gradient, which W&B alone gets (0 = never)
-    - per_parameter: whether loggers get the scalars of each parameter, besides those of each component
-    - watch: whether `wandb.watch` is switched on, too
+class GradientMonitor:
+    """Measures the gradients of every `every_n_steps`-th optimizer step (0 = never), and what the update makes of them.
+
+    - histograms: steps between histograms of each parameter's gradient, which only W&B gets (0 = never)
+    - per_parameter: whether each parameter is measured by itself, too, besides each component
     """
 
-    def __init__(
-        self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = True, watch: bool = False
-    ) -> None:
-        self.every_n_steps, self.histograms, self.per_parameter, self.watch = every_n_steps, histograms, per_parameter, watch
-        self._hooks: norms.MicroBatchNorms | None = None
-        self._forget()
+    def __init__(self, *, every_n_steps: int = 20, histograms: int = 100, per_parameter: bool = True) -> None:
+        self.every_n_steps, self.histograms, self.per_parameter = every_n_steps, histograms, per_parameter
+        self._hooks: MicroBatchNorms | None = None
+        self._metrics: dict[str, float] = {}
+        self._measured: Parameters = {}
+        self._weights: list[Tensor] = []  # of the measured parameters, before the update
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        for logger in wandb_loggers(trainer) if self.watch else ():
-            # The whole module, so that its names, gradients/policy.<parameter>, are not those of our own histograms.
-            logger.watch(module, log="gradients", log_freq=max(1, self.every_n_steps), log_graph=False)
-
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        several = trainer.accumulate_grad_batches * trainer.world_size > 1
-        if several and self._hooks is None and due(trainer, self.every_n_steps):
-            self._hooks = norms.MicroBatchNorms(module.policy.parameters())
-        self._samples, self._count = float(len(batch.actions)), (~batch.is_pad).sum()
-
-    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._hooks is not None:  # they saw the gradient of a sum over valid actions, scaled under fp16
+    def begin_micro_batch(self, trainer: Trainer, parameters: Parameters, batch: Batch) -> None:
+        """Before one of several micro-batches of a step: note the norm of its own gradient, where the step will be measured."""
+        if due(trainer.global_step, self.every_n_steps):
+            self._hooks = self._hooks or MicroBatchNorms(parameters.values())
             scaler = loss_scaler(trainer)
-            divisor = float(self._count) * (scaler.get_scale() if scaler else 1.0)
-            self._micro_batches.append((self._hooks.take() / divisor**2, self._samples))
+            scale = (scaler.get_scale() if scaler else 1.0) / trainer.accumulate_grad_batches  # as Lightning divides the loss
+            self._hooks.begin_micro_batch(num_samples=float(len(batch.actions)), factor=scale * int((~batch.is_pad).sum()))
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        if not (due(trainer, self.histograms) or due(trainer, self.every_n_steps)):
-            return
-        gradients = norms.gradients_of(module.policy)
-        if due(trainer, self.histograms):
-            for logger in wandb_loggers(trainer):
-                log_histograms(logger, gradients, step=trainer.global_step)
-        if not due(trainer, self.every_n_steps):
-            return
-        measures = norms.measure(gradients)
-        parts = {name: norms.combine(part) for name, part in norms.by_component(measures).items()}
-        total = norms.combine(list(parts.values())).norm if parts else 0.0
-        self._scalars = scalars(parts) | {"gradients/total": total}
-        if self.per_parameter:
-            self._scalars |= scalars(measures, norm="/norm")  # a parameter's plain name is that of its histogram
-        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
-            self._scalars["gradients/clip_factor"] = min(1.0, trainer.gradient_clip_val / (total + 1e-6))  # as torch does
-        micro_batches = self._gather(trainer)
-        if len(micro_batches) > 1:
-            noise = norms.noise_scale(*zip(*micro_batches, strict=True), square=total**2)
-            self._scalars |= {f"gradient_noise/{name}": value for name, value in noise._asdict().items()}
-        self._weights = {name: module.policy.get_parameter(name).detach().clone() for name in gradients}
+    def measure(self, trainer: Trainer, parameters: Parameters, *, clip_norm: float | None = None) -> None:
+        """Measure the parameters that have a gradient, before it is clipped. `measure_update` returns the metrics."""
+        if due(trainer.global_step, self.histograms):
+            log_histograms(trainer, parameters)
+        if due(trainer.global_step, self.every_n_steps):
+            self._measured, self._weights = parameters, [parameter.detach().clone() for parameter in parameters.values()]
+            self._metrics = gradient_metrics(parameters, per_parameter=self.per_parameter)
+            if clip_norm:  # as torch computes it
+                self._metrics["gradients/clip_factor"] = min(1.0, clip_norm / (self._metrics["gradients/total"] + 1e-6))
+            if self._hooks is not None:
+                self._metrics |= self._noise_metrics(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self._weights is None:
-            return
-        self._scalars |= updates(module.policy, self._weights, per_parameter=self.per_parameter)
-        for logger in trainer.loggers:
-            logger.log_metrics(self._scalars, step=trainer.global_step - 1)  # Lightning counts from 0
-        self._forget()
+    def measure_update(self) -> dict[str, float]:
+        """All metrics of the step, after its update."""
+        metrics, self._metrics = self._metrics, {}
+        if self._measured:
+            metrics |= update_metrics(self._measured, self._weights, per_parameter=self.per_parameter)
+            self._measured, self._weights = {}, []
+        return metrics
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._forget()
+    def _noise_metrics(self, trainer: Trainer) -> dict[str, float]:
+        found, self._hooks = self._hooks.remove(), None
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, found)
+            found = [micro_batch for rank in ranks for micro_batch in rank]
+        if len(found) < 2:
+            return {}
+        noise = noise_scale(*zip(*found, strict=True), square=self._metrics["gradients/total"] ** 2)
+        return {f"gradient_noise/{name}": value for name, value in noise._asdict().items()}
 
-    def _gather(self, trainer: Trainer) -> list[tuple[float, float]]:
-        """The (squared norm, samples) of the window's micro-batches, of all ranks."""
-        if trainer.world_size == 1:
-            return self._micro_batches
-        ranks: list[list[tuple[float, float]]] = [[]] * trainer.world_size
-        torch.distributed.all_gather_object(ranks, self._micro_batches)
-        return [micro_batch for rank in ranks for micro_batch in rank]
 
-    def _forget(self) -> None:
-        """Nothing is kept from one look to the next."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = None
+class MicroBatchNorms:
+    """The squared norm of each micro-batch's mean gradient, by hooks that see its gradient before it is added to `.grad`."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._micro_batches: list[tuple[float, float]] = []
-        self._scalars: dict[str, float] = {}
-        self._weights: dict[str, Tensor] | None = None
+        self._squares: list[Tensor | float] = []
+        self._handles = [parameter.register_hook(self._add) for parameter in parameters if parameter.requires_grad]
+
+    def begin_micro_batch(self, *, num_samples: float, factor: float) -> None:
+        """`factor`: what the gradient of the micro-batch's mean loss is multiplied by in its backward pass."""
+        self._micro_batches.append((num_samples, factor))
+        self._squares.append(0.0)
+
+    def _add(self, gradient: Tensor) -> None:
+        self._squares[-1] = self._squares[-1] + torch.linalg.vector_norm(gradient.detach()).square()
+
+    def remove(self) -> list[tuple[float, float]]:
+        """Remove the hooks. (Squared norm, number of samples) of each micro-batch."""
+        for handle in self._handles:
+            handle.remove()
+        pairs = zip(self._squares, self._micro_batches, strict=True)
+        return [(float(square) / factor**2, num_samples) for square, (num_samples, factor) in pairs]
 
 
-def due(trainer: Trainer, every_n_steps: int) -> bool:
-    """Whether the optimizer step to come is one of every N. The same on all ranks."""
-    return every_n_steps > 0 and (trainer.global_step + 1) % every_n_steps == 0
+def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
+    """The GradScaler of precision=16-mixed; None in all other precisions."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 
 
-def scalars(measures: Mapping[str, norms.Measure], *, norm: str = "") -> dict[str, float]:
-    """Measures under the names that they are logged by; `norm` is what is appended for the norm itself."""
-    named: dict[str, float] = {}
-    for name, measured in measures.items():
-        named[f"gradients/{name}{norm}"] = measured.norm
-        named[f"gradients/{name}/largest"] = measured.largest
-        named[f"gradients/{name}/zeros"] = measured.zeros
-        named[f"gradients/{name}/nonfinite"] = float(measured.nonfinite)
-    return named
+def due(step: int, every_n_steps: int) -> bool:
+    """Whether the optimizer step 0, 1, ... is one of every N."""
+    return every_n_steps > 0 and (step + 1) % every_n_steps == 0
 
 
-def updates(policy: nn.Module, before: Mapping[str, Tensor], *, per_parameter: bool) -> dict[str, float]:
-    """The norm of the weights as they were, and the ratio to it of what the optimizer made of the gradients."""
-    moved = torch._foreach_sub([policy.get_parameter(name).detach() for name in before], list(before.values()))
-    weights, steps = (
-        norms.combined_norms(dict(zip(before, norms.norms(tensors), strict=True)), per_parameter=per_parameter)
-        for tensors in (before.values(), moved)
-    )
-    ratios = {f"updates/{name}": steps[name] / weights[name] for name in weights if weights[name]}
-    return {f"weights/{name}": weight for name, weight in weights.items()} | ratios
+def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> dict[str, float]:
+    """`gradients/<component>` (the norm), `/largest`, `/zeros` (a share), `/nonfinite` (a number), and `gradients/total`.
+
+    With `per_parameter` the same for each parameter, whose norm is `gradients/<parameter>/norm`.
+    """
+    gradients = [parameter.grad for parameter in parameters.values()]
+    norms, largest = (foreach_norms(gradients, order) for order in (2.0, math.inf))
+    sizes = np.array([gradient.numel() for gradient in gradients])
+    zeros = sizes - np.array(torch.stack([torch.count_nonzero(gradient) for gradient in gradients]).tolist())
+    # Where the norm is finite all values are, so that they are rarely counted.
+    nonfinite = np.array([0 if np.isfinite(n) else int((~g.isfinite()).sum()) for g, n in zip(gradients, norms, strict=True)])
+    metrics = {"gradients/total": float(np.linalg.norm(norms))}
+    for name, rows in groups(parameters, per_parameter=per_parameter):
+        metrics[f"gradients/{name}/norm" if name in parameters else f"gradients/{name}"] = float(np.linalg.norm(norms[rows]))
+        metrics[f"gradients/{name}/largest"] = float(largest[rows].max())
+        metrics[f"gradients/{name}/zeros"] = float(zeros[rows].sum() / sizes[rows].sum())
+        metrics[f"gradients/{name}/nonfinite"] = float(nonfinite[rows].sum())
+    return metrics
 
 
-def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
+    """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
+    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], list(before))
+    weights, updates, metrics = foreach_norms(before), foreach_norms(moved), {}
+    for name, rows in groups(parameters, per_parameter=per_parameter):
+        metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
+        if weight:
+            metrics[f"updates/{name}"] = float(np.linalg.norm(updates[rows])) / weight
+    return metrics
+
+
+def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str, list[int]]]:
+    """The places of each component's parameters, by the first part of their names; and of each parameter, by its name."""
+    components = [name.partition(".")[0] for name in parameters]
+    yield from ((name, [i for i, each in enumerate(components) if each == name]) for name in dict.fromkeys(components))
+    yield from ((name, [i]) for i, name in enumerate(parameters) if per_parameter)
+
+
+def foreach_norms(tensors: Sequence[Tensor], order: float = 2.0) -> np.ndarray:
+    """The norm of each tensor: one fused pass, one transfer to the host."""
+    return torch.stack(torch._foreach_norm(tensors, order)).double().cpu().numpy()
 
 
 @rank_zero_only
-def log_histograms(logger: WandbLogger, gradients: Mapping[str, Tensor], *, step: int) -> None:
-    """`gradients/<parameter>`: 64 bins between the smallest and the largest finite value."""
+def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
+    """`gradients/<parameter>` for W&B: 64 bins between the smallest and the largest finite value."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers:
+        return
     import wandb
 
     histograms = {
-        f"gradients/{name}": wandb.Histogram(np_histogram=norms.histogram(gradient)) for name, gradient in gradients.items()
+        f"gradients/{name}": wandb.Histogram(np_histogram=histogram(parameter.grad)) for name, parameter in parameters.items()
     }
-    logger.experiment.log(histograms | {"trainer/global_step": step})
+    for logger in loggers:
+        logger.experiment.log(histograms | {"trainer/global_step": trainer.global_step})
+
+
+def histogram(gradient: Tensor, *, bins: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges between the smallest and the largest finite value, as `np.histogram` gives them, but faster."""
+    values = gradient.detach().float().flatten()
+    values = values[values.isfinite()]
+    if not len(values):
+        return np.zeros(bins, dtype=np.int64), np.linspace(0, 1, bins + 1)
+    low, high = torch.aminmax(values)
+    if low == high:  # as NumPy widens an empty range
+        low, high = low - 0.5, high + 0.5
+    counts = torch.histc(values, bins=bins, min=low.item(), max=high.item())
+    return counts.long().cpu().numpy(), np.linspace(low.item(), high.item(), bins + 1)

@@ -1,100 +1,288 @@
-"""A run's settings -> Lightning's Trainer, with all that looks on while it trains, and the LightningModule that it trains."""
+"""A run's settings and policy -> Lightning's Trainer with its callbacks, and the module that it trains.
 
+Also what depends on the machine: devices, precision, torch.compile, memory, and several processes that train together.
+"""
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+import threading
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from vla_mini.errors import as_value_error
+from vla_mini.finetuning.unfreezing import Unfreezing
 from vla_mini.policy import Policy
-from vla_mini.training.average import WeightAverage
-from vla_mini.training.checkpoints import Checkpoints, RandomNumbers, WholeFiles
-from vla_mini.training.compilation import WarmUp, compile_policy
-from vla_mini.training.guard import NonFiniteGuard
-from vla_mini.training.loggers import build_loggers, hush_lightning
-from vla_mini.training.memory import keep_freed_memory
-from vla_mini.training.module import PolicyModule
+from vla_mini.settings import TrainSettings
+from vla_mini.training.callbacks import BestPolicy, Checkpoints, WeightAverage
+from vla_mini.training.checkpoints import AtomicCheckpointIO
+from vla_mini.training.loggers import TrainingBar, build_loggers, log, print_above_bar, silence_lightning
+from vla_mini.training.module import PolicyModule, Summary
 from vla_mini.training.monitor import GradientMonitor
-from vla_mini.training.precision import choose_precision
-from vla_mini.training.processes import EndTogether, choose_strategy
-from vla_mini.training.progress import Progress
-from vla_mini.training.selection import BestPolicy
-from vla_mini.training.summary import Summary
-from vla_mini.training.unfreezing import Unfreezing
-from vla_mini.training.window import Stopwatch, WindowMean
+from vla_mini.training.step import OptimizerStep
+
+SHUTDOWN_SECONDS = 3  # that the first process has after a second signal
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def build_training(
-    settings: Mapping[str, Any],
+    settings: TrainSettings,
     policy: Policy,
     *,
     run_dir: Path,
-    stopwatch: Stopwatch,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] = {},
     run: str = "",
     steps: int = 0,
-) -> tuple[lightning.Trainer, PolicyModule]:
-    """What `trainer.fit(module, datamodule=...)` needs; `settings` are those of configs/train.yaml, checked.
+) -> tuple[Trainer, PolicyModule]:
+    """What `trainer.fit(module, datamodule=...)` needs.
 
-    `provenance` goes to the loggers beside the settings, `run` (its identity) into the checkpoints; `steps` is how many a run
-    that is resumed has done.
+    - provenance: goes to the loggers beside the settings
+    - run: its `identity`, which its checkpoints hold
+    - steps: that a resumed run has made before
     """
     keep_freed_memory()
-    hush_lightning()
-    arguments = trainer_arguments(settings)
-    compiled = settings["compile"] != "none"
-    if compiled:
-        compile_policy(policy, settings["compile"], dynamic=settings["compile_dynamic"])
-    evaluation = settings["evaluation"]
-    best = BestPolicy(
-        run_dir / "policy",
-        env_id=settings["env"]["id"],
-        episodes=evaluation["selection_episodes"],
-        every_n_steps=evaluation["every_n_steps"],
-        seed=evaluation["seed"],
-        stopwatch=stopwatch,
+    silence_lightning()
+    average = None if settings.ema.decay is None else WeightAverage(policy, settings.ema.decay)
+    if settings.compile != "none":
+        compile_policy(policy, settings.compile, dynamic=settings.compile_dynamic)
+    config = settings.model_dump(mode="json", by_alias=True, exclude_unset=True) | dict(provenance)
+    loggers = [] if rank_zero_only.rank else build_loggers(settings.logger, run_dir=run_dir, config=config, steps=steps)
+    step = OptimizerStep(
+        policy,
+        monitor=GradientMonitor(**settings.monitor.model_dump(exclude={"watch"})),
+        clip_value=settings.trainer.gradient_clip_val,
+        clip_algorithm=settings.trainer.gradient_clip_algorithm,
+        patience=settings.guard.patience,
+        **settings.schedule.model_dump(exclude={"multipliers"}),
     )
-    trainer = lightning.Trainer(
-        **arguments,
-        logger=build_loggers(settings["logger"], run_dir=run_dir, config={**settings, **(provenance or {})}, steps=steps)
-        if rank_zero_only.rank == 0
-        else False,
-        # In this order: say what learns; divide the gradients, judge them, look at them. Clipping, by the module, comes last.
-        # And a checkpoint holds what all the others have done.
-        callbacks=[
-            RandomNumbers(),
-            Unfreezing(settings["unfreeze_at"]),
-            WindowMean(stopwatch),
-            NonFiniteGuard(**settings["guard"]),
-            GradientMonitor(**settings["monitor"]),
-            WeightAverage(settings["ema"]["decay"]),
-            *([WarmUp()] if compiled else []),
-            Summary(),
-            best,
-            EndTogether(),
-            *([Progress()] if arguments.get("enable_progress_bar", True) else []),
-            Checkpoints(run_dir / "checkpoints", **settings["checkpoint"], best=best),
-        ],
-        plugins=[WholeFiles(run)],
-        default_root_dir=run_dir,
-    )
-    return trainer, PolicyModule(policy, optimizer=settings["optimizer"], **settings["schedule"])
+    module = PolicyModule(policy, step, settings.optimizer, multipliers=settings.schedule.multipliers, average=average)
+    if settings.monitor.watch:  # The module, not the policy, so that W&B's names differ from the monitor's.
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.watch(module, log="gradients", log_freq=max(1, settings.monitor.every_n_steps), log_graph=False)
+    callbacks = build_callbacks(settings, policy, average, run_dir=run_dir)
+    plugins = [AtomicCheckpointIO(run)]
+    arguments = {"logger": loggers or False, "callbacks": callbacks, "plugins": plugins, "default_root_dir": run_dir}
+    return Trainer(**trainer_arguments(settings), **arguments), module
 
 
-def trainer_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the settings say of Lightning's Trainer, without the parts that look on."""
-    arguments = {name: value for name, value in settings["trainer"].items() if name != "_target_"}
-    arguments["precision"] = choose_precision(arguments["precision"], accelerator=arguments["accelerator"])
-    arguments["strategy"] = choose_strategy(arguments["strategy"], devices=arguments["devices"])
-    arguments |= {"enable_checkpointing": False, "enable_model_summary": False, "deterministic": settings["deterministic"]}
-    return arguments
+def build_callbacks(settings: TrainSettings, policy: Policy, average: WeightAverage | None, *, run_dir: Path) -> list[Callback]:
+    """What happens beside the optimizer steps, in this order within each of Lightning's hooks."""
+    choice = settings.evaluation.model_dump(include={"selection_episodes", "every_n_steps", "seed"})
+    best = BestPolicy(run_dir / "policy", env_id=settings.env.id, **choice)
+    callbacks = [
+        Unfreezing(policy, settings.unfreeze_at) if settings.unfreeze_at else None,
+        average,
+        WarmUp() if settings.compile != "none" else None,
+        best,
+        ProcessShutdown() if settings.trainer.devices > 1 else None,
+        TrainingBar() if settings.trainer.enable_progress_bar is not False else None,
+        Checkpoints(run_dir / "checkpoints", **settings.checkpoint.model_dump(), best=best),  # after all whose state it saves
+        Summary(),  # last, since it takes itself out of the list
+    ]
+    return [callback for callback in callbacks if callback is not None]
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
-    """ValueError, before any work, for what Lightning's Trainer refuses."""
-    hush_lightning()
-    try:
+def trainer_arguments(settings: TrainSettings) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that are the user's choice. Clipping is a part of our own step (step.py)."""
+    arguments = settings.trainer.arguments()
+    for name in ("gradient_clip_val", "gradient_clip_algorithm"):
+        arguments.pop(name, None)
+    return arguments | {
+        "precision": choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator),
+        "strategy": choose_strategy(settings.trainer.strategy, devices=settings.trainer.devices),
+        "deterministic": settings.deterministic,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,  # there is one of our own
+    }
+
+
+def check_trainer(settings: TrainSettings) -> None:
+    """ValueError, before any work, for what the machine lacks or Lightning's Trainer refuses."""
+    accelerator, precision = settings.trainer.accelerator, settings.trainer.precision
+    if accelerator not in ("auto", "cpu") and choose_device(accelerator).type == "cpu":
+        raise ValueError(f"trainer.accelerator={accelerator}: torch finds no such device here; auto uses what there is")
+    check_precision(precision, accelerator=accelerator)
+    silence_lightning()
+    with as_value_error("trainer"):  # Lightning has exceptions of its own
         lightning.Trainer(**trainer_arguments(settings), logger=False)
-    except Exception as error:  # of Lightning's own types
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+    check_compile(settings.compile, accelerator=accelerator)
+
+
+# ---- devices and precision
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device that Lightning uses for `trainer.accelerator`."""
+    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
+
+
+def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
+    """`requested`, or for "auto": bf16-mixed where the CPU or GPU multiplies bf16 natively, else 32-true."""
+    if requested != "auto":
+        return requested
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+def check_precision(precision: str, *, accelerator: str) -> None:
+    """ValueError for a precision that the hardware lacks."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if precision.startswith("16") and not on_gpu:  # Lightning would use bf16 without a word
+        raise ValueError(f"trainer.precision={precision} is for GPUs; on CPUs there are bf16-mixed, 32-true and 64-true")
+    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"trainer.precision={precision}: this GPU has no bf16; auto chooses what it has")
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process. Glibc gives blocks of some megabytes back at once, and the next step pays for each page
+    again: a sixth of a step's time on toy_pick. Other C libraries are left as they are."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that is allowed
+
+
+# ---- torch.compile
+
+
+def check_compile(mode: str, *, accelerator: str) -> None:
+    """ValueError where nothing can be compiled for `trainer.accelerator`, found by compiling a sine."""
+    if mode == "none":
+        return
+    device = choose_device(accelerator)
+    if mode != "default" and device.type != "cuda":
+        where = f"trainer.accelerator={accelerator} computes on the {device}"
+        raise ValueError(f"compile={mode} needs CUDA graphs, and {where} here: use compile=default")
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the compilers raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"compile={mode}: nothing can be compiled for {device} here ({reason}): use compile=none") from error
+
+
+def compile_policy(policy: Policy, mode: str, *, dynamic: bool | None = None) -> None:
+    """From now on `policy(batch)` is compiled, at its first call: one graph from the images to the loss, and one backward.
+
+    - dynamic: whether one graph serves all batch sizes; None = once a second size has been seen
+
+    Only `training_step` calls the policy itself. Validation, rollouts, the search for the origin of a NaN and all analyses use
+    `policy.loss`, `act` or `predict`, which stay eager. No parameter is renamed, so checkpoints and policy/ stay the same.
+    """
+    # Noise is drawn as in eager mode, so that heads that sample are trained alike.
+    options = torch._inductor.list_mode_options(mode, dynamic) | {"fallback_random": True}
+    policy.compile(dynamic=dynamic, options=options)
+
+
+class WarmUp(Callback):
+    """How long torch.compile took: by how much the first `num_batches` exceeded their median. Printed and logged once."""
+
+    def __init__(self, *, num_batches: int = 10) -> None:
+        self.num_batches = num_batches
+        self._times: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if len(self._times) <= self.num_batches:
+            self._times.append(time.perf_counter())
+            if len(self._times) > self.num_batches:
+                self._report(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if 2 < len(self._times) <= self.num_batches:  # a short run
+            self._report(trainer)
+
+    def _report(self, trainer: Trainer) -> None:
+        batches = np.diff(self._times)
+        seconds = batches.sum() - len(batches) * np.median(batches)
+        log(trainer, {"compile/warmup_seconds": seconds})
+        print_above_bar(trainer, f"compiling took {seconds:.1f} s of the first {len(batches)} batches")
+
+
+# ---- several processes
+
+
+def choose_strategy(requested: str, *, devices: int) -> Strategy | str:
+    """None for one process. Several, which Lightning starts by the same command, average their gradients."""
+    if devices == 1:
+        return "auto"
+    return DDPStrategy(
+        cluster_environment=LightningEnvironment(),  # whatever else started this process: one machine, its devices
+        find_unused_parameters=requested == "ddp_find_unused_parameters_true",
+        timeout=timedelta(days=1),  # the others wait while the first one evaluates
+    )
+
+
+class ProcessShutdown(Callback):
+    """Ends all processes of a run when the first one ends, however it ends.
+
+    Lightning would communicate within its handler of SIGTERM, and wait for ever for a busy process; it would also kill this one
+    some seconds after another has failed. And Python runs no handler of a signal while it waits for another process: after a
+    second signal, and SHUTDOWN_SECONDS, a thread ends everything.
+    """
+
+    def __init__(self) -> None:
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+            if trainer.is_global_zero:
+                _watch_signals(trainer.strategy.launcher)
+            else:  # The first process decides, so this one ignores signals; it must not outlive it.
+                threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)  # the first process is alone from now on
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        launcher: Any = trainer.strategy.launcher
+        others, launcher.procs[:] = list(launcher.procs), []  # the list in which Lightning watches them
+        for number, process in enumerate(others, start=1):
+            if isinstance(exception, Exception) and process.poll() is not None:
+                print(f"process {number} ended first, with exit code {process.returncode}", file=sys.stderr)
+            process.kill()
+
+
+def _watch_signals(launcher: Any) -> None:
+    received, descriptor = os.pipe()
+    os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+
+    def end() -> None:
+        numbers: list[int] = []
+        while len(numbers) < 2:
+            numbers += [number for number in os.read(received, 1) if number in (signal.SIGINT, signal.SIGTERM)]
+        time.sleep(SHUTDOWN_SECONDS)
+        os.write(2, b"\nthe other processes do not answer: stopped at once\n")
+        for process in launcher.procs:
+            process.kill()
+        os._exit(128 + numbers[-1])
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,56 +1,55 @@
-"""A plain transformer over all tokens at once, to compare with: image, word and state tokens in, with a few learned ones that
-read them out; `num_readouts` context tokens out.
+"""A plain transformer over all tokens at once, to compare with: image, word and state tokens in, with a few learned readout
+tokens; `num_readouts` context tokens out.
 
-Words and pixels meet only in its layers: what that costs in training is what trunk=query saves. At the end each readout looks
-at the image tokens once more, so that it can say where; without that, 400 steps on toy_pick taught it next to nothing.
-Attention costs the square of the number of tokens: let vision make few of them.
+Words and pixels meet only in its layers, which takes more training than trunk=query. At the end each readout attends to the
+image tokens once more, so that its context holds a position; without that, 400 steps on toy_pick taught it next to nothing.
+Attention costs the square of the number of tokens: choose a vision part that makes few of them.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from vla_mini.geometry import grid_positions
-from vla_mini.layers import Block, at_least_fp32
+from vla_mini.layers import Block, at_least_fp32, grid_positions, sinusoidal_embedding
+from vla_mini.parts import Trunk, TrunkSpec
 from vla_mini.types import Context
 
 
-class JointTrunk(nn.Module):
-    """Pre-norm blocks of self-attention among readout, image, word and state tokens; then, where each readout looks.
+class JointTrunk(Trunk):
+    """Pre-norm self-attention among readout, image, word and state tokens; then an attention map of each readout.
 
-    - grid, num_cameras: where the image tokens lie
     - width: of image, word, state and context tokens, a multiple of 4 and of num_heads
     - depth, num_heads: of the blocks
-    - num_readouts: learned tokens, which are the context
+    - num_readouts: learned tokens, which become the context
     """
 
     def __init__(
         self,
+        spec: TrunkSpec,
         *,
-        grid: tuple[int, int],
-        num_cameras: int,
-        width: int = 64,
-        depth: int = 2,
-        num_heads: int = 4,
-        num_readouts: int = 4,
+        width: PositiveInt = 64,
+        depth: NonNegativeInt = 2,
+        num_heads: PositiveInt = 4,
+        num_readouts: PositiveInt = 4,
     ):
         super().__init__()
         if width % 4:
             raise ValueError(f"width={width}: a multiple of 4 is needed")
-        self.width, self.depth, self.num_heads, self.num_readouts = width, depth, num_heads, num_readouts
-        self.num_tokens, self.num_positions = num_readouts, num_readouts
-        rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-        places = torch.cat([waves(rows.flatten(), width // 2), waves(columns.flatten(), width // 2)], dim=-1)
-        self.register_buffer("places", places.repeat(num_cameras, 1), persistent=False)
-        self.register_buffer("token_positions", grid_positions(grid).repeat(num_cameras, 1), persistent=False)
+        self.width, self.num_tokens, self.num_queries = width, num_readouts, num_readouts
+        rows, columns = torch.meshgrid(torch.arange(spec.grid[0]), torch.arange(spec.grid[1]), indexing="ij")
+        halves = [sinusoidal_embedding(index.flatten(), width // 2) for index in (rows, columns)]
+        grid_embedding = torch.cat(halves, dim=-1).repeat(spec.num_cameras, 1)
+        self.register_buffer("grid_embedding", grid_embedding, persistent=False)
+        self.register_buffer("token_positions", grid_positions(spec.grid).repeat(spec.num_cameras, 1), persistent=False)
         self.readouts = nn.Parameter(0.5 * torch.randn(num_readouts, width))
-        self.kinds = nn.Parameter(0.5 * torch.randn(3, width))  # tells image, word and state tokens apart
+        self.type_embedding = nn.Parameter(0.5 * torch.randn(3, width))  # of image, word and state tokens
         self.blocks = nn.ModuleList(Block(width=width, num_heads=num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.queries, self.keys = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.place = nn.Linear(2, width)
+        self.positional_embedding = nn.Linear(2, width)
 
     def forward(
         self,
@@ -59,25 +58,19 @@ class JointTrunk(nn.Module):
         word_mask: Bool[Tensor, "b l"],
         state: Float[Tensor, "b d"],
     ) -> Context:
-        size, num_readouts = len(image), self.num_readouts
-        order = waves(torch.arange(words.shape[1], device=words.device), self.width).to(words.dtype)
-        parts = (image + self.places.to(image.dtype), words + order, state[:, None])
-        parts = [part + kind for part, kind in zip(parts, self.kinds, strict=True)]
-        x = torch.cat([self.readouts.expand(size, -1, -1), *parts], dim=1)
+        size, num_readouts = len(image), self.num_tokens
+        word_order = sinusoidal_embedding(torch.arange(words.shape[1], device=words.device), self.width).to(words.dtype)
+        inputs = (image + self.grid_embedding.to(image.dtype), words + word_order, state[:, None])
+        inputs = [tokens + embedding for tokens, embedding in zip(inputs, self.type_embedding, strict=True)]
+        x = torch.cat([self.readouts.expand(size, -1, -1), *inputs], dim=1)
         always = torch.ones(size, num_readouts + image.shape[1] + 1, dtype=torch.bool, device=x.device)
-        seen = torch.cat([always[:, :-1], word_mask, always[:, -1:]], dim=1)
+        mask = torch.cat([always[:, :-1], word_mask, always[:, -1:]], dim=1)
         for block in self.blocks:
-            x = block(x, seen[:, None])
-        readouts, seen, _ = self.norm(x).split([num_readouts, image.shape[1], words.shape[1] + 1], dim=1)
-        scores = self.queries(readouts) @ self.keys(seen).transpose(1, 2) / math.sqrt(self.width)
+            x = block(x, mask[:, None])
+        readouts, image, _ = self.norm(x).split([num_readouts, image.shape[1], words.shape[1] + 1], dim=1)
+        scores = self.queries(readouts) @ self.keys(image).transpose(1, 2) / math.sqrt(self.width)
         attention = at_least_fp32(scores).log_softmax(dim=-1)
         weights = attention.exp()
-        positions = weights @ self.token_positions.to(weights.dtype)
-        return Context(readouts + self.place(positions.to(readouts.dtype)), always[:, :num_readouts], positions, attention)
-
-
-def waves(positions: Int64[Tensor, " n"], width: int) -> Float[Tensor, "n d"]:
-    """Sines and cosines of 2 pi to a thousand times as many steps: places that know their neighbours (Vaswani et al. 2017)."""
-    frequencies = torch.exp(-math.log(1000) * torch.arange(width // 2, device=positions.device) / (width // 2))
-    angles = positions[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        positions = weights @ self.token_positions.to(weights.dtype)  # "b q 2"
+        tokens = readouts + self.positional_embedding(positions.to(readouts.dtype))
+        return Context(tokens, always[:, :num_readouts], attention)

@@ -1,36 +1,36 @@
-"""The trunk that grounds words quickly: the instruction calls up queries, the queries look at the image, and what they see
-and *where* they see it is the context. Image, word and state tokens in, `q` + 1 context tokens out.
+"""The trunk that grounds words quickly: queries made from the instruction attend to the image; what they attend to, and
+*where* it lies, is the context. Image, word and state tokens in, `num_queries` + 1 context tokens out.
 
-Language conditions the very first look at the image, so that nothing has to be carried through layers that do not know
-yet what matters; and an attention map's mean position is a coordinate, which a gripper can be sent to.
+The instruction conditions the very first look at the image, so that nothing has to be carried through layers that are not
+conditioned on it; and the mean position of an attention map is a coordinate, which an action head can use directly.
 """
 
 import math
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_mini.geometry import grid_positions
-from vla_mini.layers import at_least_fp32
+from vla_mini.layers import at_least_fp32, grid_positions
+from vla_mini.parts import Trunk, TrunkSpec
 from vla_mini.types import Context
 
 
-class QueryTrunk(nn.Module):
-    """Two attentions by hand: learned slots read the words, what they read looks at the image tokens.
+class QueryTrunk(Trunk):
+    """Two attentions written out: learned slots attend to the words, and queries made from the result to the image tokens.
 
-    - grid, num_cameras: where the image tokens lie
     - width: of image, word, state and context tokens
     - num_queries: slots, and so attention maps over the image
     """
 
-    def __init__(self, *, grid: tuple[int, int], num_cameras: int, width: int = 64, num_queries: int = 4):
+    def __init__(self, spec: TrunkSpec, *, width: PositiveInt = 64, num_queries: PositiveInt = 4):
         super().__init__()
-        self.width, self.num_queries = width, num_queries
-        self.num_tokens, self.num_positions = num_queries + 1, num_queries
-        self.register_buffer("token_positions", grid_positions(grid).repeat(num_cameras, 1), persistent=False)
-        self.place = nn.Linear(2, width)
+        self.width, self.num_queries, self.num_tokens = width, num_queries, num_queries + 1
+        positions = grid_positions(spec.grid).repeat(spec.num_cameras, 1)
+        self.register_buffer("token_positions", positions, persistent=False)
+        self.positional_embedding = nn.Linear(2, width)
         self.slots = nn.Parameter(0.5 * torch.randn(num_queries, width))
         self.word_keys, self.word_values = nn.Linear(width, width), nn.Linear(width, width)
         self.queries, self.values = nn.Linear(width, width), nn.Linear(width, width)
@@ -44,16 +44,16 @@ class QueryTrunk(nn.Module):
         state: Float[Tensor, "b d"],
     ) -> Context:
         word_scores = self._scores(self.slots, self.word_keys(words)).masked_fill(~word_mask[:, None], -math.inf)
-        read = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
-        queries = F.layer_norm(self.queries(read + self.slots), (self.width,)) * self.log_sharpness.exp()
-        placed = F.layer_norm(image + self.place(self.token_positions), (self.width,))
-        attention = self._scores(queries, placed).log_softmax(dim=-1)
+        instruction = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
+        queries = F.layer_norm(self.queries(instruction + self.slots), (self.width,)) * self.log_sharpness.exp()
+        keys = F.layer_norm(image + self.positional_embedding(self.token_positions), (self.width,))
+        attention = self._scores(queries, keys).log_softmax(dim=-1)
         weights = attention.exp()
-        positions = weights @ self.token_positions.to(weights.dtype)
-        seen = self.values(weights.to(placed.dtype) @ placed)
-        tokens = torch.cat([seen + self.place(positions.to(image.dtype)), state[:, None]], dim=1)
+        positions = weights @ self.token_positions.to(weights.dtype)  # "b q 2"
+        values = self.values(weights.to(keys.dtype) @ keys)
+        tokens = torch.cat([values + self.positional_embedding(positions.to(image.dtype)), state[:, None]], dim=1)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return Context(tokens, mask, positions, attention)
+        return Context(tokens, mask, attention)
 
     def _scores(self, queries: Float[Tensor, "*b q d"], keys: Float[Tensor, "b n d"]) -> Float[Tensor, "b q n"]:
         """Scaled dot products in at least fp32: a softmax over hundreds of tokens needs the digits."""

@@ -1,5 +1,5 @@
-"""A classification network of torchvision, up to a feature map of the wanted stride: images `b c h w` in [0, 1] -> one token
-for each cell of the map, row by row, `b n width`."""
+"""A classification network of torchvision, up to a feature map of the wanted stride: images "b c h w" in [0, 1] -> one token
+for each cell of the map, row by row, "b n width"."""
 
 import math
 import warnings
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,89 +20,92 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import FrozenBatchNorm2d
 
-from vla_mini.layers import resize, size_to_see
+from vla_mini.errors import as_value_error, did_you_mean
+from vla_mini.layers import resize, resolve_input_size
+from vla_mini.parts import FitData, ObservationSpec, Vision
 
-FROM_TENSORFLOW = {"googlenet", "inception_v3"}
-OF_TOKENS = ("vit", "swin")  # networks whose layers hand on no maps, but tokens or maps with the channels last
+TENSORFLOW_WEIGHTS = {"googlenet", "inception_v3"}
+TRANSFORMERS = ("vit", "swin")  # networks whose layers give tokens, or maps with the channels last, instead of maps
 
 
-class TorchvisionVision(nn.Module):
-    """What is left of a network that classifies, when all that comes after a map of `image size / stride` cells is cut off.
+class TorchvisionVision(Vision):
+    """A classification network without the layers that come after a map of `image size / stride` cells.
 
-    No layer may look across the batch, or gradients of micro-batches would not add up to those of the big one: so batch
-    norms keep the statistics that they came with (`frozen`, as in ACT, for pretrained weights), or make way for group norms
-    (`group`, as in Diffusion Policy, for untrained ones).
+    No layer may compute across the batch, or gradients of micro-batches would not add up to those of the big batch: so batch
+    norms are frozen at the statistics of pretrained weights (`frozen`, as in ACT), or replaced by group norms (`group`, as in
+    Diffusion Policy, for untrained ones).
 
-    - name: resnet18, convnext_tiny, efficientnet_b0 ...: any of torchvision.models that classifies, but ViT and Swin, whose
-      layers hand on other things than maps `b c h w`
+    - name: resnet18, convnext_tiny, efficientnet_b0 ...: any classification network of torchvision.models except ViT and
+      Swin, whose layers give other things than maps "b c h w"
     - path: a file with the whole network's state_dict, as safetensors or by torch.save. None: untrained
-    - stride: pixels between tokens; the deepest map of that stride is taken, or
-    - layer: the one that this part of the network, or node of its graph, gives (layer2, features.3)
-    - input_size: [height, width] that images are resized to. None: as they come
+    - stride: pixels between tokens; the deepest map of that stride is taken
+    - layer: the map of this module or graph node instead (layer2, features.3)
+    - input_size: [height, width] that images are resized to. None: the dataset's size
     - norm: frozen or group. None: frozen with a path, else group
     """
 
     def __init__(
         self,
+        spec: ObservationSpec,
         *,
-        image_size: tuple[int, int],
         name: str = "resnet18",
         path: str | None = None,
-        stride: int = 8,
+        stride: PositiveInt = 8,
         layer: str | None = None,
         input_size: list[int] | None = None,
         norm: Literal["frozen", "group"] | None = None,
     ):
         super().__init__()
-        self.name, self.layer, self.stride = name, layer, stride
-        self.path = None  # what was read there is saved with the policy
-        self.norm = norm or ("frozen" if path else "group")
-        self.input_size = size_to_see(input_size, image_size)
-        with warnings.catch_warnings(action="ignore"):  # of initial values, of nodes that exist in training only
-            network = _make(name)
-            if path is not None:
-                _load(network, path)
-            _replace_norms(network, self.norm)
-            node, self.width, self.grid = _find_map(network, self.input_size, stride, layer)
-            self.network = create_feature_extractor(network, {node: "map"})
-        mean, std = normalisation(name)
+        self.input_size = resolve_input_size(input_size, spec.image_size)
+        mean, std = image_statistics(name)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def fit(self, data: FitData) -> None:
+        self._build(self.settings["path"])
+
+    def load_assets(self, folder: Path) -> None:
+        self._build(None)  # the weights are the saved policy's
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         images = resize(images, self.input_size)
         return rearrange(self.network((images - self.mean) / self.std)["map"], "b c h w -> b (h w) c")
 
+    def _build(self, path: str | None) -> None:
+        settings = self.settings
+        with warnings.catch_warnings(action="ignore"):  # about initial values, and nodes that exist in training only
+            network = models.get_model(settings["name"], weights=None)
+            if path is not None:
+                _load(network, path)
+            _replace_norms(network, settings["norm"] or ("frozen" if settings["path"] else "group"))
+            node, self.width, self.grid = _find_map(network, self.input_size, settings["stride"], settings["layer"])
+            self.network = create_feature_extractor(network, {node: "map"})
 
-def normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation, for each of red, green and blue, of the images that torchvision's weights of that name expect."""
-    if name in FROM_TENSORFLOW:  # to which torchvision's network itself would turn ImageNet's (`transform_input`)
+
+def image_statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of red, green and blue in the images that torchvision's weights of network `name` were trained on.
+
+    Raises ValueError for a name that is not one of the classification networks, or is a transformer.
+    """
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ValueError(f"name={name!r} is not a classification network of torchvision; {did_you_mean(name, names)}")
+    if name.startswith(TRANSFORMERS):
+        raise ValueError(f"name={name!r} is a transformer without maps (b c h w): use vision=huggingface")
+    if name in TENSORFLOW_WEIGHTS:  # torchvision's network itself would convert from ImageNet's (`transform_input`)
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     preset = models.get_model_weights(name).DEFAULT.transforms()
     return preset.mean, preset.std
 
 
-def _make(name: str) -> nn.Module:
-    names = models.list_models(module=models)
-    if name not in names:
-        close = get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-        raise ValueError(f"name={name!r} is no classification network of torchvision; {hint}")
-    if name.startswith(OF_TOKENS):
-        raise ValueError(f"name={name!r} is a transformer, which makes no maps (b c h w): vision=huggingface takes such")
-    return models.get_model(name, weights=None)
-
-
 def _load(network: nn.Module, path: str) -> None:
-    """The weights in the file `path`, and nothing else that could be in it."""
+    """Read the weights in the file `path`, and no other objects that it may hold."""
     if not Path(path).is_file():
         raise ValueError(f"path={path}: there is no such file of weights")
-    try:
+    errors = (SafetensorError, UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError)
+    with as_value_error(f"path={path} holds no state_dict of {type(network).__name__}", *errors):
         weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"path={path} holds no state_dict of {type(network).__name__}: {reason}") from error
 
 
 def _replace_norms(module: nn.Module, norm: str) -> None:
@@ -117,30 +121,27 @@ def _replace_norms(module: nn.Module, norm: str) -> None:
 
 
 def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | None) -> tuple[str, int, tuple[int, int]]:
-    """The graph's name of `layer`, or of the deepest map of that stride; its channels and its grid."""
+    """The graph node of `layer`, or of the deepest map of that stride; its channels and its grid."""
     nodes = get_graph_node_names(network)[1][1:]  # without the input
     parts = {".".join(node.split(".")[:depth]) for node in nodes for depth in range(1, node.count(".") + 2)}
     if layer is not None and layer not in parts:
         raise ValueError(
             f"layer={layer!r} is not in the network; the nearest: {', '.join(get_close_matches(layer, parts, n=5))}"
         )
-    every = create_feature_extractor(network, [layer] if layer else nodes).eval()
-    try:
-        with torch.no_grad():
-            found = every(torch.zeros(1, 3, *size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"input_size={size} is not for this network: {' '.join(str(error).split())[:200]}") from error
+    extractor = create_feature_extractor(network, [layer] if layer else nodes).eval()
+    with as_value_error(f"input_size={size} does not suit this network", AssertionError, RuntimeError), torch.no_grad():
+        found = extractor(torch.zeros(1, 3, *size))
     maps = {node: value.shape for node, value in found.items() if isinstance(value, Tensor) and value.ndim == 4}
-    # Pixels between cells, down and across: where the channels are last (inside of ConvNeXt's blocks), they are no such thing.
+    # Pixels between cells, down and across. Maps whose channels come last (inside ConvNeXt's blocks) have no such stride.
     strides = {node: [side / cells for side, cells in zip(size, shape[2:], strict=True)] for node, shape in maps.items()}
     maps = {node: shape for node, shape in maps.items() if max(strides[node]) < 2 * min(strides[node])}
-    wanted = [{side // stride, math.ceil(side / stride)} for side in size]  # networks differ in what they do with a rest
+    wanted = [{side // stride, math.ceil(side / stride)} for side in size]  # networks round differently
     for node, shape in reversed(maps.items()):
         if layer or all(cells in fitting for cells, fitting in zip(shape[2:], wanted, strict=True)):
             return node, shape[1], tuple(shape[2:])
     if layer:
-        raise ValueError(f"layer={layer!r} gives no map (b c h w)")
+        raise ValueError(f"layer={layer!r} does not give a map (b c h w)")
     raise ValueError(
-        f"stride={stride}: of input_size={size} the network has no maps (b c h w) of that stride, but of "
+        f"stride={stride}: for input_size={size} the network has no maps (b c h w) of that stride; choose from "
         f"{sorted({round(strides[node][0]) for node in maps})}"
     )

@@ -1,0 +1,124 @@
+"""Convert a policy that vla-mini 0.1 saved to today's format. It acts the same, bit for bit.
+
+Settings, weights and assets have other names today; nothing else differs.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vla_mini import config as commands
+from vla_mini import files
+
+if TYPE_CHECKING:
+    from vla_mini.command_settings import ConvertSettings
+
+# Weights: pattern of an old name -> new name, applied one after the other.
+WEIGHTS = {
+    r"^normalization\.action_centre$": "normalization.action_offset",
+    r"^normalization\.action_reach$": "normalization.action_scale",
+    r"^camera\.": "camera_embedding.",
+    r"^auxiliary\.log_deviation$": "auxiliary.log_std",
+    r"^auxiliary\.": "auxiliary.keyframe.",
+    r"(blocks\.\d+)\.merge\.": r"\1.output_projection.",
+    r"(blocks\.\d+)\.perceptron\.": r"\1.mlp.",
+    r"^(vision|trunk|action)\.place\b": r"\1.positional_embedding",
+    r"^(trunk|action)\.kinds$": r"\1.type_embedding",
+    r"^action\.embed\.": "action.token_embedding.",
+    r"^action\.((?:field\.|denoiser\.)?)enter\.": r"action.\1input_projection.",
+    r"^action\.((?:field\.|denoiser\.)?)leave\.": r"action.\1output_projection.",
+    r"^action\.(field|denoiser)\.read\.": r"action.\1.context_mlp.",
+    r"^action\.(field|denoiser)\.time\.": r"action.\1.time_mlp.",
+    r"^action\.(field|denoiser)\.modulate\.": r"action.\1.adaptive_norm.",
+}
+SETTINGS = {"draws": "noise_samples", "levels": "num_train_timesteps"}
+INPUTS = {"words": "instruction"}
+
+
+def convert(old: Path, new: Path) -> None:
+    """Write the policy in the folder `old` to the folder `new`. ValueError, naming the file, where one is damaged."""
+    found = files.digests(old, (path for path in sorted(old.iterdir()) if path.is_file()))
+    files.check_manifest(old, "manifest.json", found, required=("config.json", "model.safetensors"))
+    config = files.read_json(old / "config.json")
+    if config["format"] != "vla-mini-1":
+        raise ValueError(f"policy={old}: its format is {config['format']!r}; only 'vla-mini-1' is converted")
+    weights = {_renamed(name): tensor for name, tensor in load_file(old / "model.safetensors").items()}
+    auxiliary = config["parts"].pop("auxiliary")
+    parts = {name: _convert_part(part) for name, part in config["parts"].items()} | {"auxiliary": {}}
+    if auxiliary is not None:
+        actions = config["features"]["action"]
+        closes = "close" if "close" in actions else actions[-1]
+        parts["auxiliary"]["keyframe"] = auxiliary | {"state": config["keyframe"], "closes": closes}
+        weights |= _keyframe_statistics(config, weights)
+    lora = config.get("lora")
+    new_config = {
+        "format": "vla-mini-2",
+        "parts": parts,
+        "features": config["features"],
+        "horizon": config["horizon"],
+        "history": config.get("history", 1),
+        "acting": {"execute": config["execute"], "ensemble": config.get("ensemble")},
+        "ablate": [INPUTS.get(name, name) for name in config.get("blind", ())],
+        "source": config["source"],
+        "lora": lora and lora | {"layers": [_renamed(f"{layer}.")[:-1] for layer in lora["layers"]], "save": "separate"},
+    }
+    with files.replacing_folder(new) as folder:
+        files.write_json(folder / "config.json", new_config)
+        save_file(weights, folder / "model.safetensors")
+        if lora:
+            adapters = load_file(old / "adapters.safetensors")
+            save_file({_renamed(name): tensor for name, tensor in adapters.items()}, folder / "adapters.safetensors")
+        for name in ("tokenizer.json", "action_tokenizer.json"):
+            if (old / name).is_file():
+                (folder / name).write_bytes((old / name).read_bytes())
+        _write_model_configs(folder, config["parts"])
+        files.write_manifest(folder, "manifest.json", files.digests(folder, sorted(folder.iterdir())))
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in WEIGHTS.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _convert_part(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return part and {SETTINGS.get(name, name): value for name, value in part.items()}
+
+
+def _keyframe_statistics(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The keyframe loss has statistics of its own today: those of the state features that it is about."""
+    index = torch.tensor([config["features"]["state"].index(name) for name in config["keyframe"]])
+    return {f"auxiliary.keyframe.keyframe_{name}": weights[f"normalization.state_{name}"][index] for name in ("mean", "std")}
+
+
+def _write_model_configs(folder: Path, parts: Mapping[str, Any]) -> None:
+    """The configs of transformers' models were settings, and are files of their own today."""
+    vision, language = parts["vision"], parts["language"]
+    if vision["_target_"].endswith("HuggingFaceVision"):
+        processor = {"size": None, "image_mean": vision["image_mean"], "image_std": vision["image_std"]}
+        files.write_json(folder / "vision_model.json", {"config": vision["config"], "processor": processor})
+    if language["_target_"].endswith("HuggingFaceLanguage"):
+        files.write_json(folder / "language_model.json", language["config"])
+
+
+@commands.main("convert")
+def main(settings: "ConvertSettings") -> None:
+    from vla_mini import Policy
+
+    old, output = Path(settings.policy), Path(settings.output)
+    if not old.is_dir():
+        raise ValueError(f"policy={old}: there is no such folder")
+    if output.exists():
+        raise ValueError(f"output={output} exists already: name a new folder")
+    convert(old, output)
+    Policy.from_pretrained(output)  # it has to load
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

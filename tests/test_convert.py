@@ -1,0 +1,35 @@
+"""Policies that vla-mini 0.1 saved act the same after scripts/convert.py. tests/fixtures/ holds three, and how they acted."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.factory import command
+from vla_mini import Observation, Policy
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.mark.parametrize("name", ["regression", "diffusion", "fast"])
+def test_a_converted_policy_acts_the_same_bit_for_bit(tmp_path, name):
+    old, new = FIXTURES / f"policy_v1_{name}", tmp_path / "new"
+    with pytest.raises(ValueError, match=r"saved by vla-mini 0\.1: convert it with `python scripts/convert\.py policy="):
+        Policy.from_pretrained(old)
+    assert command("convert", f"policy={old}", f"output={new}") == 0
+    recorded = load_file(FIXTURES / f"policy_v1_{name}_acts.safetensors")
+    actions = recorded.pop("actions")
+    policy = Policy.from_pretrained(new)
+    assert torch.equal(policy.act(Observation(**recorded), torch.Generator().manual_seed(0)), actions)
+
+
+def test_what_cannot_be_converted_is_refused_in_one_line(tmp_path, capsys):
+    old = FIXTURES / "policy_v1_regression"
+    assert command("convert", f"policy={old}", f"output={tmp_path}") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert command("convert", f"policy={tmp_path / 'none'}", f"output={tmp_path / 'new'}") == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert command("convert", f"policy={old}", f"output={tmp_path / 'new'}") == 0
+    assert command("convert", f"policy={tmp_path / 'new'}", f"output={tmp_path / 'newer'}") == 2
+    assert "only 'vla-mini-1' is converted" in capsys.readouterr().err

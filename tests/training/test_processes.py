@@ -1,0 +1,310 @@
+"""Two processes on the CPU make the steps, and the run of train.py, that one process makes; and both end together."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from safetensors.torch import load_file
+
+from tests.factory import ROOT, command, make_policy, mean_loss
+from tests.harness import SGD, fit, read_rows
+from tests.training.ddp_worker import FROZEN, SIZES, STAGES, big_batch
+from tests.training.test_step import flat, gradients_of_the_mean
+from vla_mini import config
+from vla_mini.config.folders import RUN_DIR
+from vla_mini.finetuning.freezing import freeze
+from vla_mini.finetuning.unfreezing import Unfreezing
+from vla_mini.testing import split
+
+SMOKE = ["experiment=toy_pick_smoke", "trainer.accelerator=cpu", "trainer.precision=64-true", "optimizer=sgd"]
+TOGETHER = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8"]
+ALONE = ["data.batch_size=16"]
+# Windows of four micro-batches, of which an epoch ends with a shorter one; five of them reach into the second epoch.
+WINDOWS = ["trainer.accumulate_grad_batches=4", "trainer.max_steps=5", "trainer.val_check_interval=7"]
+TIMEOUT = 180  # seconds, of which a machine with nothing else to do needs ten
+
+
+# ---- steps
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes found that trained together, by gloo on the CPU; and where they logged."""
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*command, "-m", "tests.training.ddp_worker", str(folder)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], folder, result.stderr
+
+
+def test_two_processes_compute_the_gradient_of_the_big_batch(ranks):
+    """Unequal micro-batches, unequal masks, a short last window, a frozen part: 1e-12 in float64, and equal weights."""
+    (first, second), _, _ = ranks
+    policy = make_policy(dtype=torch.float64)
+    freeze(policy, FROZEN)
+    sizes = [sum(rank[0] + rank[1] for rank in SIZES), sum(rank[2] for rank in SIZES)]
+    for window, one, two in zip(split(big_batch(policy), sizes), first["gradients"], second["gradients"], strict=True):
+        expected = gradients_of_the_mean(policy, window)
+        assert one.keys() == two.keys() == expected.keys()
+        for got in (flat(one), flat(two)):
+            assert (got - flat(expected)).norm() / flat(expected).norm() < 1e-12
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if name in expected:
+                    parameter -= 0.1 * expected[name]
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-11, atol=1e-13)
+
+
+def test_parameters_that_the_loss_does_not_use_are_left_out(ranks):
+    for result in ranks[0]:
+        for window, beside in zip(result["gradients"], result["gradients beside a spare layer"], strict=True):
+            assert window.keys() == beside.keys()  # the spare layer has none
+            torch.testing.assert_close(flat(beside), flat(window), rtol=1e-12, atol=1e-15)
+
+
+def test_what_unfreezes_is_averaged_over_the_processes(ranks):
+    """DistributedDataParallel knows only what learnt when it was made."""
+    (first, second), _, _ = ranks
+    policy = make_policy(dtype=torch.float64)
+    sizes = [sum(rank[0] + rank[1] for rank in SIZES), sum(rank[2] for rank in SIZES)]
+    windows = split(big_batch(policy), sizes)
+    fit(policy, windows, callbacks=[Unfreezing(policy, STAGES)], optimizer=SGD | {"lr": 0.1}, precision="64-true")
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(first["weights in stages"][name], second["weights in stages"][name]), name
+        torch.testing.assert_close(first["weights in stages"][name], tensor, rtol=1e-11, atol=1e-13)
+    assert not torch.equal(policy.vision.stem.weight, make_policy(dtype=torch.float64).vision.stem.weight)
+
+
+def test_the_logged_loss_is_that_of_all_processes(ranks):
+    _, folder, _ = ranks
+    rows = read_rows(folder)
+    policy = make_policy(dtype=torch.float64)
+    window = split(big_batch(policy), [16, 8])[0]
+    loss = next(float(row["train/loss"]) for row in rows if row["train/loss"])
+    assert loss == pytest.approx(mean_loss(policy, window).item(), rel=1e-6)
+    scales = [row["gradient_noise/scale"] for row in rows if row["gradients/total"]]
+    assert len(scales) == 2 and all(scales)  # the short window has one micro-batch a process, which makes two
+
+
+def test_a_nan_on_one_process_skips_the_step_on_both(ranks):
+    results, _, output = ranks
+    assert [result["skipped"] for result in results] == [1, 1]
+    assert all(result["unchanged"] and result["origin"] == "the loss term action (rank 1)" for result in results)
+    assert output.count("step 0 skipped") == 1  # printed once
+
+
+# ---- runs of train.py
+
+
+@contextmanager
+def started(
+    folder: Path, *arguments: str, script: Path = ROOT / "scripts" / "train.py", settings: list[str] = SMOKE
+) -> Iterator[subprocess.Popen]:
+    """train.py in a process of its own and, as it asks for, one more; their output ends when the last of them has ended."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(script), *settings, *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # both have ended, as they should
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder in which two processes made the run `runs/.../latest`, what they printed, and one process made `alone`."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with started(folder, *WINDOWS, *TOGETHER, "logger=wandb") as process:
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, err) == (0, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command("train", *SMOKE, *WINDOWS, *ALONE, "hydra.run.dir=alone") == 0
+    return folder, folder / "runs" / "toy_pick_smoke" / "latest", out
+
+
+@pytest.mark.slow
+def test_two_processes_compile_what_they_train(runs):
+    folder, together, _ = runs
+    with started(folder, *WINDOWS, *TOGETHER, "compile=default", "hydra.run.dir=compiled") as process:
+        out, err = process.communicate(timeout=10 * TIMEOUT)
+    assert process.returncode == 0, err
+    assert "compiling took" in out
+    found, expected = (load_file(run / "policy" / "model.safetensors") for run in (folder / "compiled", together))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def figures(run: Path) -> dict[str, list[float]]:
+    """metrics.csv by columns, without the empty cells, and without what the clock says or each process draws."""
+    rows = read_rows(run)
+    columns = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+    return {name: column for name, column in columns.items() if "second" not in name and "gradient_noise" not in name}
+
+
+def test_two_processes_make_the_run_that_one_makes(runs):
+    """Half the samples each: equal weights, losses, validation, gradients, clipping and updates, with unequal masks."""
+    folder, together, _ = runs
+    for name in ("checkpoints/last.ckpt", "policy/model.safetensors"):
+        load = load_file if name.endswith("safetensors") else lambda path: torch.load(path, weights_only=True)["state_dict"]
+        found, expected = load(together / name), load(folder / "alone" / name)
+        assert found.keys() == expected.keys()
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-13)
+    found, expected = figures(together), figures(folder / "alone")
+    assert len(expected["train/loss"]) == 5 and len(expected["validation/loss"]) == 2
+    assert expected["train/loss"] != [expected["train/loss"][0]] * 5
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-12), name
+
+
+def test_everything_is_printed_and_written_once(runs):
+    folder, together, out = runs
+    for line in ("precision: 64-true, processes: 2", "component ", "step 2: success", "held_out_pairs", "trained"):
+        assert out.count(line) == 1, out
+    assert [path.is_symlink() for path in sorted((folder / "runs" / "toy_pick_smoke").iterdir())] == [False, True]
+    assert len(list(together.glob("wandb/offline-run-*"))) == 1
+    written, alone = ({str(path.relative_to(run)) for path in run.rglob("*")} for run in (together, folder / "alone"))
+    assert {path for path in written if not path.startswith("wandb")} == alone
+    assert f"run_dir: runs/toy_pick_smoke/{os.readlink(together)}" in (together / "config.yaml").read_text()
+
+
+PLANTED = """
+import math, os, time, torch
+from vla_mini.language.table import TableLanguage
+
+forward, rank = TableLanguage.forward, os.environ.get("LOCAL_RANK", "0")
+
+def planted(self, tokens, mask):
+    words = forward(self, tokens, mask)
+    if self.training:
+        {here}
+    return words
+
+TableLanguage.forward = planted
+exec(open("{script}").read())
+"""
+
+
+def planted(folder: Path, here: str) -> Path:
+    """train.py with `here` where its language part has found the `words` of a batch to learn from."""
+    script = folder / "train.py"
+    script.write_text(PLANTED.format(script=ROOT / "scripts" / "train.py", here=here))
+    return script
+
+
+def test_a_nan_in_one_process_stops_both(runs, tmp_path):
+    """After the same steps, with one message; no weight changes."""
+    seed = 'open("seed_of_" + rank, "w").write(str(torch.initial_seed()))'
+    script = planted(tmp_path, f'{seed}; words = words * (math.nan if rank == "1" else 1)')
+    data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
+    arguments = (data, *TOGETHER, "guard.patience=2", "evaluation.every_n_steps=0", "hydra.run.dir=run")
+    with started(tmp_path, *arguments, script=script) as process:
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    reason = "not finite is the output of language (rank 1)"
+    assert err.splitlines()[:2] == [f"step {n} skipped ({n + 1} in a row, {n + 1} in all): {reason}" for n in (0, 1)]
+    assert err.count("Traceback") == err.count("train: NonFiniteError: 2 steps in a row were not finite") == 1
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    assert [(tmp_path / f"seed_of_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]  # each draws its own noise
+
+
+def test_a_signal_to_both_ends_them_where_they_can_be_resumed(runs):
+    """As a scheduler or a terminal sends it: after the step in progress, together."""
+    forever = ("trainer.max_steps=1000000", "trainer.val_check_interval=1000000", "evaluation.every_n_steps=0")
+    with started(runs[0], *TOGETHER, *forever, "hydra.run.dir=stopped") as process:
+        wait_for((runs[0] / "stopped" / "metrics.csv").exists)  # after a step, for which both are needed
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 143 and "Traceback" not in err
+    (steps,) = re.findall(r"stopped by SIGTERM after step (\d+); to resume: .* resume=stopped", err)
+    with started(runs[0], "resume=stopped", f"trainer.max_steps={int(steps) + 2}", settings=[]) as process:
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, err) == (0, "")
+    rows = read_rows(runs[0] / "stopped")
+    assert [int(row["step"]) for row in rows] == list(range(int(steps) + 2))
+
+
+def test_a_second_signal_ends_both_at_once(runs, tmp_path):
+    """Also while the first process waits for the other one, and runs no handler."""
+    asleep = 'rank == "1" and planted.steps == 3 and (print("asleep", flush=True), time.sleep(3600))'
+    script = planted(tmp_path, f'planted.steps = getattr(planted, "steps", 0) + 1; {asleep}')
+    data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
+    with started(tmp_path, data, *TOGETHER, "hydra.run.dir=run", script=script) as process:
+        assert any("asleep" in line for line in process.stdout)
+        for number in (signal.SIGTERM, signal.SIGINT):  # the system would make one of two equal signals
+            os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (130, 143) and "Traceback" not in err
+
+
+# ------------------------------------------------------------------------------------- without a second process
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """As if Lightning had started this process."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(RUN_DIR, "runs/of_the_first")
+
+
+def test_the_second_process_joins_the_first_ones_folder(second, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = config.load("train", ["experiment=toy_pick_smoke"])
+    assert config.run_folder(cfg) == Path(cfg.run_dir) == Path("runs/of_the_first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_process_leaves_signals_to_the_first(second, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def main(cfg):
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [signal.SIG_IGN, signal.SIG_IGN]
+
+    assert config.run("train", ["experiment=toy_pick_smoke"], main) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_other_launchers_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv(RUN_DIR, raising=False)
+    assert config.run("train", ["experiment=toy_pick_smoke"], lambda cfg: None) == 2
+    assert capsys.readouterr().err.startswith(
+        "train: LOCAL_RANK=0 is set, as by torchrun: start this command with python alone"
+    )
+
+
+def test_hydra_leaves_nothing_that_lightning_would_hand_on():
+    config.load("train", ["experiment=toy_pick_smoke"])
+    assert not HydraConfig.initialized()

@@ -1,0 +1,134 @@
+"""The settings of the commands other than training, as vla_mini/settings.py describes them."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vla_mini.errors import show
+from vla_mini.schema import FROM_LIST, StrictModel
+from vla_mini.settings import AS_WRITTEN, Env, Names, Path, Text, TrainSettings
+
+
+class CollectSettings(StrictModel):
+    """scripts/collect.py"""
+
+    env: Env
+    output: Path
+    episodes: PositiveInt
+    validation_episodes: NonNegativeInt
+    seed: NonNegativeInt
+    action_noise: NonNegativeFloat
+    num_workers: PositiveInt | None
+
+
+class EvaluateSettings(StrictModel):
+    """scripts/evaluate.py"""
+
+    policy: Path
+    episodes: PositiveInt
+    seed: NonNegativeInt
+    num_envs: PositiveInt
+    further_splits: Names
+    execute: PositiveInt | None
+    ensemble: NonNegativeFloat | Literal["none"] | None
+    num_steps: PositiveInt | None
+    trust_remote_code: bool
+    output: Path | None
+
+
+def _paths(value: Any) -> Any:
+    """`[a.png,b.png]`, or a single path, as a list."""
+    if not isinstance(value, str):
+        return value
+    return [path.strip() for path in value[1:-1].split(",")] if value.startswith("[") and value.endswith("]") else [value]
+
+
+class ConvertSettings(StrictModel):
+    """scripts/convert.py"""
+
+    policy: Path
+    output: Path
+
+
+class InferSettings(StrictModel):
+    """scripts/infer.py"""
+
+    policy: Path
+    image: Annotated[tuple[Path, ...], FROM_LIST, BeforeValidator(_paths)]  # one for each camera, in each frame
+    instruction: Text
+    state: Annotated[tuple[float, ...], FROM_LIST]
+    mode: Literal["grad", "no_grad", "inference_mode"]
+    num_steps: PositiveInt | None
+    seed: NonNegativeInt
+    trust_remote_code: bool
+
+
+class GradientsSettings(StrictModel):
+    """scripts/gradients.py: a saved policy, or an untrained one, as train.py would build it with the settings `training`."""
+
+    policy: Path | None
+    experiment: Text | None
+    data: Path | None
+    output: Path | None
+    samples: PositiveInt
+    scenes: PositiveInt
+    grid: PositiveInt
+    seed: NonNegativeInt
+    trust_remote_code: bool
+    training: TrainSettings | None = None
+
+    def contradictions(self) -> Iterator[str]:
+        if (self.policy is None) == (self.experiment is None):
+            given = "neither" if self.policy is None else "both"
+            yield f"{given} given: use policy=DIR for a saved policy, or experiment=NAME for an untrained one"
+
+
+class DoctorSettings(StrictModel):
+    """scripts/doctor.py: a run as train.py would begin it with the settings `training`."""
+
+    experiment: Text
+    output: Path | None
+    training: TrainSettings
+
+
+class Budget(StrictModel):
+    """What each run of a comparison may use: either `steps` or `seconds`."""
+
+    steps: PositiveInt | None
+    seconds: PositiveFloat | None
+    calibration_steps: Annotated[int, Field(ge=2)]  # a speed is measured from one step to another
+    selections: PositiveInt | None
+
+
+class CompareSettings(StrictModel):
+    """scripts/compare.py: variants by name, each with the arguments that train.py gets for it."""
+
+    question: str | None
+    base: Names
+    variants: dict[str, Annotated[tuple[str, ...], FROM_LIST, AS_WRITTEN]]
+    seeds: Annotated[tuple[NonNegativeInt, ...], FROM_LIST]
+    budget: Budget
+    parameters: dict[str, Text]
+    output: Path | None
+    name: str
+
+    def contradictions(self) -> Iterator[str]:
+        budget = {"steps": self.budget.steps, "seconds": self.budget.seconds}
+        given = [f"budget.{name}={amount:g}" for name, amount in budget.items() if amount is not None]
+        if len(given) != 1:
+            shown = " and ".join(given) or "no budget"
+            yield f"{shown} given: use budget.steps=400 or budget.seconds=300 (and null for the other)"
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds={show(self.seeds)}: give at least one, and each once"
+
+
+COMMANDS: dict[str, type[StrictModel]] = {
+    "collect": CollectSettings,
+    "evaluate": EvaluateSettings,
+    "convert": ConvertSettings,
+    "infer": InferSettings,
+    "gradients": GradientsSettings,
+    "doctor": DoctorSettings,
+    "compare": CompareSettings,
+}

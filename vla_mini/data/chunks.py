@@ -1,0 +1,166 @@
+"""Demonstrations -> batches: the observation of a frame, and the chunk of actions (b, t, a) that the expert took from there on.
+
+`ActionChunkDataset` has a sample for each frame of a split and gathers a whole batch at once: no Python work per sample, no
+copy beyond the gather. Samples never cross an episode's bounds: past its end the last action repeats and `is_pad` is True,
+before its start the first frame repeats.
+`BatchLoader` yields the batches of an epoch in an order that depends on (seed, epoch) alone, and can resume within an epoch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from vla_mini.data.reader import Demonstrations
+from vla_mini.types import Batch, Observation
+
+Tokenize = Callable[[list[str]], tuple[Int64[Tensor, "n l"], Bool[Tensor, "n l"]]]
+
+
+class ActionChunkDataset:
+    """A map-style dataset of a split's frames; `dataset.__getitems__(indices)` is a Batch.
+
+    - horizon: number of actions that follow each frame (t)
+    - history: number of frames that are observed, the newest first: images "b (age k) c h w", state "b (age s)"
+    - tokenize: n instructions -> tokens int64 (n, l), mask bool (n, l); called once, for the distinct tasks
+    - targets: for auxiliary losses, arrays (n, ...) by name with a row for each frame of all episodes; batches hold their rows
+
+    Raises ValueError for a horizon or a history that is longer than every episode.
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        *,
+        split: str,
+        horizon: int,
+        tokenize: Tokenize,
+        history: int = 1,
+        targets: Mapping[str, np.ndarray] = {},
+    ) -> None:
+        assert all(len(rows) == len(demonstrations.states) for rows in targets.values())
+        check_lengths(demonstrations, history=history, horizon=horizon)
+        first, last = demonstrations.splits[split]
+        self._demonstrations, self._targets = demonstrations, dict(targets)
+        self._steps, self._ages = np.arange(horizon), np.arange(history)
+        self._first = int(demonstrations.episode_starts[first])
+        self._length = int(demonstrations.episode_ends[last - 1]) - self._first
+        tokens, mask = tokenize(list(demonstrations.tasks))
+        self._tokens, self._token_mask = tokens.numpy(), mask.numpy()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        data, frames = self._demonstrations, self._first + np.asarray(indices)
+        episodes = _episodes(data, frames)
+        observed = np.maximum(frames[:, None] - self._ages, data.episode_starts[episodes, None])
+        ends = data.episode_ends[episodes, None]
+        steps = frames[:, None] + self._steps
+        tasks = data.task_index[frames]
+        return Batch(
+            observation=Observation(
+                images=torch.from_numpy(rearrange(data.frames.take(observed, axis=0), "b age k c h w -> b (age k) c h w")),
+                tokens=torch.from_numpy(self._tokens[tasks]),
+                token_mask=torch.from_numpy(self._token_mask[tasks]),
+                state=torch.from_numpy(rearrange(data.states[observed], "b age s -> b (age s)")),
+            ),
+            actions=torch.from_numpy(data.actions[np.minimum(steps, ends - 1)]),
+            is_pad=torch.from_numpy(steps >= ends),
+            targets={name: torch.from_numpy(rows[frames]) for name, rows in self._targets.items()},
+        )
+
+
+class EpochSampler:
+    """The order of an epoch's samples: a permutation drawn from (seed, epoch) alone. Without a seed, in order."""
+
+    def __init__(self, length: int, *, seed: int | None) -> None:
+        self.epoch = 0
+        self.shuffles = seed is not None
+        self._length, self._seed = length, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch, as on any sampler."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray:
+        if not self.shuffles:
+            return np.arange(self._length)
+        return np.random.default_rng([self._seed, self.epoch]).permutation(self._length)
+
+
+class BatchLoader:
+    """The batches of an epoch, for Lightning and for loops of one's own, which call `loader.sampler.set_epoch(epoch)`.
+
+    - batch_size: samples of one process
+    - seed: with one, the order is random and a last, smaller batch is dropped; without, in order and complete
+    - rank, world_size: each process gets its own part of every global batch of `batch_size * world_size` samples; a rest of
+      fewer samples than processes is dropped
+
+    `state_dict` holds the position within the epoch. After `load_state_dict` the next iteration yields the very batches that
+    would have followed. Raises ValueError for a batch size that does not fit the dataset.
+    """
+
+    def __init__(
+        self, dataset: ActionChunkDataset, *, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.sampler = EpochSampler(len(dataset), seed=seed)
+        self.batch_sampler = None  # Lightning looks for one beside a sampler.
+        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+        self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
+        self._stride = batch_size * world_size
+        self._position = (0, 0)  # the epoch, and how many of its batches were yielded
+        self._resuming = False
+        if batch_size < 1 or len(self) == 0:
+            each = f" for each of {world_size} processes" if world_size > 1 else ""
+            raise ValueError(f"batch_size={batch_size}{each}: the split has {len(dataset)} frames")
+
+    def __len__(self) -> int:
+        complete, rest = divmod(len(self._dataset), self._stride)
+        return complete + (rest >= self._world_size and not self.sampler.shuffles)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, order = self.sampler.epoch, self.sampler.order()
+        first = self._position[1] if self._resuming and self._position[0] == epoch else 0
+        self._resuming = False
+        for number in range(first, len(self)):
+            self._position = (epoch, number + 1)  # set before the batch is used: a checkpoint of its step counts it
+            samples = order[number * self._stride : (number + 1) * self._stride]
+            yield self._dataset.__getitems__(samples[self._rank :: self._world_size])
+
+    def state_dict(self) -> dict[str, Any]:
+        epoch, yielded = self.sampler.epoch, self._position[1]
+        return {"epoch": epoch, "batches": yielded if self._position[0] == epoch else 0, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume where `state` was taken. Raises ValueError where seed, batch size or data differ: no order fits."""
+        for name, value in self._identity.items():
+            if state[name] != value:
+                raise ValueError(f"cannot resume within an epoch: {name} was {state[name]} and is {value} now")
+        self.sampler.set_epoch(state["epoch"])
+        self._position, self._resuming = (state["epoch"], state["batches"]), True
+
+
+def sample_chunks(data: Demonstrations, horizon: int, *, most: int = 4096) -> np.ndarray:
+    """Chunks of the training split's actions, (n, horizon, a), evenly spaced, padded as in `ActionChunkDataset`."""
+    first, last = data.splits["train"]
+    start, end = data.episode_starts[first], data.episode_ends[last - 1]
+    frames = np.linspace(start, end - 1, min(most, end - start)).astype(int)
+    ends = data.episode_ends[_episodes(data, frames), None]
+    return data.actions[np.minimum(frames[:, None] + np.arange(horizon), ends - 1)]
+
+
+def check_lengths(data: Demonstrations, **lengths: int) -> None:
+    """Raises ValueError for a horizon or a history, given by name, of no frames or of more than any episode has."""
+    longest = int((data.episode_ends - data.episode_starts).max())
+    for name, length in lengths.items():
+        if not 1 <= length <= longest:
+            raise ValueError(f"{name}={length} must be 1 to {longest}, the number of frames of the longest episode")
+
+
+def _episodes(data: Demonstrations, frames: np.ndarray) -> np.ndarray:
+    return np.searchsorted(data.episode_ends, frames, side="right")

@@ -1,0 +1,66 @@
+"""`EnvSpec`, the description of an environment, and `Environment`, the base class of all environments that vla-mini can use.
+
+What an environment takes and returns:
+
+    reset(seed=EPISODE, options={"purpose", "seed", "split", "instruction"}) -> observation, info
+    step(action float32 (a,))                                                -> observation, reward, terminated, truncated, info
+
+    observation: {"images": {camera: uint8 (h, w, 3)}, "state": float32 (s,), "instruction": str}
+    info:        {"success": bool, and what the spec's `rates`, `subsets` and `check_rates` name}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+
+from vla_mini.features import Features
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """The description of an environment: all that collection, evaluation and reports need to know about it.
+
+    The first of `splits` gives the headline, and selects the policy that is saved. Each of `checks`, which is a value of the
+    reset option `instruction`, repeats that split with a changed instruction. `info["chance"]` stands for how often a policy
+    that ignores the instruction would reach what a check counts.
+    """
+
+    id: str  # as it is registered in Gymnasium
+    features: Features  # as in a dataset
+    robot_type: str  # written into datasets
+    max_episode_steps: int  # as it is registered
+    tasks: Mapping[str, str] = field(default_factory=dict)  # name -> instruction, by which an episode belongs to its task
+    splits: Mapping[str, str] = field(default_factory=lambda: {"seen": "new scenes"})  # name -> explanation
+    further_splits: Mapping[str, str] = field(default_factory=dict)  # those that are evaluated on request only
+    checks: Mapping[str, str] = field(default_factory=dict)  # name -> explanation
+    rates: tuple[str, ...] = ()  # keys of `info` (bool at the last step), whose mean is KEY_rate in each split
+    subsets: tuple[str, ...] = ()  # keys of `info` (bool) of episodes whose success is also reported by itself
+    check_rates: tuple[str, ...] = ()  # keys of `info` (number), whose mean is KEY_rate in each check
+    vectorization: Literal["sync", "async"] = "sync"  # several in this process, or where a step is expensive, in one each
+    has_expert: bool = False  # whether `expert_action` is implemented
+    has_object_masks: bool = False  # whether `object_masks` is implemented
+
+
+class Environment(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """A Gymnasium environment with an `env_spec`. It is fully determined by the seed and the options of `reset`.
+
+    - seed: the number of the episode
+    - options: `purpose` ("demonstration", "validation", "selection" or "evaluation": they share no scene), `seed` (of the run),
+      `split` and `instruction` (a name of the spec's `checks`). An environment may ignore those that mean nothing to it.
+    """
+
+    env_spec: EnvSpec
+
+    def expert_action(self) -> np.ndarray:
+        """What the scripted expert does in the present state, float32 (a,)."""
+        raise NotImplementedError(f"{self.env_spec.id} has no scripted expert")
+
+    def object_masks(self) -> np.ndarray:
+        """The pixels of each object in the first camera's image at the start of the episode, bool (objects, h, w).
+
+        `info["target"]` is then the index of the object that the instruction names.
+        """
+        raise NotImplementedError(f"{self.env_spec.id} has no masks of its objects")

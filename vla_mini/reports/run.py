@@ -1,0 +1,96 @@
+"""The folder of a run -> report.html, one self-contained page. It shows what there is and leaves out what there is not.
+
+It is made from files alone, config.yaml, metrics.csv, evaluation/metrics.json and evaluation/videos/, so that the report of an
+old run can be written again.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from vla_mini import files
+from vla_mini.curves import Curve, read_curves
+from vla_mini.evaluation.metrics import further_rates
+from vla_mini.machine import machine_text
+from vla_mini.reports.charts import Panel, line_plot
+from vla_mini.reports.page import NOTHING, explanations, number, percent, render, words
+
+STEP = "optimizer step"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html and return its path. Raises ValueError where there is no such folder."""
+    if not run_dir.is_dir():
+        raise ValueError(f"run folder {run_dir} does not exist")
+    metrics = _read_json(run_dir / "evaluation" / "metrics.json", default={})
+    config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
+    env_id = metrics["env"] if metrics else ((yaml.safe_load(config) or {}).get("env") or {}).get("id")
+    curves = read_curves(run_dir / "metrics.csv")
+    videos = run_dir / "evaluation" / "videos"
+    episodes = [
+        entry | {"gif": (videos / f"{entry['name']}.gif").read_bytes(), "strip": (videos / f"{entry['name']}.png").read_bytes()}
+        for entry in _read_json(videos / "index.json", default=[])
+    ]
+    page = render(
+        "run.html.j2",
+        title=" · ".join(filter(None, (env_id, run_dir.name))),
+        **_headline(metrics, curves, has_env=env_id is not None),
+        hero=next((episode["gif"] for episode in episodes if episode["outcome"] == "success"), None),
+        metrics=metrics,
+        explanations=explanations(env_id),
+        panels=_panels(curves),
+        episodes=sorted(episodes, key=lambda episode: episode["outcome"] != "success"),
+        config=config,
+        versions=machine_text(),
+    )
+    files.write_text(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def _headline(metrics: Mapping[str, Any], curves: Mapping[str, Curve], *, has_env: bool) -> dict[str, Any]:
+    """The most important number, its unit, a sentence about it, and further figures by name."""
+    headline, unit, text, figures = NOTHING, "success", "This run has not been evaluated.", {}
+    if metrics:
+        headline, unit = f"{100 * metrics['success_rate']:.1f}", "% success"
+        text = f"in closed loop, in {metrics['episodes']} scenes that were not used in training."
+        low, high = metrics["success_ci95"]
+        figures["95 % interval"] = f"{100 * low:.1f} – {percent(high)}"
+        figures |= {name: percent(rate) for name, rate in further_rates(metrics).items()}
+        figures |= {"steps per episode": f"{metrics['steps_mean']:.1f}", "evaluation": f"{metrics['seconds']:.0f} s"}
+    elif "validation/loss" in curves and not has_env:
+        loss, step = min(zip(curves["validation/loss"].values, curves["validation/loss"].steps, strict=True))
+        headline, unit = number(loss), "validation loss"
+        text = f"on held-out episodes of the dataset, the lowest of the run, at step {step:,.0f}. "
+        text += "There is no environment in which the policy could be evaluated."
+    if "seconds" in curves:
+        steps, seconds = curves["seconds"]
+        figures |= {"training": f"{max(seconds):.0f} s", "optimizer steps": f"{max(steps):,.0f}"}
+    return {"headline": headline, "unit": unit, "text": text, "figures": figures}
+
+
+def _panels(curves: Mapping[str, Curve]) -> list[tuple[Markup, str, str]]:
+    """(plot, heading, caption) of what was logged: losses, success, gradient norms and learning rate."""
+
+    def named(pattern: str) -> dict[str, list[Curve]]:
+        """The columns that match, by what the pattern's group matches."""
+        return {words(match[1]): [curve] for name, curve in curves.items() if (match := re.fullmatch(pattern, name))}
+
+    losses = named(r"(train|validation)/loss") | named(r"train/(?!loss$)(\w+)")
+    components = named(r"gradients/(?!total$|clip_factor$)(\w+)")
+    steps, success = curves.get("selection/success_rate", Curve((0,), (0.0,)))
+    best = f"selection scenes, best {percent(max(success))} at step {steps[success.index(max(success))]:,.0f}"
+    panels = (
+        ("loss", "and its terms", Panel("Loss", STEP, losses, "log", smooth=True)),
+        ("success", best, Panel("Success", STEP, named(r"selection/(\w+)_rate"), "percent")),
+        ("gradients", "by component, before clipping", Panel("Gradient norms", STEP, components, "log", smooth=True)),
+        ("rate", "warm-up and decay", Panel("Learning rate", STEP, named("(learning_rate)"))),
+    )
+    return [(line_plot(name, [panel]), panel.title, caption) for name, caption, panel in panels if panel.curves]
+
+
+def _read_json(path: Path, *, default: Any) -> Any:
+    return files.read_json(path) if path.is_file() else default

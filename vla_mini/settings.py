@@ -1,0 +1,258 @@
+"""The settings of training: typed, frozen, and checked as a whole before anything is built.
+
+    configs/train.yaml, composed ──TrainSettings.model_validate──▶ TrainSettings, or ValidationError
+
+The settings of an object (a node with `_target_`) are the arguments of its constructor. What two settings may not be together
+is said beside them (`contradictions`). This module imports no torch until it validates.
+"""
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vla_mini.errors import show
+from vla_mini.schema import FROM_LIST, StrictModel, library_class, object_settings
+
+# Free text and paths: on a command line their value is taken as it stands, whatever characters it holds (config/compose.py).
+AS_WRITTEN = object()
+Text = Annotated[str, AS_WRITTEN]
+Path = Annotated[str, AS_WRITTEN]
+Names = Annotated[tuple[str, ...], FROM_LIST]
+
+# The parts of a policy that may hold parameters (`Policy.components`).
+Component = Literal[
+    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
+    *("projection", "camera_embedding", "state"),
+]
+
+
+def part_settings(kind: str) -> Any:
+    """The type of a node that describes a part of a policy."""
+
+    def find_class(target: Any) -> type:
+        from vla_mini.registry import resolve
+
+        try:
+            return resolve(target, kind)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(f"{kind}.")) from error
+
+    return object_settings(find_class)
+
+
+# What training/ hands to Lightning's Trainer itself, and what Lightning's own annotations leave too open.
+TRAINER_EXCLUDED = (
+    *("logger", "callbacks", "plugins", "default_root_dir", "deterministic"),
+    *("enable_checkpointing", "enable_model_summary"),
+)
+TRAINER_TYPES = (
+    ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
+    ("devices", PositiveInt),
+    ("num_nodes", Literal[1]),  # training on several machines is untested
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
+    # Not 16-true: an optimizer's epsilon is 0 in fp16, and a few steps make weights that are not finite.
+    ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]),
+    ("max_steps", PositiveInt),
+    ("accumulate_grad_batches", PositiveInt),
+    ("gradient_clip_val", NonNegativeFloat | None),
+    ("gradient_clip_algorithm", Literal["norm", "value"] | None),
+    ("limit_train_batches", PositiveInt | PositiveFloat | None),
+    ("log_every_n_steps", PositiveInt),
+    ("val_check_interval", PositiveInt | NonNegativeFloat | None),
+)
+TrainerSettings = object_settings(
+    partial(library_class, package="lightning", base="Trainer"), overrides=TRAINER_TYPES, exclude=TRAINER_EXCLUDED
+)
+OptimizerSettings = object_settings(
+    partial(library_class, package="torch.optim", base="Optimizer", also=("vla_mini.training.muon",)),
+    overrides=(("lr", PositiveFloat), ("adam_lr", PositiveFloat)),
+    exclude=("params",),
+)
+TransformSettings = object_settings(
+    partial(library_class, package="torchvision.transforms.v2", base="Transform"), exclude=("size",)
+)
+
+
+class Env(StrictModel):
+    """The environment that demonstrations come from and that the policy is evaluated in."""
+
+    id: str | None  # as registered with Gymnasium; null = none: train and validate on a dataset alone
+
+
+class Data(StrictModel):
+    """The demonstrations: where they are, how many are collected where they are missing, how they are batched."""
+
+    root: Path
+    episodes: PositiveInt | None  # null = never collect
+    validation_episodes: PositiveInt
+    seed: NonNegativeInt  # of the scenes that are collected
+    horizon: PositiveInt
+    batch_size: PositiveInt
+
+
+class Augmentation(StrictModel):
+    """Random changes of the training images: transforms by name, applied one after the other."""
+
+    draws: PositiveInt
+    transforms: dict[str, TransformSettings | None]
+
+
+class Schedule(StrictModel):
+    """The learning-rate schedule: linear warm-up, then decay; times a multiplier for each component."""
+
+    warmup_steps: NonNegativeInt
+    decay: Literal["cosine", "constant"]
+    multipliers: dict[Component, NonNegativeFloat]
+
+    def contradictions(self) -> Iterator[str]:
+        for name, multiplier in self.multipliers.items():
+            if multiplier == 0:
+                yield f"multipliers.{name}=0 leaves no learning rate: use freeze=[{name}] instead"
+
+
+class LoRA(StrictModel):
+    """Low-rank adapters: of which layers, how large, and how they are saved."""
+
+    targets: Names
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    also_train: Names
+    save: Literal["merged", "separate"]
+
+    def contradictions(self) -> Iterator[str]:
+        if not self.targets and (self.also_train or self.save == "separate"):
+            given = f"also_train={show(self.also_train)}" if self.also_train else f"save={self.save}"
+            yield f"{given} is for adapters: give lora.targets=[...], too"
+
+
+class MovingAverage(StrictModel):
+    """The exponential moving average of the weights (EMA)."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] | None  # null = none
+
+
+class Evaluation(StrictModel):
+    """Closed-loop evaluation: on final scenes after training, on selection scenes during it."""
+
+    episodes: PositiveInt
+    seed: NonNegativeInt
+    selection_episodes: PositiveInt
+    every_n_steps: NonNegativeInt  # 0 = never
+    further_splits: Names
+
+
+class Logger(StrictModel):
+    """metrics.csv is always written; the variants of configs/logger/ add to it."""
+
+    csv: Literal[True] = True
+    tensorboard: bool = False
+    wandb: bool = False
+    project: Text | None = None
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    name: Text | None = None
+
+    def contradictions(self) -> Iterator[str]:
+        for name, value in self.model_dump(include={"project", "mode", "name"}, exclude_defaults=True).items():
+            if not self.wandb:
+                yield f"{name}={value} is for Weights & Biases: add logger=wandb"
+
+
+class Monitor(StrictModel):
+    """What is logged about gradients, and every how many optimizer steps (0 = never)."""
+
+    every_n_steps: NonNegativeInt
+    histograms: NonNegativeInt
+    per_parameter: bool
+    watch: bool
+
+
+class Guard(StrictModel):
+    """How many steps in a row may have a gradient that is not finite."""
+
+    patience: PositiveInt
+
+
+class Checkpoint(StrictModel):
+    """The checkpoints from which a run can be resumed."""
+
+    every_n_steps: PositiveInt
+    keep: PositiveInt
+
+
+class TrainSettings(StrictModel):
+    """scripts/train.py, and all commands that begin where it begins."""
+
+    seed: NonNegativeInt
+    history: PositiveInt
+    execute: PositiveInt
+    ensemble: NonNegativeFloat | None
+    env: Env
+    data: Data
+    vision: part_settings("vision")
+    language: part_settings("language")
+    trunk: part_settings("trunk")
+    action: part_settings("action")
+    auxiliary: dict[str, part_settings("auxiliary")] = Field(default_factory=dict)  # by name
+    augmentation: Annotated[Augmentation | None, BeforeValidator(lambda node: node or None)] = None  # variant none is empty
+    optimizer: OptimizerSettings
+    schedule: Schedule
+    trainer: TrainerSettings
+    logger: Logger
+    evaluation: Evaluation
+    monitor: Monitor
+    guard: Guard
+    checkpoint: Checkpoint
+    resume: Path | None
+    deterministic: bool
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"]
+    compile_dynamic: bool | None
+    insulate: bool
+    ablate: Annotated[tuple[Literal["images", "instruction", "state"], ...], FROM_LIST]
+    freeze: Names
+    unfreeze_at: dict[str, PositiveInt]
+    init_from: Path | None
+    lora: LoRA
+    ema: MovingAverage
+    run_dir: Path
+
+    def contradictions(self) -> Iterator[str]:
+        if self.execute > self.data.horizon:
+            yield f"execute={self.execute} is more than the data.horizon={self.data.horizon} of a chunk"
+        if self.ensemble is not None and self.execute == self.data.horizon:
+            yield f"ensemble={self.ensemble:g} averages chunks that overlap: execute={self.execute} leaves no overlap"
+        if self.env.id is None and (splits := self.evaluation.further_splits):
+            yield f"evaluation.further_splits={show(splits)} with env=none: there is no environment to evaluate in"
+        if self.insulate and self.action.target.endswith(".BinsHead"):
+            yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
+        if self.monitor.watch and not self.logger.wandb:
+            yield "monitor.watch=true is for Weights & Biases: add logger=wandb"
+        yield from self._contradictions_in_compilation()
+        yield from self._contradictions_in_finetuning()
+
+    def _contradictions_in_compilation(self) -> Iterator[str]:
+        if self.compile == "none" and self.compile_dynamic is not None:
+            yield f"compile_dynamic={show(self.compile_dynamic)} is for torch.compile: give compile=default, too"
+        if self.compile not in ("none", "default") and (several := self.trainer.accumulate_grad_batches) > 1:
+            yield (
+                f"compile={self.compile} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the "
+                "gradients of the previous micro-batch; use compile=default"
+            )
+
+    def _contradictions_in_finetuning(self) -> Iterator[str]:
+        last = self.trainer.max_steps
+        for name, step in self.unfreeze_at.items():
+            if name in self.freeze:
+                yield f"freeze=[{name}] and unfreeze_at.{name}={step}: give one; the second freezes it until then"
+            if step >= last:
+                yield f"unfreeze_at.{name}={step} is never reached: trainer.max_steps={last}; use freeze=[{name}]"
+        for name, frozen in itertools.product(self.lora.also_train, self.freeze):
+            if f"{name}.".startswith(f"{frozen}."):
+                yield f"lora.also_train=[{name}] and freeze=[{frozen}]: give one"
+        noise, frozen = self.language.arguments().get("noise"), "language" in self.freeze
+        if noise and (frozen or (self.lora.targets and "language" not in self.lora.also_train)):
+            key = "freeze=[language]" if frozen else "lora.targets without lora.also_train=[language]"
+            yield f"language.noise={noise:g} with {key}: noise is added only to a part that is in training mode"

@@ -1,0 +1,269 @@
+"""What happens between optimizer steps: averaging of the weights, choice of the policy to save, checkpoints."""
+
+import copy
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from vla_mini.envs import get_spec
+from vla_mini.evaluation.rollout import rollout
+from vla_mini.policy import Policy
+from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
+from vla_mini.training.loggers import log, print_above_bar
+
+
+class WeightAverage(Callback):
+    """An exponential moving average (EMA) of the weights: average = decay x average + (1 - decay) x weights after each step.
+
+    - policy: the average, in eval mode
+    - decay: 0.999 remembers about a thousand steps. It is (1 + steps) / (10 + steps) where that is less: the untrained weights
+      would outlive a short training
+
+    A skipped step changes nothing. The average never takes the place of the trained weights, so an error during an evaluation
+    cannot mix them up. Buffers are copied: running statistics are averages already. Frozen weights are not touched.
+    """
+
+    def __init__(self, policy: Policy, decay: float) -> None:
+        self.policy = copy.deepcopy(policy).requires_grad_(False).eval()
+        self.decay = decay
+        self._num_updates = 0
+        self._seen = 0  # optimizer steps
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.policy.to(module.device)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._seen = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        updated = trainer.global_step > self._seen and not module.step.skipped
+        self._seen = trainer.global_step
+        if not updated:
+            return
+        decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
+        self._num_updates += 1
+        pairs = zip(self.policy.parameters(), module.policy.parameters(), strict=True)
+        trained = [(average, weight.to(average.dtype)) for average, weight in pairs if weight.requires_grad]
+        torch._foreach_lerp_(*map(list, zip(*trained, strict=True)), 1 - decay)
+        for average, buffer in zip(self.policy.buffers(), module.policy.buffers(), strict=True):
+            average.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.policy.state_dict(), "num_updates": self._num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["weights"])
+        self._num_updates = state["num_updates"]
+
+
+class BestPolicy(Callback):
+    """Chooses the policy to save, in `folder`. Of two equally good ones it keeps the earlier one.
+
+    - with an environment: the highest success rate in `selection_episodes` scenes of its first split, every `every_n_steps`
+      optimizer steps and at the end. Held-out splits never choose a policy
+    - without one (env_id=None): the lowest loss of all validations, of which there is one more at the end
+
+    With `every_n_steps` = 0 the last policy is the best. `Checkpoints` calls `save` after it has saved a checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, env_id: str | None, selection_episodes: int, every_n_steps: int, seed: int) -> None:
+        self.folder, self.env_id, self.episodes, self.seed = folder, env_id, selection_episodes, seed
+        self.every_n_steps = every_n_steps
+        self.best: dict[str, float] | None = None
+        self.unsaved = False
+        self._evaluated_at = 0
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save(trainer, module)  # in a resumed run, whose process may have ended between checkpoint and policy
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if not self.every_n_steps:
+            return
+        if self.env_id is not None and trainer.global_step % self.every_n_steps == 0:
+            self._evaluate(trainer, module)
+        if self.env_id is None and trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # before it stops, Lightning validates once more
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.env_id is None and self.every_n_steps and not trainer.sanity_checking:
+            print_above_bar(trainer, f"step {trainer.global_step}: validation loss {module.validation_loss:.4g}")
+            self._keep_if_best(trainer, -module.validation_loss, seconds=module.step.stopwatch.seconds)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.env_id is not None and self.every_n_steps:
+            self._evaluate(trainer, module)
+        elif self.best is None:
+            self.unsaved = True
+
+    def save(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.unsaved and trainer.is_global_zero:
+            module.policy_for_evaluation.save_pretrained(self.folder)
+        self.unsaved = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "unsaved": self.unsaved, "evaluated_at": self._evaluated_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.unsaved, self._evaluated_at = state["best"], state["unsaved"], state["evaluated_at"]
+
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step == self._evaluated_at:
+            return
+        self._evaluated_at = trainer.global_step
+        seconds = module.step.stopwatch.seconds
+        with module.step.stopwatch.paused():
+            success = self._success_rate(trainer, module, seconds) if trainer.is_global_zero else None
+            success = trainer.strategy.broadcast(success)  # the other processes wait for the first one
+        self._keep_if_best(trainer, success, seconds=seconds)
+
+    def _success_rate(self, trainer: Trainer, module: LightningModule, seconds: float) -> float:
+        spec = get_spec(self.env_id)
+        policy = module.policy_for_evaluation
+        options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
+        with evaluating(policy):
+            results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
+        rates = {"success": sum(result.success for result in results) / len(results)}
+        rates |= {key: sum(bool(result.info[key]) for result in results) / len(results) for key in spec.rates}
+        log(trainer, {f"selection/{key}_rate": rate for key, rate in rates.items()} | {"selection/seconds": seconds})
+        text = ", ".join(f"{key.replace('_', ' ')} {rate:.0%}" for key, rate in rates.items())
+        print_above_bar(trainer, f"step {trainer.global_step}: {text} in {self.episodes} selection scenes")
+        return rates["success"]
+
+    def _keep_if_best(self, trainer: Trainer, score: float, *, seconds: float) -> None:
+        if self.best is None or score > self.best["score"]:
+            self.best = {"score": score, "step": trainer.global_step, "seconds": seconds}
+            self.unsaved = True
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Eval mode inside. Afterwards each module is in the mode that it was in, frozen ones included."""
+    modes = {module: module.training for module in policy.modules()}
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class Checkpoints(Callback):
+    """Saves every `every_n_steps` optimizer steps, wherever `best` has found a better policy, and at the end.
+
+    The newest `keep` checkpoints and that of the best policy stay. After SIGTERM or SIGINT the step in progress is finished and
+    saved; then training ends with exit code 143 or 130. A second signal stops it at once. This comes after all callbacks whose
+    state it saves.
+    """
+
+    def __init__(self, folder: Path, *, every_n_steps: int, keep: int, best: BestPolicy) -> None:
+        self.folder, self.every_n_steps, self.keep, self.best = folder, every_n_steps, keep, best
+        self._step = self._saved_at = 0
+        self._random_states: list[dict[str, Any]] = []  # of each process, in a resumed run
+        self._signal: int | None = None
+        self._previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step = self._saved_at = trainer.global_step
+        if self._random_states:
+            set_random_state(self._random_states[trainer.global_rank])
+        if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
+            for number in self._previous_handlers:
+                signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        # Not within a window, whose gradients so far would be lost, nor before a validation that belongs to the step.
+        if trainer.global_step != self._step and not validation_follows(trainer):
+            self._at_step_boundary(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step != self._step:
+            self._at_step_boundary(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._at_step_boundary(trainer, module, ended=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        states: list[Any] = [random_state()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, states[0])
+        return {"random_states": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._random_states = state["random_states"]  # set once Lightning has prepared everything
+
+    def _at_step_boundary(self, trainer: Trainer, module: LightningModule, *, ended: bool = False) -> None:
+        self._step = trainer.global_step
+        if self._step == trainer.max_steps and not ended:
+            return  # `on_train_end` belongs to this step, too: a checkpoint without it would be resumed after it
+        stop = self._is_stopped(trainer)
+        due = stop or ended or self._step % self.every_n_steps == 0
+        if self.best.unsaved or (due and self._saved_at != self._step):
+            self._save(trainer, module)
+        if ended:
+            self._restore_handlers()
+            stop = stop or self._is_stopped(trainer)  # by a signal that came while it was saved
+        if stop:
+            self._stop(trainer)
+
+    def _is_stopped(self, trainer: Trainer) -> bool:
+        stopped = self._signal is not None
+        return stopped if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(stopped, all=False)
+
+    def _stop(self, trainer: Trainer) -> None:
+        number = signal.Signals(self._signal or signal.SIGTERM)
+        if trainer.is_global_zero:
+            resume = f"python scripts/train.py resume={self.folder.parent}"
+            print(f"\nstopped by {number.name} after step {self._step}; to resume: {resume}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    def _save(self, trainer: Trainer, module: LightningModule) -> None:
+        """Metrics, then checkpoint, then policy: a run that resumes from it finds the metrics, and saves the policy again."""
+        self._saved_at = self._step
+        for logger in trainer.loggers:
+            logger.save()
+        path = checkpoint_path(self.folder, self._step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link_last(path)
+            kept = {step for step, _ in numbered(self.folder)[: self.keep]}
+            kept |= {self.best.best["step"]} if self.best.best else set()
+            for step, old in numbered(self.folder):
+                if step not in kept:
+                    trainer.strategy.remove_checkpoint(old)
+        self.best.save(trainer, module)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal is None:
+            self._signal = number
+            text = f"\n{signal.Signals(number).name}: finishing this step (a second signal stops at once)\n"
+            os.write(2, text.encode())  # print would fail where the signal interrupts another print
+        else:
+            self._restore_handlers()
+            signal.raise_signal(number)
+
+    def _restore_handlers(self) -> None:
+        """Those of the command, which end it at once."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._previous_handlers.items():
+                signal.signal(number, handler)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates once `on_train_batch_end` is over."""
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every_n_epochs and (trainer.current_epoch + 1) % every_n_epochs):
+        return False
+    batch = trainer.fit_loop.batch_idx if every_n_epochs else trainer.fit_loop.total_batch_idx
+    stops = trainer.should_stop and trainer.global_step >= (trainer.min_steps or 0)
+    return stops or (batch + 1) % trainer.val_check_batch == 0

@@ -12,13 +12,14 @@ from benchmarks._machine import print_table, read_arguments, save
 from vla_mini.collection import demonstrate
 from vla_mini.envs import make
 
+ENV = "vla_mini/ToyPick-v0"
+
 
 def main() -> None:
     arguments = read_arguments(episodes=1000, output="benchmarks/results/environment.json")
-    env = make("vla_mini/ToyPick-v0")
-    frames_per_second, clean = play(env, episodes=arguments["episodes"])
+    frames_per_second, clean = play(make(ENV), episodes=arguments["episodes"])
     kept = [
-        demonstrate(env, purpose="evaluation", seed=0, attempt=attempt, action_noise=1.0) is not None
+        demonstrate(ENV, attempt, purpose="evaluation", seed=0, action_noise=1.0) is not None
         for attempt in range(arguments["episodes"])
     ]
     figures = {

@@ -1,4 +1,8 @@
-"""Collect demonstrations of an environment's scripted expert as a LeRobotDataset."""
+"""Collect demonstrations of an environment's scripted expert as a LeRobotDataset.
+
+python scripts/collect.py env=toy_pick episodes=2000 output=data/toy_pick
+python scripts/collect.py env=toy_pick episodes=64 output=data/small seed=1
+"""
 
 from typing import TYPE_CHECKING
 

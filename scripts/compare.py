@@ -2,6 +2,14 @@
 
 The runs are in runs/<study>/. Those that finished before are found there and not repeated. The table and the page go into a new
 folder.
+
+All other settings are those of scripts/train.py, for every variant. Where one has several values, separated by commas, each
+makes a variant. Variants that differ in more have names: variants.NAME="arguments of train.py".
+
+    python scripts/compare.py action=regression,flow budget.steps=400
+    python scripts/compare.py optimizer=adam optimizer.lr=1e-3,3e-3 seeds=[0] budget.steps=400 experiment=toy_pick
+    python scripts/compare.py variants.one="action=flow" variants.two="action=flow optimizer.lr=1e-3" budget.seconds=60
+    python scripts/compare.py study=words parameters.encoder=DIR
 """
 
 import sys

@@ -1,6 +1,8 @@
 """Convert a policy that vla-mini 0.1 saved to today's format. It acts the same, bit for bit.
 
 Settings, weights and assets have other names today; nothing else differs.
+
+    python scripts/convert.py policy=runs/old/policy output=runs/old/policy_2
 """
 
 import re
@@ -8,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from vla_mini import config as commands
 from vla_mini import files
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vla_mini.command_settings import ConvertSettings
 
 # Weights: pattern of an old name -> new name, applied one after the other.
@@ -42,6 +42,8 @@ INPUTS = {"words": "instruction"}
 
 def convert(old: Path, new: Path) -> None:
     """Write the policy in the folder `old` to the folder `new`. ValueError, naming the file, where one is damaged."""
+    from safetensors.torch import load_file, save_file
+
     found = files.digests(old, (path for path in sorted(old.iterdir()) if path.is_file()))
     files.check_manifest(old, "manifest.json", found, required=("config.json", "model.safetensors"))
     config = files.read_json(old / "config.json")
@@ -90,8 +92,10 @@ def _convert_part(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return part and {SETTINGS.get(name, name): value for name, value in part.items()}
 
 
-def _keyframe_statistics(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _keyframe_statistics(config: Mapping[str, Any], weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """The keyframe loss has statistics of its own today: those of the state features that it is about."""
+    import torch
+
     index = torch.tensor([config["features"]["state"].index(name) for name in config["keyframe"]])
     return {f"auxiliary.keyframe.keyframe_{name}": weights[f"normalization.state_{name}"][index] for name in ("mean", "std")}
 

@@ -2,6 +2,9 @@
 
 Prints a line for each check, and what to do where one does not pass. The exit code is 1 if one fails. Nothing is kept, except
 for doctor.json in the folder `output`, where that is given.
+
+    python scripts/doctor.py experiment=toy_pick
+    python scripts/doctor.py experiment=toy_pick action=flow data.root=data/mine output=checked
 """
 
 import math

@@ -1,6 +1,9 @@
 """Evaluate a saved policy in closed loop: success on every split, grounding checks, videos.
 
 Writes metrics.json and videos/ into a new folder: `output`, or evaluations/<date_time>/ beside the policy.
+
+    python scripts/evaluate.py policy=runs/toy_pick/latest/policy
+    python scripts/evaluate.py policy=runs/toy_pick/latest/policy episodes=50 execute=1 ensemble=0.01 output=evaluations/quick
 """
 
 from typing import TYPE_CHECKING

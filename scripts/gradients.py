@@ -1,6 +1,10 @@
 """See how gradients flow through a policy: saliency, gradient flow, Jacobian, per-sample gradients, graph; with pictures.
 
 Writes gradients.html, gradients.json and figures/ into a new folder: `output`, or gradients/<date_time>/ beside the policy.
+
+    python scripts/gradients.py policy=runs/toy_pick/latest/policy
+    python scripts/gradients.py policy=runs/toy_pick/latest/policy data=data/toy_pick output=gradients
+    python scripts/gradients.py experiment=toy_pick vision=patch
 """
 
 import time

@@ -2,6 +2,9 @@
 
 `mode` is the mode of autograd: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The actions are
 the same; the time, and the bytes kept for a backward pass, are not.
+
+    python scripts/infer.py policy=DIR image=scene.png instruction="pick up the red cube" state=[0.1,0.2,1.0,0.0]
+    python scripts/infer.py policy=DIR image=scene.png instruction="lift the blue ball" state=[0,0,1,0] mode=grad
 """
 
 import json

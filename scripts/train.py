@@ -1,7 +1,11 @@
 """Train a policy: demonstrations, training, closed-loop evaluation, report.
 
-It reads from top to bottom in the order in which things happen. Everything is written to one new folder,
-runs/<experiment>/<date_time>/.
+Everything is written to one new folder, runs/<experiment>/<date_time>/.
+
+    python scripts/train.py experiment=toy_pick
+    python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1
+    python scripts/train.py experiment=toy_pick trainer.devices=4
+    python scripts/train.py env=none data.root=DIR data.episodes=null auxiliary=none
 """
 
 import warnings
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from vla_mini.settings import TrainSettings
 
 
+# It reads from top to bottom in the order in which things happen.
 @config.main("train")
 def main(settings: "TrainSettings") -> None:
     import lightning

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vla_mini import testing
+from vla_mini import config, testing
 from vla_mini.parts import KINDS
 from vla_mini.policy import Policy
 from vla_mini.testing import FEATURES, make_batch, make_observation, mean_loss
@@ -35,8 +35,6 @@ def make_policy(**parts) -> Policy:
 
 def command(name: str, *arguments: str) -> int:
     """The exit code of scripts/<name>.py with these arguments, run in this process."""
-    from vla_mini import config
-
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -1,18 +1,21 @@
 """Policies for the environment of tests/reach.py that show what they were called with."""
 
 import torch
+from torch import nn
 
 from tests.reach import FEATURES
 from vla_mini.parts import ActingDefaults
+from vla_mini.policy import Policy
 from vla_mini.types import Observation
 
 
-class ReachPolicy:
-    """Goes to the goal in chunks of four; with `noise`, not straight. Keeps the observations it was called with."""
+class ReachPolicy(Policy):
+    """Without parts: goes to the goal in chunks of four; with `noise`, not straight. Keeps the observations of its calls."""
 
     features, device, horizon = FEATURES, torch.device("cpu"), 4
 
     def __init__(self, *, execute=2, ensemble=None, history=1, noise=0.0, speed=1.0):
+        nn.Module.__init__(self)
         self.acting, self.history = ActingDefaults(execute, ensemble), history
         self.noise, self.speed = noise, speed
         self.calls: list[Observation] = []

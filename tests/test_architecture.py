@@ -37,7 +37,7 @@ IMPORTS: dict[str, str] = {
     "validation": "types",
     "pretrained": "errors features files hub lora normalization parts registry",
     "policy": "errors features normalization parts pretrained registry types validation",
-    "acting": "features parts types",
+    "acting": "policy types",
     "collection": "data envs errors features files machine",
     "settings": "errors parts registry schema",
     "command_settings": "errors parts registry schema settings",

@@ -116,9 +116,8 @@ def test_failures_are_dropped_and_the_first_successes_kept(tmp_path):
 
 
 def test_labels_are_the_experts_actions_while_noisy_ones_are_executed():
-    env = gymnasium.make("vla_mini_tests/Line-v0", disable_env_checker=True)
-    settings = {"purpose": "demonstration", "seed": 0, "attempt": 0}
-    clean, noisy = (demonstrate(env, action_noise=action_noise, **settings) for action_noise in (0.0, 1.0))
+    settings = {"purpose": "demonstration", "seed": 0}
+    clean, noisy = (demonstrate("vla_mini_tests/Line-v0", 0, action_noise=noise, **settings) for noise in (0.0, 1.0))
     assert clean.states.ravel().tolist() == [4, 3, 2, 1]
     for episode in (clean, noisy):
         np.testing.assert_array_equal(episode.actions, np.clip(-episode.states, -1, 1))

@@ -1,4 +1,4 @@
-"""The public assertions of vla_mini.testing: that right parts pass is tested in tests/test_variants.py; here wrong ones fail."""
+"""The assertions of vla_mini.testing: wrong parts fail here; that right ones pass is tested in tests/test_variants.py."""
 
 import pytest
 import torch

@@ -1,8 +1,6 @@
 """Observations of an environment or a robot -> the next action: the one way in which a policy acts in closed loop.
 
-What happens in each step, for one controller or several:
-
-    {"images", "state", "instruction"} ──observe──▶ Observation "b ..." ──policy──▶ chunk "b t a" ──Controller──▶ action (a,)
+{"images", "state", "instruction"} ──observe──▶ Observation "b ..." ──policy──▶ chunk "b t a" ──Controller──▶ action (a,)
 """
 
 import copy
@@ -71,7 +69,8 @@ class Controller:
     def observe(self, observation: Mapping[str, Any]) -> Observation:
         """Remember the observation; with those before it, as far as the policy's history reaches, as a batch of one."""
         self._remember(observation)
-        return _observe_all([self])
+        newest, *past = self._frames
+        return observe(self.policy, [newest], past=[past])
 
     def _remember(self, observation: Mapping[str, Any]) -> None:
         # Environments and cameras may write the next image into the memory of this one.
@@ -100,18 +99,15 @@ def step_together(controllers: Sequence[Controller], observations: Sequence[Mapp
 def _predict(controllers: Sequence[Controller]) -> np.ndarray:
     """The next chunk of each, float32 (b, t, a), from noise of its own generator."""
     policy = controllers[0].policy
-    images, words, mask, state = policy.prepare(_observe_all(controllers))
+    frames = [controller._frames for controller in controllers]
+    observation = observe(policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
+    images, words, mask, state = policy.prepare(observation)
     noise = [policy.draw_noise(1, controller._generator) for controller in controllers]
     chunks = policy.predict(images, words, state, None if noise[0] is None else torch.cat(noise), word_mask=mask)
     actions = chunks.to("cpu", torch.float32).numpy()
     if not np.isfinite(actions).all():
         raise FloatingPointError("the policy's actions are not finite: are its weights?")
     return actions
-
-
-def _observe_all(controllers: Sequence[Controller]) -> Observation:
-    frames = [controller._frames for controller in controllers]
-    return observe(controllers[0].policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
 
 
 def observe(

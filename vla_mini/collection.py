@@ -77,7 +77,7 @@ def collect(
     try:
         with writer, _workers(num_workers) as pool:
             for purpose, count in (("demonstration", episodes), ("validation", validation_episodes)):
-                attempt = partial(_attempt, env_id, purpose=purpose, seed=seed, action_noise=action_noise)
+                attempt = partial(demonstrate, env_id, purpose=purpose, seed=seed, action_noise=action_noise)
                 for episode in itertools.islice(_successes(_in_order(attempt, pool)), count):
                     writer.add_episode(episode)
                     if progress is not None:
@@ -97,9 +97,12 @@ class Played(NamedTuple):
     task: str
 
 
-def demonstrate(env: gymnasium.Env, **settings: Any) -> EncodedEpisode | None:
-    """One attempt of the expert of `env`, as `play` makes it, ready to be written; None where it fails."""
-    played = play(env, **settings)
+_environment = cache(vla_mini.envs.make)  # Each process keeps the environments it made.
+
+
+def demonstrate(env_id: str, attempt: int, **settings: Any) -> EncodedEpisode | None:
+    """One attempt of an environment's expert, as `play` makes it, ready to be written; None where it fails."""
+    played = play(_environment(env_id), attempt=attempt, **settings)
     return played and encode_episode(**played._asdict())
 
 
@@ -139,13 +142,6 @@ class _ActionNoise:
             return self._burst.pop().astype(np.float32)
         noise = self._strength * NOISE * (high - low) / 2 * generator.standard_normal(action.shape)
         return np.clip(action + noise, low, high).astype(np.float32)
-
-
-_environment = cache(vla_mini.envs.make)  # Each process keeps the environments it made.
-
-
-def _attempt(env_id: str, attempt: int, **settings: Any) -> EncodedEpisode | None:
-    return demonstrate(_environment(env_id), attempt=attempt, **settings)
 
 
 def _successes(attempts: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpisode]:

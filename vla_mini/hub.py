@@ -122,7 +122,7 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def why_unreachable(url: str, *, timeout: float = 5.0) -> str | None:
-    """Why a server does not answer one short request; None where it does. (The servers' own clients retry for half a minute.)"""
+    """Why a server does not answer one short request; None where it does. (Their own clients retry for half a minute.)"""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError:  # an answer, too

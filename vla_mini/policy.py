@@ -161,13 +161,12 @@ class Policy(PretrainedMixin, nn.Module):
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
         actions = self.normalization.action(batch.actions.to(state.dtype))
-        if self.backbone_action is None:
-            terms = {"action": self.action.loss(context, actions, batch.is_pad) * valid}
-        else:
-            terms = {"action": self.action.loss(_detached(context), actions, batch.is_pad) * valid}
+        insulated = context if self.backbone_action is None else _detached(context)
+        terms = {"action": self.action.loss(insulated, actions, batch.is_pad) * valid}
+        total = terms["action"]
+        if self.backbone_action is not None:
             terms["backbone_action"] = self.backbone_action.loss(context, actions, batch.is_pad) * valid
-        first, *others = terms.values()
-        total = sum(others, first)  # A sum from 0 of one term loses its gradient in torch.compile (torch 2.15).
+            total = total + terms["backbone_action"]
         for name, auxiliary in self.auxiliary.items():
             terms[name] = auxiliary.loss(context, batch)[:, None] * valid
             total = total + auxiliary.weight * terms[name]

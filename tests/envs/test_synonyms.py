@@ -10,7 +10,7 @@ from tests.factory import command, make_policy
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.envs.toy_pick.phrasings import COLOURS, HELD_OUT, SHAPES, SYNONYM_VERBS, SYNONYMS, TRAINING
 from vla_mini.envs.toy_pick.scene import sample_scene
-from vla_mini.envs.toy_pick.spec import SYNONYM_SPLITS
+from vla_mini.envs.toy_pick.spec import SPEC
 
 USED = {word for phrasing in (*TRAINING, *HELD_OUT) for word in phrasing.split()} | {*COLOURS, *SHAPES}
 NEW = {word for words in SYNONYMS.values() for word in words}
@@ -29,7 +29,7 @@ def used_words(scene) -> tuple[str, str, str]:
     return re.sub(rf"\b{shape}\b", "{shape}", re.sub(rf"\b{colour}\b", "{colour}", scene.instruction)), colour, shape
 
 
-@pytest.mark.parametrize("split", SYNONYM_SPLITS)
+@pytest.mark.parametrize("split", SPEC.further_splits)
 def test_each_split_replaces_its_own_words_and_no_others(split):
     expected = {"verbs", "colours", "shapes"} if split == "synonyms" else {split.removeprefix("synonyms_")}
     for scene in scenes(split):
@@ -38,7 +38,7 @@ def test_each_split_replaces_its_own_words_and_no_others(split):
         assert {name for name, is_new in new.items() if is_new} == expected and (new["verbs"] or phrasing in TRAINING)
 
 
-@pytest.mark.parametrize("split", SYNONYM_SPLITS)
+@pytest.mark.parametrize("split", SPEC.further_splits)
 def test_the_scenes_are_those_of_seen(split):
     for scene, seen in zip(scenes(split, 50), scenes("seen", 50), strict=True):
         assert scene._replace(instruction="") == seen._replace(instruction="")
@@ -68,7 +68,7 @@ def test_a_method_is_selected_by_words_and_scenes_of_its_own():
     assert not words & NEW and words & {word for each in DEVELOPMENT.values() for word in each}
     assert scenes("synonyms", 50) == final
     figures = measure(make_policy(), episodes=2, seed=0)
-    assert list(figures) == list(SYNONYM_SPLITS) and all(each["episodes"] == 2 for each in figures.values())
+    assert list(figures) == list(SPEC.further_splits) and all(each["episodes"] == 2 for each in figures.values())
 
 
 def test_infer_warns_of_words_that_the_policy_does_not_know(tmp_path, capsys):

@@ -11,7 +11,7 @@ from vla_mini.envs.toy_pick import phrasings
 from vla_mini.envs.toy_pick.drawing import PAINTS
 from vla_mini.envs.toy_pick.environment import GRASP_RADIUS, ToyPick
 from vla_mini.envs.toy_pick.scene import CLEARANCE, sample_scene
-from vla_mini.envs.toy_pick.spec import SPLITS
+from vla_mini.envs.toy_pick.spec import SPEC
 
 ID = "vla_mini/ToyPick-v0"
 
@@ -72,7 +72,7 @@ def test_no_purpose_shares_a_scene_with_another():
     assert len(set.union(*positions)) == 200 * len(PURPOSES)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPEC.splits)
 def test_scenes_are_as_documented(split):
     found = scenes(split, 400)
     for scene in found:
@@ -112,7 +112,7 @@ def test_splits_draw_the_same_scenes_but_for_the_target():
             np.mean([s.two_words for s in found]),
             np.mean([s.gripper for s in found]),
         )
-        for found in (scenes(split, 1000) for split in SPLITS)
+        for found in (scenes(split, 1000) for split in SPEC.splits)
     ]
     np.testing.assert_allclose(means, np.broadcast_to(means[0], np.shape(means)), atol=0.06)
 

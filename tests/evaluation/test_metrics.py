@@ -32,7 +32,7 @@ def test_wilson_at_the_ends():
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_what_is_not_a_proportion(successes, episodes):
-    with pytest.raises(ValueError, match=f"{successes} successes in {episodes}"):
+    with pytest.raises(AssertionError, match=f"{successes} successes in {episodes}"):
         wilson(successes, episodes)
 
 

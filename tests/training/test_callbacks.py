@@ -1,6 +1,7 @@
 """The moving average of the weights, the choice of the policy to save, and what a checkpoint waits for."""
 
 import copy
+import math
 
 import lightning
 import pytest
@@ -188,7 +189,9 @@ def test_without_selection_the_last_policy_is_saved(tmp_path):
     assert same(Policy.from_pretrained(tmp_path / "policy").state_dict(), policy.state_dict())
 
 
-@pytest.mark.parametrize(("losses", "kept"), [([3.0, 1.0, 2.0], 4), ([3.0, 2.0, 1.0], 5), ([1.0, 1.0, 1.0], 2)])
+@pytest.mark.parametrize(
+    ("losses", "kept"), [([3.0, 1.0, 2.0], 4), ([3.0, 2.0, 1.0], 5), ([1.0, 1.0, 1.0], 2), ([math.nan, 2.0, math.nan], 4)]
+)
 def test_without_an_environment_the_lowest_validation_loss_chooses(tmp_path, monkeypatch, losses, kept):
     """Validated after every second micro-batch, and once more at the end."""
     remaining, policy = list(losses), make_policy()

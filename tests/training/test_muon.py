@@ -15,14 +15,14 @@ def trained(make_optimizer, shape: tuple[int, ...]) -> torch.Tensor:
     return weight.detach()
 
 
-def test_matrices_learn_as_by_torchs_muon():
+def test_matrices_are_updated_as_by_torchs_muon():
     for shape in ((8, 20), (20, 8)):
         ours = trained(lambda p: Muon([{"params": p, "layers": True}], lr=0.05, weight_decay=0.1), shape)
         torchs = trained(lambda p: torch.optim.Muon(p, lr=0.05, weight_decay=0.1, momentum=0.95), shape)
         assert (ours - torchs).norm() / torchs.norm() < 1e-2  # both iterate in bf16
 
 
-def test_the_rest_learns_as_by_adamw():
+def test_the_rest_is_updated_as_by_adamw():
     ours = trained(lambda p: Muon([{"params": p}], adam_lr=0.01, betas=(0.9, 0.99), weight_decay=0.1), (7,))
     torchs = trained(lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1), (7,))
     torch.testing.assert_close(ours, torchs)
@@ -34,7 +34,7 @@ def test_convolutions_are_matrices_of_their_outputs():
     torch.testing.assert_close(as_convolution, as_matrix, rtol=1e-3, atol=1e-4)
 
 
-def test_orthogonalize_levels_the_singular_values():
+def test_orthogonalize_makes_the_singular_values_equal():
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
     before, after = torch.linalg.svdvals(matrix), torch.linalg.svdvals(orthogonalize(matrix[None])[0])
     assert before.max() / before.min() > 2

@@ -1,33 +1,39 @@
-"""What the settings of configs/train.yaml say of the policy and of the data is what training begins with."""
+"""Training begins with the policy and the data that the settings describe, or is refused."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from tests.factory import make_batch
+from tests.factory import command, make_batch
+from tests.harness import read_rows
 from vla_mini import config
 from vla_mini.action.bins import BinsHead
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
+from vla_mini.policy import Policy
 from vla_mini.training.setup import data_module, untrained_policy
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
-SAID = ["history=2", "execute=3", "ensemble=0.25", "blind=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
-SAID += ["data.keyframe.state=[y]", "augmentation=default", "freeze=[vision]", "seed=7"]
+OTHERS = ["history=2", "execute=3", "ensemble=0.25", "ablate=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
+OTHERS += ["auxiliary.keyframe.state=[y]", "augmentation=default", "freeze=[vision]", "seed=7"]
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory):
+def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "toy_pick"
-    collect("vla_mini/ToyPick-v0", root, episodes=6, seed=0, num_workers=1)
+    collect("vla_mini/ToyPick-v0", root, episodes=6, validation_episodes=2, seed=0, num_workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def demonstrations(root):
     return read_dataset(root)
 
 
 @pytest.fixture(scope="module")
 def settings():
-    return OmegaConf.to_container(config.load("train", ["experiment=toy_pick_smoke", *SAID]))
+    return config.load("train", ["experiment=toy_pick_smoke", *OTHERS])
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +41,83 @@ def policy(settings, demonstrations):
     return untrained_policy(settings, demonstrations)
 
 
-def test_the_policy_is_as_the_settings_say(policy, demonstrations):
-    assert (policy.history, policy.execute, policy.ensemble, policy.blind) == (2, 3, 0.25, ("state",))
-    assert policy.action.horizon == 5 and policy.keyframe == ("y",) and isinstance(policy.backbone_action, BinsHead)
+def changed(settings, **changes):
+    return settings.model_copy(update=changes)
+
+
+def test_the_policy_is_as_the_settings_describe(policy, demonstrations):
+    assert (policy.history, policy.acting, policy.ablate) == (2, (3, 0.25), ("state",))
+    assert policy.horizon == 5 and isinstance(policy.backbone_action, BinsHead)
+    assert policy.auxiliary["keyframe"].settings["state"] == ["y"]
     assert {name.partition(".")[0] for name, p in policy.named_parameters() if not p.requires_grad} == {"vision"}
     assert policy.source == {"env": "vla_mini/ToyPick-v0", "dataset": demonstrations.fingerprint}
 
 
 def test_the_seed_draws_the_weights(settings, policy, demonstrations):
-    again, other = (untrained_policy(settings | {"seed": seed}, demonstrations) for seed in (7, 8))
+    again, other = (untrained_policy(changed(settings, seed=seed), demonstrations) for seed in (7, 8))
     weight = policy.action.state_dict()["layers.0.weight"]
     assert torch.equal(weight, again.action.state_dict()["layers.0.weight"])
     assert not torch.equal(weight, other.action.state_dict()["layers.0.weight"])
 
 
-def test_the_data_are_as_the_settings_say(settings, policy, demonstrations):
+def test_the_data_are_as_the_settings_describe(settings, policy, demonstrations):
     batch = next(iter(data_module(settings, demonstrations, policy).train_dataloader()))
-    assert batch.observation.images.shape[:2] == (4, 2) and batch.actions.shape == (4, 5, 4) and batch.keyframe.shape == (4, 1)
-    assert [tensor.shape for tensor in batch[1:]] == [tensor.shape for tensor in make_batch(policy)[1:]]
+    assert batch.observation.images.shape[:2] == (4, 2) and batch.actions.shape == (4, 5, 4)
+    assert {name: target.shape for name, target in batch.targets.items()} == {"keyframe": (4, 1), "has_keyframe": (4,)}
+    assert [tensor.shape for tensor in batch[1:3]] == [tensor.shape for tensor in make_batch(policy)[1:3]]
     with torch.no_grad():
-        policy.loss(batch)  # whose door lets nothing in that does not fit
+        policy.loss(batch)  # which refuses what does not fit
 
 
 def test_augmentation_is_handed_over(settings, policy, demonstrations):
     trainer = SimpleNamespace(training=True, global_rank=0, world_size=1, fit_loop=SimpleNamespace(total_batch_idx=0))
-    for augmentation, changes in ((settings["augmentation"], True), (None, False)):
-        data = data_module(settings | {"augmentation": augmentation}, demonstrations, policy)
+    for augmentation, changes in ((settings.augmentation, True), (None, False)):
+        data = data_module(changed(settings, augmentation=augmentation), demonstrations, policy)
         batch = next(iter(data.train_dataloader()))
         data.trainer = trainer
         assert torch.equal(data.on_after_batch_transfer(batch, 0).observation.images, batch.observation.images) is not changes
 
 
 def test_the_order_is_the_seeds(settings, policy, demonstrations):
-    data = (data_module(settings | {"seed": seed}, demonstrations, policy) for seed in (7, 7, 8))
+    data = (data_module(changed(settings, seed=seed), demonstrations, policy) for seed in (7, 7, 8))
     first, again, other = (next(iter(each.train_dataloader())).actions for each in data)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_auxiliary_losses_may_not_share_a_target(settings, demonstrations):
+    """`auxiliary=[keyframe,other]` may name a loss twice, with targets that would overwrite each other."""
+    keyframe = settings.auxiliary["keyframe"]
+    twice = changed(settings, auxiliary={"keyframe": keyframe, "second": keyframe})
+    with pytest.raises(
+        ValueError, match=r"auxiliary\.second: another auxiliary loss has targets of the name '(has_)?keyframe'"
+    ):
+        data_module(twice, demonstrations, untrained_policy(twice, demonstrations))
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"), [("cameras", ("wrist",)), ("image_size", (32, 32)), ("action", ("dx", "dy", "dz", "grip"))]
+)
+def test_a_dataset_that_does_not_fit_the_environment_is_refused(settings, demonstrations, feature, value):
+    features = demonstrations.features._replace(**{feature: value})
+    other = demonstrations._replace(features=features)
+    with pytest.raises(
+        ValueError, match=f"env=vla_mini/ToyPick-v0 does not fit the dataset .*: {feature} .*env=none"
+    ) as refused:
+        untrained_policy(settings, other)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_an_environment_a_dataset_is_trained_on_and_validated(root, demonstrations, tmp_path, monkeypatch, capsys):
+    """The policy with the lowest validation loss is kept. Nothing is collected, and no environment is made."""
+    monkeypatch.setattr("vla_mini.envs.make", lambda env_id: pytest.fail("an environment was made"))
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command("train", *arguments, f"data.root={tmp_path / 'missing'}") == 2
+    assert "missing" in capsys.readouterr().err
+    assert command("train", *arguments, f"data.root={root}") == 0
+    rows = {int(row["step"]) + 1: row["validation/loss"] for row in read_rows(tmp_path / "run") if row["validation/loss"]}
+    out = capsys.readouterr().out
+    assert list(rows) == [2, 4] and f"step 4: validation loss {float(rows[4]):.4g}" in out
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    best = checkpoint["callbacks"]["BestPolicy"]["best"]
+    assert best["score"] == -min(map(float, rows.values())) and rows[best["step"]] == min(rows.values(), key=float)
+    assert Policy.from_pretrained(tmp_path / "run" / "policy").source == {"dataset": demonstrations.fingerprint}

@@ -148,8 +148,9 @@ def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     with _hydra_errors():
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             config = hydra_compose(name, list(overrides.values()), return_hydra_config=True)
-        for group in ("experiment", "study"):
-            _check_package(group, config.hydra.runtime.choices.get(group))
+        choices = config.hydra.runtime.choices
+        for group in {"experiment", "study"} & set(choices) & set(config):  # where Hydra puts a file without a header
+            raise ValueError(f"configs/{group}/{choices[group]}.yaml must begin with the line '# @package _global_'")
         with open_dict(config):
             for key, text in texts.items():
                 OmegaConf.update(config, key, escape(text), force_add=True)
@@ -190,16 +191,6 @@ def _refuse_second_config(texts: Mapping[str, str | None], overrides: Mapping[st
             if texts.get(f"{part}.path") and key.startswith(f"{part}.config"):
                 path = texts[f"{part}.path"]
                 raise ValueError(f"{override.lstrip('+')}: {part}.path={path} has its own config; leave one out")
-
-
-def _check_package(group: str, choice: str | None) -> None:
-    """ValueError for an experiment without its first line: its settings would be set under `experiment:`, without effect."""
-    if choice is None:
-        return
-    path = configs_folder() / group / f"{choice}.yaml"
-    header = re.match(r"(\s*(#.*)?\n)*", path.read_text(encoding="utf-8") + "\n")
-    if not re.search(r"^\s*#\s*@package\s+_global_\s*$", header[0], flags=re.MULTILINE):
-        raise ValueError(f"configs/{group}/{path.name} must begin with the line '# @package _global_'")
 
 
 def split(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -126,7 +126,7 @@ def labels(pairs: list[Pair]) -> Finding:
 
 
 def _num_similarities(stored: Played, env: gymnasium.Env, attempt: int, *, seed: int) -> int:
-    """How many of images, state and instruction of the first frame are equal: a mistake in one must not hide those in others."""
+    """How many of images, state and instruction of the first frame are equal: a mistake in one must not hide the others."""
     observation, _ = env.reset(seed=attempt, options={"purpose": "demonstration", "seed": seed})
     differences = [_pixel_difference(x[0], observation["images"][camera]) for camera, x in stored.images.items()]
     same_state = np.allclose(stored.states[0], observation["state"], atol=TOLERANCE)

@@ -6,8 +6,6 @@ PURPOSES = ("demonstration", "validation", "selection", "evaluation")
 
 
 def episode_generator(purpose: str, seed: int, episode: int, *, stream: int = 0) -> np.random.Generator:
-    """The generator of an episode; `stream` numbers independent ones within it. ValueError for an unknown purpose."""
-    if purpose not in PURPOSES:
-        raise ValueError(f"purpose={purpose!r} is not one of {', '.join(PURPOSES)}")
+    """The generator of an episode for one of PURPOSES; `stream` numbers independent ones within it."""
     entropy = np.random.SeedSequence([PURPOSES.index(purpose), seed, episode], spawn_key=(stream,))
     return np.random.Generator(np.random.PCG64(entropy))

@@ -6,7 +6,6 @@ with another instruction or none, which measures whether the policy follows its 
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,26 +48,18 @@ def evaluate(
     Raises ValueError for fewer than one episode, or for an unknown split.
     """
     splits, spec, start = evaluation_splits(env_id, further_splits), get_spec(env_id), time.perf_counter()
-    options = {"purpose": "evaluation", "seed": seed}
-    by_split, by_check = {}, {}
+    acting = {"num_envs": num_envs, "execute": execute, "ensemble": ensemble}
     total = episodes * (len(splits) + len(spec.checks))
     with tqdm(total=total, unit="episode", disable=None if progress else True, leave=False) as bar:
-        play = partial(
-            rollout,
-            policy,
-            env_id,
-            episodes=range(episodes),
-            num_envs=num_envs,
-            execute=execute,
-            ensemble=ensemble,
-            on_episode=lambda _: bar.update(),
-        )
-        for split in splits:
-            bar.set_description(split)
-            by_split[split] = play(options=options | {"split": split}, num_recordings=num_recordings)
-        for check in spec.checks:
-            bar.set_description(check)
-            by_check[check] = play(options=options | {"split": splits[0], "instruction": check})
+
+        def play(name: str, num_recordings: int, **changes: str) -> list[EpisodeResult]:
+            bar.set_description(name)
+            options = {"purpose": "evaluation", "seed": seed, **changes}
+            settings = acting | {"num_recordings": num_recordings, "on_episode": lambda _: bar.update()}
+            return rollout(policy, env_id, episodes=range(episodes), options=options, **settings)
+
+        by_split = {split: play(split, num_recordings, split=split) for split in splits}
+        by_check = {check: play(check, 0, split=splits[0], instruction=check) for check in spec.checks}
     return Evaluation(summarize(by_split, by_check, spec, seed=seed, seconds=time.perf_counter() - start), by_split)
 
 

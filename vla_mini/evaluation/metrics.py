@@ -12,12 +12,8 @@ from vla_mini.evaluation.rollout import EpisodeResult
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927), which has a width also at 0 and 1, where the normal one has none.
-
-    Raises ValueError for no episodes, or for more successes than episodes.
-    """
-    if not 0 <= successes <= episodes or episodes < 1:
-        raise ValueError(f"{successes} successes in {episodes} episodes are not a proportion")
+    """The 95 % score interval of a proportion (Wilson 1927), which has a width also at 0 and 1, unlike the normal one."""
+    assert 0 <= successes <= episodes and episodes > 0, f"{successes} successes in {episodes} episodes are not a proportion"
     z = 1.959963984540054  # the normal distribution's 97.5 % quantile
     rate = successes / episodes
     centre = rate + z * z / (2 * episodes)

@@ -89,7 +89,7 @@ def _play(
     over = np.ones(len(controllers), bool)  # whose episode ended at the last step; before the first step, all are to be started
     while True:
         if over.any():
-            for i in np.flatnonzero(over):
+            for i in np.flatnonzero(over).tolist():
                 playing[i], steps[i], frames[i] = waiting.popleft() if waiting else None, 0, []
                 if playing[i] is not None:
                     controllers[i].reset(seed=[options.get("seed", 0), playing[i]])
@@ -105,7 +105,7 @@ def _play(
             frames[i] += [observation["images"][camera]] if record else []
         batch, _, terminated, truncated, infos = envs.step(actions)
         over = terminated | truncated
-        for i in np.flatnonzero(over):
+        for i in np.flatnonzero(over).tolist():
             images = np.stack([*frames[i], batch["images"][camera][i]]) if record else None
             success, info = _metrics(infos, i, spec)
             yield EpisodeResult(playing[i], batch["instruction"][i], steps[i], success, info, images)

@@ -1,6 +1,7 @@
 """What happens between optimizer steps: averaging of the weights, choice of the policy to save, checkpoints."""
 
 import copy
+import math
 import os
 import signal
 import sys
@@ -87,17 +88,17 @@ class BestPolicy(Callback):
         self.save(trainer, module)  # in a resumed run, whose process may have ended between checkpoint and policy
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if not self.every_n_steps:
-            return
-        if self.env_id is not None and trainer.global_step % self.every_n_steps == 0:
+        if self.env_id is None:
+            trainer.should_stop |= trainer.global_step == trainer.max_steps  # Lightning validates once more before it stops
+        elif self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._evaluate(trainer, module)
-        if self.env_id is None and trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # before it stops, Lightning validates once more
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.env_id is None and self.every_n_steps and not trainer.sanity_checking:
-            print_above_bar(trainer, f"step {trainer.global_step}: validation loss {module.validation_loss:.4g}")
-            self._keep_if_best(trainer, -module.validation_loss, seconds=module.step.stopwatch.seconds)
+            loss = module.validation_loss
+            print_above_bar(trainer, f"step {trainer.global_step}: validation loss {loss:.4g}")
+            score = -math.inf if math.isnan(loss) else -loss
+            self._keep_if_best(trainer, score, seconds=module.step.stopwatch.seconds)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.env_id is not None and self.every_n_steps:

@@ -39,10 +39,7 @@ def silence_lightning() -> None:
 
 
 def log(trainer: Trainer, metrics: Mapping[str, float], *, step: int | None = None) -> None:
-    """Send metrics to every logger at once. (Those that a module logs arrive after a checkpoint of their step is saved.)
-
-    - step: counted from 0; None = the one that has just ended
-    """
+    """Send metrics of a step (0, 1, ...; None = the one that has just ended) to every logger at once."""
     step = max(0, trainer.global_step - 1) if step is None else step  # a validation may fall into the first window
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=step)

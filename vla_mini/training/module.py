@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from vla_mini.errors import one_line
+from vla_mini.errors import as_value_error
 from vla_mini.policy import Policy
 from vla_mini.schema import ObjectSettings
 from vla_mini.training.callbacks import WeightAverage
@@ -133,11 +133,8 @@ def check_optimizer(settings: ObjectSettings, *, device: torch.device) -> None:
     """ValueError, before any work, for an optimizer that cannot be built, or cannot step as training asks it to."""
     layer = nn.Linear(2, 2, device=device)
     layer(torch.ones(1, 2, device=device)).sum().backward()
-    try:
+    with as_value_error(f"optimizer: {settings.target.rpartition('.')[2]} cannot train like this"):
         build_optimizer(layer, settings).step()
-    except Exception as error:  # whatever the libraries raise
-        name = settings.target.rpartition(".")[2]
-        raise ValueError(f"optimizer: {name} cannot train like this: {one_line(error)[:200]}") from error
 
 
 class Summary(Callback):

@@ -57,11 +57,9 @@ class GradientMonitor:
 
     def measure_update(self) -> dict[str, float]:
         """All metrics of the step, after its update."""
-        metrics, self._metrics = self._metrics, {}
-        if self._measured:
-            metrics |= update_metrics(self._measured, self._weights, per_parameter=self.per_parameter)
-            self._measured, self._weights = {}, []
-        return metrics
+        metrics, parameters, weights = self._metrics, self._measured, self._weights
+        self._metrics, self._measured, self._weights = {}, {}, []
+        return metrics | update_metrics(parameters, weights, per_parameter=self.per_parameter) if metrics else metrics
 
     def _noise_metrics(self, trainer: Trainer) -> dict[str, float]:
         found, self._hooks = self._hooks.remove(), None
@@ -101,8 +99,7 @@ class MicroBatchNorms:
 
 def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """The GradScaler of precision=16-mixed; None in all other precisions."""
-    plugin = trainer.precision_plugin
-    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    return trainer.precision_plugin.scaler if isinstance(trainer.precision_plugin, MixedPrecision) else None
 
 
 def due(step: int, every_n_steps: int) -> bool:

@@ -1,9 +1,9 @@
-"""Muon: momentum whose every matrix update is made orthogonal, so that all directions of a layer learn at one rate.
+"""Muon: momentum SGD whose matrix updates are made orthogonal, so that all directions of a layer learn at one rate.
 
-Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). torch.optim.Muon is the same for plain matrices; this
-one also takes convolutions, as matrices of (out, in x height x width), and updates everything else by Adam in the same step,
-since Lightning's automatic optimization drives one optimizer. On toy_pick it needs a third of the steps that AdamW needs:
-rare features, such as shapes next to colours, no longer wait for the loud ones.
+Keller Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon). torch.optim.Muon does the same for matrices. This one
+also takes convolutions, as matrices of (out, in x height x width), and updates all other parameters by Adam in the same step,
+since Lightning's automatic optimization has one optimizer. On toy_pick it needs a third of the steps that AdamW needs: features
+with small gradients, such as shapes beside colours, are learned from the start.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups marked `layers=True` (weights of linear and convolutional layers) learn by Muon, the others by Adam.
+    """Groups marked `layers=True` (weights of linear and convolutional layers) are updated by Muon, the others by Adam.
 
     - lr: of the layers; an update has the spectral norm lr, whatever the gradient's size
     - momentum: of the layers (Nesterov's form)
@@ -34,13 +34,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        defaults = {
-            "layers": False,
-            "momentum": momentum,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
+        defaults = {"layers": False, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {"lr": adam_lr} | defaults)
         for group in self.param_groups:
             if group["layers"]:
@@ -53,17 +47,15 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if learning:
-                torch._foreach_mul_(learning, 1 - group["lr"] * group["weight_decay"])
-                (self._step_layers if group["layers"] else self._step_adam)(learning, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                (self._step_layers if group["layers"] else self._step_adam)(parameters, group)
         return loss
 
     def _step_layers(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        alike: dict[torch.Size, list[Tensor]] = {}
-        for parameter in parameters:
-            alike.setdefault(parameter.shape, []).append(parameter)
-        for layers in alike.values():  # all of one shape at once: many small products cost mostly their overhead
+        for shape in dict.fromkeys(parameter.shape for parameter in parameters):
+            layers = [parameter for parameter in parameters if parameter.shape == shape]  # at once, which is faster
             updates = torch.stack([self._nesterov(layer, group["momentum"]).flatten(1) for layer in layers])
             rows, columns = updates.shape[1:]
             step = group["lr"] * max(1.0, rows / columns) ** 0.5

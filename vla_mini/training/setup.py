@@ -156,8 +156,9 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
         saved = Policy.from_pretrained(folder, trust_remote_code=trusts_remote_code(settings), setting="init_from")
         source["init_from"] = pretrained.fingerprint(folder)
     torch.manual_seed(settings.seed)
-    parts = {name: getattr(settings, name).as_dict() for name in ("vision", "language", "trunk", "action")}
-    parts["auxiliary"] = {name: each.as_dict() for name, each in settings.auxiliary.items()}
+    single = {"vision": settings.vision, "language": settings.language, "trunk": settings.trunk, "action": settings.action}
+    parts: dict[str, Any] = {name: part.as_dict() for name, part in single.items()}
+    parts["auxiliary"] = {name: loss.as_dict() for name, loss in settings.auxiliary.items()}
     if settings.insulate:
         parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
     policy = Policy.build(

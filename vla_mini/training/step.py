@@ -177,12 +177,12 @@ class OptimizerStep:
             raise NonFiniteError(f"{count} steps in a row were not finite, the last because of {origin}")
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("num_skipped", "num_skipped_in_a_row", "num_samples", "origin")
-        return {name: vars(self)[name] for name in names} | {"seconds": self.stopwatch.seconds}
+        skipped = {"num_skipped": self.num_skipped, "in_a_row": self.num_skipped_in_a_row, "origin": self.origin}
+        return skipped | {"num_samples": self.num_samples, "seconds": self.stopwatch.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stopwatch.offset = state["seconds"]
-        vars(self).update((name, value) for name, value in state.items() if name != "seconds")
+        self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["in_a_row"]
+        self.origin, self.num_samples, self.stopwatch.offset = state["origin"], state["num_samples"], state["seconds"]
 
     def _skip(self, trainer: Trainer, *, may_be_overflow: bool) -> None:
         """Leave everything as the last good step left it, and find out what was not finite.

@@ -199,6 +199,7 @@ class WarmUp(Callback):
 
     def __init__(self, *, num_batches: int = 10) -> None:
         self.num_batches = num_batches
+        self.seconds: float | None = None
         self._times: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -213,16 +214,16 @@ class WarmUp(Callback):
 
     def _report(self, trainer: Trainer) -> None:
         batches = np.diff(self._times)
-        seconds = batches.sum() - len(batches) * np.median(batches)
-        log(trainer, {"compile/warmup_seconds": seconds})
-        print_above_bar(trainer, f"compiling took {seconds:.1f} s of the first {len(batches)} batches")
+        self.seconds = float(batches.sum() - len(batches) * np.median(batches))
+        log(trainer, {"compile/warmup_seconds": self.seconds})
+        print_above_bar(trainer, f"compiling took {self.seconds:.1f} s of the first {len(batches)} batches")
 
 
 # ---- several processes
 
 
 def choose_strategy(requested: str, *, devices: int) -> Strategy | str:
-    """None for one process. Several, which Lightning starts by the same command, average their gradients."""
+    """One process needs none. Several, which Lightning starts by the same command, average their gradients."""
     if devices == 1:
         return "auto"
     return DDPStrategy(

@@ -37,7 +37,8 @@ def draw_object(image: np.ndarray, item: SceneObject, *, x: float, y: float, hei
     light = 1.0 - 0.18 * np.clip(u + v, -1, 1)  # lit from the upper left
     paint = np.array(PAINTS[item.colour], np.float32) * item.brightness
     coverage = np.clip(0.5 - _distance(item.shape, u, v) * radius, 0, 1)
-    _blend(image[rows, columns], coverage, np.clip(light[..., None] * paint, 0, 255))
+    region = image[rows, columns]
+    region += coverage[..., None] * (np.clip(light[..., None] * paint, 0, 255) - region)
 
 
 def draw_gripper(image: np.ndarray, *, x: float, y: float, height: float, closedness: float, shadow: bool = False) -> None:
@@ -52,7 +53,8 @@ def draw_gripper(image: np.ndarray, *, x: float, y: float, height: float, closed
     along = np.clip(long + 0.5 - np.abs(PIXELS[rows] - row), 0, 1)
     beside = np.clip(thick + 0.5 - np.abs(np.abs(PIXELS[columns] - column) - gap), 0, 1)
     opacity, paint = (0.45, SHADOW) if shadow else (1.0, STEEL)
-    _blend(image[rows, columns], opacity * along[:, None] * beside[None, :], paint)
+    region = image[rows, columns]
+    region += (opacity * along[:, None] * beside[None, :])[..., None] * (paint - region)
 
 
 def object_mask(item: SceneObject) -> np.ndarray:
@@ -69,10 +71,6 @@ def _to_pixels(x: float, y: float) -> tuple[float, float]:
 
 def _window(centre: float, reach: float) -> slice:
     return slice(max(0, int(centre - reach)), min(SIZE, int(centre + reach) + 1))
-
-
-def _blend(region: np.ndarray, coverage: np.ndarray, paint: np.ndarray) -> None:
-    region += coverage[..., None] * (paint - region)
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

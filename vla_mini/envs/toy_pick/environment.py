@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from vla_mini.envs.seeds import episode_generator
+from vla_mini.envs.seeds import PURPOSES, episode_generator
 from vla_mini.envs.spec import Environment
 from vla_mini.envs.toy_pick.drawing import SIZE, draw_gripper, draw_object, draw_table, object_mask
 from vla_mini.envs.toy_pick.scene import sample_scene, swap_target
@@ -22,6 +22,7 @@ GRASP_RADIUS = 0.13  # the jaws must close this near to an object's centre ...
 GRASP_HEIGHT = 0.15  # ... and this low
 LIFTED = 0.5  # an object held this high counts as picked up
 OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named"}
+CHOICES = {"purpose": PURPOSES, "split": (*SPEC.splits, *SPEC.further_splits), "instruction": ("named", *SPEC.checks)}
 
 
 class ToyPick(Environment):
@@ -50,8 +51,9 @@ class ToyPick(Environment):
         options = OPTIONS | (options or {})
         if unknown := sorted(options.keys() - OPTIONS.keys()):
             raise ValueError(f"reset option {unknown[0]!r} is not one of {', '.join(OPTIONS)}")
-        if options["instruction"] not in ("named", *SPEC.checks):
-            raise ValueError(f"instruction={options['instruction']!r} is not one of {', '.join(('named', *SPEC.checks))}")
+        for name, choices in CHOICES.items():
+            if options[name] not in choices:
+                raise ValueError(f"{name}={options[name]!r} is not one of {', '.join(choices)}")
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         key = options["purpose"], options["seed"], episode
         generator = episode_generator(*key)

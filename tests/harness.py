@@ -1,6 +1,7 @@
 """A real Trainer on a few small batches, and a record of what the optimizer gets."""
 
 import csv
+import multiprocessing
 import pkgutil
 import warnings
 from pathlib import Path
@@ -25,6 +26,15 @@ def optimizer_settings(settings):
 
 def read_rows(folder):
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def forked(function, *arguments):
+    """`function(*arguments)`, started in a process that is forked from one that has imported all that training needs."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.harness", "vla_mini.training.trainer", "vla_mini.reports.run"])
+    process = server.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 class Record(lightning.Callback):

@@ -82,11 +82,15 @@ class Policy(PretrainedMixin, nn.Module):
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
-        cameras = history * len(features.cameras)
+        num_images = history * len(features.cameras)
         # Distinguishes cameras and frames of history; a single image needs no embedding.
-        self.camera_embedding = nn.Embedding(cameras, trunk.width) if cameras > 1 else None
+        self.camera_embedding = nn.Embedding(num_images, trunk.width) if num_images > 1 else None
         self.state = nn.Linear(history * features.state_size, trunk.width)
         self.normalization = normalization
+        (height, width), cameras = features.image_size, _with_history(features.cameras, history)
+        # The sizes of inputs, or the names of their entries, by the letters of types.py.
+        self._letters = {"k": cameras, "c": 3, "h": height, "w": width, "s": _with_history(features.state, history)}
+        self._letters |= {"a": features.action, "t": self.horizon}
         if "instruction" in self.ablate:  # tokenized here, since a compiled policy cannot
             for name, tensor in zip(("empty_tokens", "empty_mask"), self.tokenize([""]), strict=True):
                 self.register_buffer(name, tensor, persistent=False)
@@ -261,15 +265,12 @@ class Policy(PretrainedMixin, nn.Module):
         return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
 
     def _check(self, value: Any, kind: type) -> None:
-        """Refuse tensors of other sizes, dtypes or devices, by name."""
-        features, (height, width) = self.features, self.features.image_size
-        names = {"k": self._with_history(features.cameras), "s": self._with_history(features.state), "a": features.action}
-        sizes = {"c": 3, "h": height, "w": width, "t": self.horizon}
-        check_inputs(value, kind, device=self.device, letters=names | sizes)
+        check_inputs(value, kind, device=self.device, letters=self._letters)
 
-    def _with_history(self, names: Sequence[str]) -> list[str]:
-        """The newest frame's, and those of the frames before it."""
-        return [f"{name} {age} before" if age else name for age in range(self.history) for name in names]
+
+def _with_history(names: Sequence[str], history: int) -> list[str]:
+    """The newest frame's, and those of the frames before it."""
+    return [f"{name} {age} before" if age else name for age in range(history) for name in names]
 
 
 def _detached(context: Context) -> Context:

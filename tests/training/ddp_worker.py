@@ -1,7 +1,4 @@
-"""One of two processes that train together; tests/training/test_processes.py starts them and reads what they wrote.
-
-python -m torch.distributed.run --standalone --nproc-per-node=2 -m tests.training.ddp_worker FOLDER
-"""
+"""One of two processes that train together; tests/training/test_processes.py starts them and reads what they wrote."""
 
 import os
 import sys
@@ -35,9 +32,13 @@ def micro_batches(batch):
     return parts[0::2], parts[1::2]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rank: int, port: int) -> None:
+    """As rank 0 or 1. What is printed goes to a file, and what was found to another."""
+    environment = {"LOCAL_RANK": rank, "RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    sys.stderr = open(folder / f"rank{rank}.txt", "w", buffering=1)  # noqa: SIM115 (until the process ends)
     warnings.simplefilter("ignore")
-    rank, result = int(os.environ["RANK"]), {}
+    result = {}
 
     def train(policy, micro_batches, *, requested="ddp", **arguments):
         defaults = {"devices": 2, "precision": "64-true", "optimizer": SGD | {"lr": 0.1}, "accumulate_grad_batches": 2}
@@ -71,7 +72,3 @@ def main(folder: Path) -> None:
     result |= {"skipped": step.num_skipped, "origin": step.origin}
     result["unchanged"] = all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     torch.save(result, folder / f"rank{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

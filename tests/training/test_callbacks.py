@@ -154,7 +154,7 @@ def rollouts(monkeypatch):
         assert options == {"purpose": "selection", "seed": 0, "split": "seen"} and not policy.training
         policies.append(policy)
         wins = round(rates.pop(0) * len(episodes))
-        return [EpisodeResult(i, "", 1, i < wins, {"wrong_object": i >= wins}) for i in episodes]
+        return [EpisodeResult(i, "", 1, i < wins, {"wrong_object": i >= wins, "two_words": False}) for i in episodes]
 
     monkeypatch.setattr("vla_mini.training.callbacks.rollout", rollout)
     return rates, policies

@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import multiprocessing
 import os
 import pkgutil
 import resource
@@ -18,6 +17,7 @@ import torch
 
 from benchmarks import damage
 from tests.factory import command
+from tests.harness import forked
 from vla_mini import files
 from vla_mini.language.table import TableLanguage
 from vla_mini.training.checkpoints import AtomicCheckpointIO, clean_run_folder, newest_good, numbered
@@ -223,14 +223,10 @@ def killed(moment, *arguments):
 
 
 def test_killed_at_any_moment_and_resumed_it_is_the_same_run(place, unstopped):
-    """Each process is forked from one that has imported all that it needs."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.training.test_checkpoints", "vla_mini.training.trainer", "vla_mini.reports.run"])
     run = place / "killed"
     arguments, steps = [*SETTINGS, f"data.root={place}/data", f"hydra.run.dir={run}"], []
     for moment in [*KILLED, None]:
-        child = server.Process(target=killed, args=(moment, *arguments))
-        child.start()
+        child = forked(killed, moment, *arguments)
         child.join(120)
         assert child.exitcode == (0 if moment is None else -signal.SIGKILL), moment
         arguments = [f"resume={run}"]

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -17,6 +15,8 @@ import pytest
 from tests.factory import ROOT
 from vla_mini import config
 from vla_mini.training.loggers import CSVLogger, build_loggers
+
+TIMEOUT = 20  # seconds, of which loggers.py allows four; W&B's own are 90 and more
 
 
 def rows(path):
@@ -95,20 +95,34 @@ def test_several_loggers_together(tmp_path):
     assert config.load("train", ["experiment=toy_pick_smoke", "logger=[csv,wandb]"]).logger.wandb
 
 
-ONLINE = """
-import json, sys, time, warnings
+# Reads a line for each run: its folder and environment. Writes what the run's logger does.
+RUNS = """
+import json, os, sys, time, warnings
 from pathlib import Path
 import wandb
 from vla_mini.settings import Logger
-from vla_mini.training.loggers import build_loggers
-start = time.monotonic()
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    settings = Logger(wandb=True, mode="online", project="test")
-    run = build_loggers(settings, run_dir=Path(sys.argv[1]), config={})[-1].experiment
-said = [str(warning.message) for warning in caught if "continuing offline" in str(warning.message)]
-print(json.dumps({"seconds": time.monotonic() - start, "said": said, "offline": run.offline, "id": run.id}))
-run.finish()
+from vla_mini.training.loggers import build_loggers, finish_loggers
+
+def call(function, *arguments, **options):
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = function(*arguments, **options)
+    return value, {"seconds": time.monotonic() - start, "warnings": [str(warning.message) for warning in caught]}
+
+for line in sys.stdin:
+    folder, environment = json.loads(line)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    os.environ |= environment
+    wandb.teardown()
+    loggers, found = call(build_loggers, Logger(wandb=True, mode="online", project="test"), run_dir=Path(folder), config={})
+    run = loggers[-1].experiment
+    print(json.dumps(found | {"offline": run.offline, "id": run.id}), flush=True)
+    if not run.offline:
+        sys.stdin.readline()  # the service dies
+    _, found = call(finish_loggers, loggers, {"loss": 1.0}, step=3)
+    print(json.dumps(found), flush=True)
 """
 
 
@@ -150,59 +164,55 @@ def serving(service):
         server.shutdown()
 
 
-def environment_of(port, folder, *, key):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(folder / "none"), "HOME": str(folder)}
-    return environment | ({"WANDB_API_KEY": key} if key else {})
+@pytest.fixture(scope="module")
+def worker():
+    """A process in which runs log to W&B, one after the other: importing all that takes is the most of a run's time."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", RUNS], cwd=ROOT, **streams) as process:
+        yield process
+        process.stdin.close()
 
 
-SAYS = {"no key": "no W&B key", "401": "did not answer", "500": "did not answer"}
+def ask(worker, line):
+    worker.stdin.write(f"{line}\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
 
 
-@pytest.mark.parametrize("service", ["no key", "closed", "silent", "401", "500"])
-def test_online_without_a_service_continues_offline(tmp_path, service):
+def run_of(folder, port, key="0" * 40):
+    environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "NETRC": str(folder / "none"), "HOME": str(folder)}
+    return json.dumps([str(folder), environment | ({"WANDB_API_KEY": key} if key else {})])
+
+
+@pytest.mark.parametrize(
+    ("service", "warning"),
+    [
+        ("no key", "no W&B key"),
+        ("closed", "does not answer"),
+        ("silent", "does not answer"),
+        ("401", "did not answer"),
+        ("500", "did not answer"),
+    ],
+)
+def test_online_without_a_service_continues_offline(worker, tmp_path, service, warning):
+    """Soon; and under the same id, where it is resumed."""
     key = {"no key": None, "closed": "0" * 40 + " "}.get(service, "0" * 40)  # a space, as one may paste it
+    ids = set()
     with serving(service) as server:
-        environment = environment_of(server.server_port, tmp_path, key=key)
-        script = [sys.executable, "-c", ONLINE, str(tmp_path)]
-        ids = []
-        for _ in range(1 + (service == "closed")):  # the second time it is resumed
-            done = subprocess.run(script, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            found = json.loads(done.stdout.splitlines()[-1])
-            (line,) = found["said"]
-            assert found["offline"] and SAYS.get(service, "does not answer") in line
-            assert found["seconds"] < 10
-            ids.append(found["id"])
-        assert len(set(ids)) == 1
+        for _ in range(1 + (service == "closed")):
+            found = ask(worker, run_of(tmp_path, server.server_port, key))
+            ids.add(found["id"])
+            assert found["offline"] and found["seconds"] < TIMEOUT
+            assert any("continuing offline" in text and warning in text for text in found["warnings"])
+            assert not json.loads(worker.stdout.readline())["warnings"]
+    assert len(ids) == 1
 
 
-MIDWAY = """
-import json, sys, time, warnings
-from pathlib import Path
-from vla_mini.settings import Logger
-from vla_mini.training.loggers import build_loggers, finish_loggers
-loggers = build_loggers(Logger(wandb=True, mode="online", project="test"), run_dir=Path(sys.argv[1]), config={})
-print(json.dumps(loggers[-1].experiment.offline), flush=True)
-sys.stdin.readline()
-start = time.monotonic()
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    finish_loggers(loggers, {"loss": 1.0}, step=3)
-print(json.dumps({"seconds": time.monotonic() - start, "said": [str(warning.message) for warning in caught]}), flush=True)
-"""
-
-
-def test_a_service_that_dies_midway_stops_nothing(tmp_path):
+def test_a_service_that_dies_midway_stops_nothing(worker, tmp_path):
     with serving("200") as server:
-        environment = environment_of(server.server_port, tmp_path, key="0" * 40)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        run = subprocess.Popen([sys.executable, "-c", MIDWAY, str(tmp_path)], env=environment, cwd=ROOT, **pipes)
-        assert run.stdout.readline() == "false\n"  # online
+        assert not ask(worker, run_of(tmp_path, server.server_port))["offline"]
         server.status = 0
-        start = time.monotonic()
-        found = json.loads(run.communicate("go on\n")[0])
-        assert run.returncode == 0 and time.monotonic() - start < 12
-    assert found["seconds"] < 10
-    assert any("W&B ended early" in line and f"wandb sync {tmp_path}" in line for line in found["said"])
+        found = ask(worker, "it has died")
+    assert found["seconds"] < TIMEOUT
+    assert any("W&B ended early" in line and f"wandb sync {tmp_path}" in line for line in found["warnings"])
     assert rows(tmp_path / "metrics.csv") == [{"step": "3", "loss": "1.0"}]

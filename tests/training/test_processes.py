@@ -1,11 +1,10 @@
 """Two processes on the CPU make the steps, and the run of train.py, that one process makes; and both end together."""
 
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file
 
 from tests.factory import ROOT, command, make_policy, mean_loss
-from tests.harness import SGD, fit, read_rows
+from tests.harness import SGD, fit, forked, read_rows
+from tests.training import ddp_worker
 from tests.training.ddp_worker import FROZEN, SIZES, STAGES, big_batch
 from tests.training.test_step import flat, gradients_of_the_mean
 from vla_mini import config
@@ -30,6 +30,7 @@ TOGETHER = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8"]
 ALONE = ["data.batch_size=16"]
 # Windows of four micro-batches, of which an epoch ends with a shorter one; five of them reach into the second epoch.
 WINDOWS = ["trainer.accumulate_grad_batches=4", "trainer.max_steps=5", "trainer.val_check_interval=7"]
+RESUME = "python scripts/train.py resume=runs/toy_pick_smoke/"
 TIMEOUT = 180  # seconds, of which a machine with nothing else to do needs ten
 
 
@@ -40,19 +41,14 @@ TIMEOUT = 180  # seconds, of which a machine with nothing else to do needs ten
 def ranks(tmp_path_factory):
     """What two processes found that trained together, by gloo on the CPU; and where they logged."""
     folder = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*command, "-m", "tests.training.ddp_worker", str(folder)],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], folder, result.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = [forked(ddp_worker.main, folder, rank, port) for rank in range(2)]
+    for process in processes:
+        process.join(TIMEOUT)
+    printed = "".join((folder / f"rank{rank}.txt").read_text() for rank in range(2))
+    assert [process.exitcode for process in processes] == [0, 0], printed
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], folder, printed
 
 
 def test_two_processes_compute_the_gradient_of_the_big_batch(ranks):
@@ -122,6 +118,7 @@ def started(
 ) -> Iterator[subprocess.Popen]:
     """train.py in a process of its own and, as it asks for, one more; their output ends when the last of them has ended."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    environment.pop("WANDB_SERVICE", None)  # of runs in this process
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, str(script), *settings, *arguments]
     with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams) as process:
@@ -132,17 +129,49 @@ def started(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+PLANTED = """
+import math, os, signal, time, torch
+from vla_mini.language.table import TableLanguage
+
+forward, rank = TableLanguage.forward, os.environ.get("LOCAL_RANK", "0")
+
+def planted(self, tokens, mask):
+    words = forward(self, tokens, mask)
+    if self.training:
+        planted.calls += 1
+        {here}
+    return words
+
+TableLanguage.forward, planted.calls = planted, 0
+exec(open("{script}").read())
+"""
+
+
+def planted(folder: Path, here: str) -> Path:
+    """train.py with `here` where its language part has computed the `words` of a training batch."""
+    script = folder / "train.py"
+    script.write_text(PLANTED.format(script=ROOT / "scripts" / "train.py", here=here))
+    return script
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder in which two processes made the run `runs/.../latest`, what they printed, and one process made `alone`."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with started(folder, *WINDOWS, *TOGETHER, "logger=wandb") as process:
-        out, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, err) == (0, "")
+    """The folder in which two processes made the run `runs/.../latest`, and one process the run `alone`; and what was printed.
+
+    In their sixth micro-batch a signal came to both, as a scheduler or a terminal sends it, and the run was resumed.
+    """
+    folder, outputs = tmp_path_factory.mktemp("ddp"), []
+    script = planted(folder, "rank == '0' and planted.calls == 6 and os.killpg(os.getpgid(0), signal.SIGTERM)")
+    with started(folder, *WINDOWS, *TOGETHER, "logger=wandb", script=script) as process:
+        outputs.append(process.communicate(timeout=TIMEOUT))
+        assert process.returncode == 143, outputs
+    with started(folder, "resume=runs/toy_pick_smoke/latest", settings=[]) as process:
+        outputs.append(process.communicate(timeout=TIMEOUT))
+        assert process.returncode == 0, outputs
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command("train", *SMOKE, *WINDOWS, *ALONE, "hydra.run.dir=alone") == 0
-    return folder, folder / "runs" / "toy_pick_smoke" / "latest", out
+    return folder, folder / "runs" / "toy_pick_smoke" / "latest", outputs
 
 
 @pytest.mark.slow
@@ -157,13 +186,6 @@ def test_two_processes_compile_what_they_train(runs):
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9)
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def figures(run: Path) -> dict[str, list[float]]:
     """metrics.csv by columns, without the empty cells, and without what the clock says or each process draws."""
     rows = read_rows(run)
@@ -172,7 +194,7 @@ def figures(run: Path) -> dict[str, list[float]]:
 
 
 def test_two_processes_make_the_run_that_one_makes(runs):
-    """Half the samples each: equal weights, losses, validation, gradients, clipping and updates, with unequal masks."""
+    """Half the samples each, and stopped: equal weights, losses, validation, gradients, clipping, updates; unequal masks."""
     folder, together, _ = runs
     for name in ("checkpoints/last.ckpt", "policy/model.safetensors"):
         load = load_file if name.endswith("safetensors") else lambda path: torch.load(path, weights_only=True)["state_dict"]
@@ -189,38 +211,18 @@ def test_two_processes_make_the_run_that_one_makes(runs):
 
 
 def test_everything_is_printed_and_written_once(runs):
-    folder, together, out = runs
-    for line in ("precision: 64-true, processes: 2", "component ", "step 2: success", "held_out_pairs", "trained"):
-        assert out.count(line) == 1, out
+    folder, together, ((first, stopped), (second, err)) = runs
+    for line in ("precision: 64-true, processes: 2", "component ", "step 2: success"):
+        assert first.count(line) == 1, first
+    for line in ("resumes after step 2", "processes: 2", "step 4: success", "held_out_pairs", "trained"):
+        assert second.count(line) == 1, second
+    assert stopped.splitlines()[-1] == f"stopped by SIGTERM after step 2; to resume: {RESUME}{os.readlink(together)}"
+    assert "Traceback" not in stopped and err == ""
     assert [path.is_symlink() for path in sorted((folder / "runs" / "toy_pick_smoke").iterdir())] == [False, True]
-    assert len(list(together.glob("wandb/offline-run-*"))) == 1
+    assert len(list(together.glob("wandb/offline-run-*"))) == 2  # one each time
     written, alone = ({str(path.relative_to(run)) for path in run.rglob("*")} for run in (together, folder / "alone"))
     assert {path for path in written if not path.startswith("wandb")} == alone
     assert f"run_dir: runs/toy_pick_smoke/{os.readlink(together)}" in (together / "config.yaml").read_text()
-
-
-PLANTED = """
-import math, os, time, torch
-from vla_mini.language.table import TableLanguage
-
-forward, rank = TableLanguage.forward, os.environ.get("LOCAL_RANK", "0")
-
-def planted(self, tokens, mask):
-    words = forward(self, tokens, mask)
-    if self.training:
-        {here}
-    return words
-
-TableLanguage.forward = planted
-exec(open("{script}").read())
-"""
-
-
-def planted(folder: Path, here: str) -> Path:
-    """train.py with `here` where its language part has found the `words` of a batch to learn from."""
-    script = folder / "train.py"
-    script.write_text(PLANTED.format(script=ROOT / "scripts" / "train.py", here=here))
-    return script
 
 
 def test_a_nan_in_one_process_stops_both(runs, tmp_path):
@@ -240,26 +242,9 @@ def test_a_nan_in_one_process_stops_both(runs, tmp_path):
     assert [(tmp_path / f"seed_of_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]  # each draws its own noise
 
 
-def test_a_signal_to_both_ends_them_where_they_can_be_resumed(runs):
-    """As a scheduler or a terminal sends it: after the step in progress, together."""
-    forever = ("trainer.max_steps=1000000", "trainer.val_check_interval=1000000", "evaluation.every_n_steps=0")
-    with started(runs[0], *TOGETHER, *forever, "hydra.run.dir=stopped") as process:
-        wait_for((runs[0] / "stopped" / "metrics.csv").exists)  # after a step, for which both are needed
-        os.killpg(process.pid, signal.SIGTERM)
-        _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 143 and "Traceback" not in err
-    (steps,) = re.findall(r"stopped by SIGTERM after step (\d+); to resume: .* resume=stopped", err)
-    with started(runs[0], "resume=stopped", f"trainer.max_steps={int(steps) + 2}", settings=[]) as process:
-        _, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, err) == (0, "")
-    rows = read_rows(runs[0] / "stopped")
-    assert [int(row["step"]) for row in rows] == list(range(int(steps) + 2))
-
-
 def test_a_second_signal_ends_both_at_once(runs, tmp_path):
     """Also while the first process waits for the other one, and runs no handler."""
-    asleep = 'rank == "1" and planted.steps == 3 and (print("asleep", flush=True), time.sleep(3600))'
-    script = planted(tmp_path, f'planted.steps = getattr(planted, "steps", 0) + 1; {asleep}')
+    script = planted(tmp_path, 'rank == "1" and planted.calls == 3 and (print("asleep", flush=True), time.sleep(3600))')
     data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
     with started(tmp_path, data, *TOGETHER, "hydra.run.dir=run", script=script) as process:
         assert any("asleep" in line for line in process.stdout)

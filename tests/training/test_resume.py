@@ -75,13 +75,13 @@ def outcome(run_dir):
 
 
 VARIANTS = {
-    "default": [],
     "windows": ["trainer.accumulate_grad_batches=5"],
     "flow": ["action=flow", "optimizer=adamw"],
-    "diffusion": ["action=diffusion", "trainer.accumulate_grad_batches=2", "trainer.precision=32-true"],
     "torchvision": ["vision=torchvision"],
-    "bins": ["action=bins", "language=huggingface", "env=none"],
-    "validated by epochs": ["trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.5", "env=none"],
+    "validated by epochs": [
+        *("trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.5", "env=none"),
+        *("action=bins", "language=huggingface", "trainer.precision=64-true"),
+    ],
     "all that changes on the way": [
         *("augmentation=default", "ema.decay=0.9", "unfreeze_at={vision:7}", "history=2"),
         *("trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed", "trainer.log_every_n_steps=4"),

@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from vla_mini.envs import get_spec
+from vla_mini.evaluation.metrics import summarize_split
 from vla_mini.evaluation.rollout import rollout
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
@@ -34,22 +35,15 @@ class WeightAverage(Callback):
     """
 
     def __init__(self, policy: Policy, decay: float) -> None:
-        self.policy = copy.deepcopy(policy).requires_grad_(False).eval()
-        self.decay = decay
+        self.policy, self.decay = copy.deepcopy(policy).requires_grad_(False).eval(), decay
         self._num_updates = 0
-        self._seen = 0  # optimizer steps
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.policy.to(module.device)
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._seen = trainer.global_step
-
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        updated = trainer.global_step > self._seen and not module.step.skipped
-        self._seen = trainer.global_step
-        if not updated:
+        if module.step.window or module.step.skipped:
             return
         decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
         self._num_updates += 1
@@ -128,17 +122,15 @@ class BestPolicy(Callback):
         self._keep_if_best(trainer, success, seconds=seconds)
 
     def _success_rate(self, trainer: Trainer, module: LightningModule, seconds: float) -> float:
-        spec = get_spec(self.env_id)
-        policy = module.policy_for_evaluation
+        policy, spec = module.policy_for_evaluation, get_spec(self.env_id)
         options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
         with evaluating(policy):
             results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
-        rates = {"success": sum(result.success for result in results) / len(results)}
-        rates |= {key: sum(bool(result.info[key]) for result in results) / len(results) for key in spec.rates}
-        log(trainer, {f"selection/{key}_rate": rate for key, rate in rates.items()} | {"selection/seconds": seconds})
-        text = ", ".join(f"{key.replace('_', ' ')} {rate:.0%}" for key, rate in rates.items())
+        rates = {key: value for key, value in summarize_split(results, spec).items() if key.endswith("_rate")}
+        log(trainer, {f"selection/{key}": rate for key, rate in rates.items()} | {"selection/seconds": seconds})
+        text = ", ".join(f"{key.removesuffix('_rate').replace('_', ' ')} {rate:.0%}" for key, rate in rates.items())
         print_above_bar(trainer, f"step {trainer.global_step}: {text} in {self.episodes} selection scenes")
-        return rates["success"]
+        return rates["success_rate"]
 
     def _keep_if_best(self, trainer: Trainer, score: float, *, seconds: float) -> None:
         if self.best is None or score > self.best["score"]:

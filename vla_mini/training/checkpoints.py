@@ -181,21 +181,19 @@ def check_provenance(run_dir: Path, found: Mapping[str, Any]) -> None:
         return
     before = files.read_json(path)
     try:
-        sources, conditions = ([read(record) for record in (before, found)] for read in (_sources, _conditions))
+        old, new = _compared(before), _compared(found)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it does not hold what the run began with") from error
-    for what, old in sources[0].items():
-        if old != sources[1][what]:
-            raise ValueError(f"resume={run_dir}: {what} is not the one that the run began with")
-    for what, old in conditions[0].items():
-        if old != (new := conditions[1][what]):
-            warnings.warn(f"resume={run_dir}: it began with {what} {old}, now {new}: its numbers may differ", stacklevel=2)
+    for name, value in old.items():
+        if value != new[name] and name in ("the dataset in data.root", "the policy in init_from"):
+            raise ValueError(f"resume={run_dir}: {name} is not the one that the run began with")
+        if value != new[name]:
+            text = f"resume={run_dir}: it began with {name} {value}, now {new[name]}: its numbers may differ"
+            warnings.warn(text, stacklevel=2)
 
 
-def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"the dataset in data.root": record["dataset"], "the policy in init_from": record["init_from"]}
-
-
-def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run should have in common with the run as it began."""
+    sources = {"the dataset in data.root": record["dataset"], "the policy in init_from": record["init_from"]}
     hardware = {name: record["hardware"][name] for name in ("threads", "gpus", "precision")}
-    return {"torch": record["versions"]["torch"], "commit": record["git_commit"]} | hardware
+    return sources | {"torch": record["versions"]["torch"], "commit": record["git_commit"]} | hardware

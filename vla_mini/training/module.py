@@ -71,7 +71,7 @@ class PolicyModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, terms = self.policy_for_evaluation.loss(batch)
-        self._sums = self._sums + sum_losses(batch.is_pad, loss, terms)
+        self._sums = self._sums + sum_losses(batch, loss, terms)
         self._terms = ("loss", *terms)
 
     def on_validation_epoch_end(self) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from lightning import Trainer
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class OptimizerStep:
 
     A step is skipped where its loss or its gradients are not finite, by all processes together: weights, momentum, running
     statistics and learning-rate schedule stay as they are. `skipped` tells whether the last step was, `num_skipped` how many
-    were, `origin` what was not finite first.
+    were, `origin` what was not finite first; `window` holds the micro-batches of the step in progress.
     """
 
     def __init__(
@@ -95,23 +95,23 @@ class OptimizerStep:
         # Found once, since a walk through all modules takes longer than everything else in here.
         self._parameters = dict(policy.named_parameters())
         self._modules_with_buffers = [module for module in policy.modules() if [*module.buffers(recurse=False)]]
-        self._window: list[MicroBatch] = []
+        self.window: list[MicroBatch] = []
 
     def begin_micro_batch(self, trainer: Trainer, batch: Batch) -> None:
         """Before the loss is computed: keep what a skipped step needs."""
-        if not self._window:  # A BatchNorm's running statistics take in a NaN long before there is a gradient.
+        if not self.window:  # A BatchNorm's running statistics take in a NaN long before there is a gradient.
             modules = [module for module in self._modules_with_buffers if module.training]
             self._buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers(recurse=False)]
             self._sums: Tensor | float = 0.0
         device = torch.cuda.get_rng_state(self.policy.device) if self.policy.device.type == "cuda" else None
-        self._window.append(MicroBatch(batch, torch.get_rng_state(), device))
+        self.window.append(MicroBatch(batch, torch.get_rng_state(), device))
         self.num_samples += len(batch.actions) * trainer.world_size
         self.stopwatch.start()
         if trainer.accumulate_grad_batches * trainer.world_size > 1:
             self.monitor.begin_micro_batch(trainer, self._parameters, batch)
 
     def add_losses(self, loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]) -> None:
-        self._sums = self._sums + sum_losses(self._window[-1].batch.is_pad, loss, terms)
+        self._sums = self._sums + sum_losses(self.window[-1].batch, loss, terms)
         self._terms = ("loss", *terms)
 
     def prepare(self, trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
@@ -156,7 +156,7 @@ class OptimizerStep:
 
     def finish(self, trainer: Trainer) -> None:
         """After the update: log what is known of the step."""
-        self._window = []
+        self.window = []
         metrics = self.monitor.measure_update()
         log_due = due(trainer.global_step, trainer.log_every_n_steps)
         if log_due:
@@ -205,7 +205,7 @@ class OptimizerStep:
 
     def find_origin(self, trainer: Trainer) -> str:
         """What was not finite first, found by computing the micro-batches once more, with the same random numbers."""
-        place = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self._window)), None)
+        place = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self.window)), None)
         if trainer.world_size > 1:
             ranks: list[str | None] = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, place)
@@ -225,12 +225,10 @@ class OptimizerStep:
             return first_nonfinite(self.policy, micro_batch.batch)
 
 
-def sum_losses(
-    is_pad: Bool[Tensor, "b t"], loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]
-) -> Float[Tensor, " sums"]:
+def sum_losses(batch: Batch, loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]) -> Float[Tensor, " sums"]:
     """The number of valid actions, the sum of the loss and the sum of each term."""
     dtype = torch.float32 if loss.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    return torch.stack([tensor.sum().to(dtype) for tensor in (~is_pad, loss.detach(), *terms.values())])
+    return torch.stack([tensor.sum().to(dtype) for tensor in (~batch.is_pad, loss.detach(), *terms.values())])
 
 
 def learning_rate_factor(step: int, max_steps: int, *, warmup_steps: int, decay: str) -> float:

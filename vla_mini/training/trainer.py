@@ -56,6 +56,8 @@ def build_training(
     """
     keep_freed_memory()
     silence_lightning()
+    if settings.trainer.precision == "64-true":  # Lightning would load a checkpoint first, into float32 weights.
+        policy.double()
     average = None if settings.ema.decay is None else WeightAverage(policy, settings.ema.decay)
     if settings.compile != "none":
         compile_policy(policy, settings.compile, dynamic=settings.compile_dynamic)
@@ -117,7 +119,11 @@ def check_trainer(settings: TrainSettings) -> None:
     accelerator, precision = settings.trainer.accelerator, settings.trainer.precision
     if accelerator not in ("auto", "cpu") and choose_device(accelerator).type == "cpu":
         raise ValueError(f"trainer.accelerator={accelerator}: torch finds no such device here; auto uses what there is")
-    check_precision(precision, accelerator=accelerator)
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if precision.startswith("16") and not on_gpu:  # Lightning would use bf16 without a word
+        raise ValueError(f"trainer.precision={precision} is for GPUs; on CPUs there are bf16-mixed, 32-true and 64-true")
+    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"trainer.precision={precision}: this GPU has no bf16; auto chooses what it has")
     silence_lightning()
     with as_value_error("trainer"):  # Lightning has exceptions of its own
         lightning.Trainer(**trainer_arguments(settings), logger=False)
@@ -143,15 +149,6 @@ def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
         capabilities = torch.cpu.get_capabilities()
         native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
     return "bf16-mixed" if native else "32-true"
-
-
-def check_precision(precision: str, *, accelerator: str) -> None:
-    """ValueError for a precision that the hardware lacks."""
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    if precision.startswith("16") and not on_gpu:  # Lightning would use bf16 without a word
-        raise ValueError(f"trainer.precision={precision} is for GPUs; on CPUs there are bf16-mixed, 32-true and 64-true")
-    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"trainer.precision={precision}: this GPU has no bf16; auto chooses what it has")
 
 
 def keep_freed_memory() -> None:
@@ -203,20 +200,13 @@ class WarmUp(Callback):
         self._times: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if len(self._times) <= self.num_batches:
+        if self.seconds is None:
             self._times.append(time.perf_counter())
-            if len(self._times) > self.num_batches:
-                self._report(trainer)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if 2 < len(self._times) <= self.num_batches:  # a short run
-            self._report(trainer)
-
-    def _report(self, trainer: Trainer) -> None:
-        batches = np.diff(self._times)
-        self.seconds = float(batches.sum() - len(batches) * np.median(batches))
-        log(trainer, {"compile/warmup_seconds": self.seconds})
-        print_above_bar(trainer, f"compiling took {self.seconds:.1f} s of the first {len(batches)} batches")
+        if self.seconds is None and len(self._times) > self.num_batches:
+            batches = np.diff(self._times)
+            self.seconds = float(batches.sum() - len(batches) * np.median(batches))
+            log(trainer, {"compile/warmup_seconds": self.seconds})
+            print_above_bar(trainer, f"compiling took {self.seconds:.1f} s of the first {len(batches)} batches")
 
 
 # ---- several processes
@@ -245,16 +235,14 @@ class ProcessShutdown(Callback):
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
-            if trainer.is_global_zero:
-                _watch_signals(trainer.strategy.launcher)
-            else:  # The first process decides, so this one ignores signals; it must not outlive it.
-                threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if trainer.is_global_zero:
+            _watch_signals(trainer.strategy.launcher)
+        else:  # The first process decides, so this one ignores signals; it must not outlive it.
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(-1)  # the first process is alone from now on
+        signal.set_wakeup_fd(-1)  # the first process is alone from now on
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         launcher: Any = trainer.strategy.launcher

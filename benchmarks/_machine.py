@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vla_mini import files
-from vla_mini.errors import did_you_mean
-from vla_mini.machine import describe_machine, versions
+from vla_mini.utils import files
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.machine import describe_machine, versions
 
 
 def read_arguments(**defaults: Any) -> dict[str, Any]:

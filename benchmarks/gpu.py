@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
-from vla_mini.machine import matrix_product_rates
+from vla_mini.utils.machine import matrix_product_rates
 
 MODES = ("none", "default", "reduce-overhead", "max-autotune")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

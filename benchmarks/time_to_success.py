@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save
-from vla_mini.machine import matrix_product_rates
+from vla_mini.utils.machine import matrix_product_rates
 
 TARGETS = {"seconds_median": 90.0, "seconds_worst": 90.0, "teraflop_equivalents_median": 80.0}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vla_mini import config
 
 if TYPE_CHECKING:
-    from vla_mini.command_settings import CollectSettings
+    from vla_mini.config.command_settings import CollectSettings
 
 
 @config.main("collect")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from vla_mini import config
 
 if TYPE_CHECKING:
-    from vla_mini.command_settings import CompareSettings
+    from vla_mini.config.command_settings import CompareSettings
 
 
 @config.main("compare")

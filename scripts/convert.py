@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_mini import config as commands
-from vla_mini import files
+from vla_mini.utils import files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vla_mini.command_settings import ConvertSettings
+    from vla_mini.config.command_settings import ConvertSettings
 
 # Weights: pattern of an old name -> new name, applied one after the other.
 WEIGHTS = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vla_mini import config
 
 if TYPE_CHECKING:
-    from vla_mini.command_settings import DoctorSettings
+    from vla_mini.config.command_settings import DoctorSettings
     from vla_mini.settings import TrainSettings
 
 EPISODES = 64  # that are collected where the demonstrations are missing
@@ -29,9 +29,9 @@ def main(settings: "DoctorSettings") -> None:
     from vla_mini.data.reader import read_dataset
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.files import write_json
-    from vla_mini.machine import describe_machine
     from vla_mini.training.setup import check_start, data_module, untrained_policy
+    from vla_mini.utils.files import write_json
+    from vla_mini.utils.machine import describe_machine
 
     start = time.perf_counter()
     check_start(settings.training)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vla_mini import config
 
 if TYPE_CHECKING:
-    from vla_mini.command_settings import EvaluateSettings
+    from vla_mini.config.command_settings import EvaluateSettings
 
 
 @config.main("evaluate")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vla_mini import config
 
 if TYPE_CHECKING:
-    from vla_mini.command_settings import GradientsSettings
+    from vla_mini.config.command_settings import GradientsSettings
 
 EPISODES = 64  # that are collected where no data is given
 

@@ -62,8 +62,8 @@ def main(settings: "TrainSettings") -> None:
 def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) -> None:
     """Evaluate the saved policy, where there is an environment; close the loggers, write the report, print the result."""
     from vla_mini import Policy
-    from vla_mini.curves import read_curves
     from vla_mini.envs import get_spec
+    from vla_mini.evaluation.curves import read_curves
     from vla_mini.evaluation.evaluate import evaluate, save_metrics
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.run import write_report

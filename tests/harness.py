@@ -8,12 +8,12 @@ from pathlib import Path
 
 import lightning
 
-from vla_mini.schema import settings_model
 from vla_mini.training.callbacks import BestPolicy, Checkpoints, WeightAverage
 from vla_mini.training.checkpoints import AtomicCheckpointIO
 from vla_mini.training.module import PolicyModule
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.step import OptimizerStep
+from vla_mini.utils.schema import settings_model
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 1.0}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-2, "weight_decay": 0.1}

@@ -5,7 +5,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_mini.envs import Environment, EnvSpec
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 FEATURES = Features(cameras=("top",), image_size=(8, 6), state=("x", "goal"), action=("dx",), fps=10)
 REACH = "vla_mini_tests/Reach-v0"

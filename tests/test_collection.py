@@ -14,7 +14,7 @@ from vla_mini import collection
 from vla_mini.collection import collect, demonstrate
 from vla_mini.data.reader import read_dataset
 from vla_mini.envs import Environment, EnvSpec
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 TOY_PICK = "vla_mini/ToyPick-v0"
 

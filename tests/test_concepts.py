@@ -10,7 +10,7 @@ CONCEPTS = {
     "Tensors: shape, dtype, device": [
         "test_variants.py::test_shapes_and_dtypes",
         "test_commands.py::test_a_run_shows_its_batch_once",
-        "training/test_module.py::test_the_summary_names_every_tensor_and_component",
+        "training/test_policy_module.py::test_the_summary_names_every_tensor_and_component",
     ],
     "dtypes": [
         "test_variants.py::test_shapes_and_dtypes",
@@ -18,15 +18,15 @@ CONCEPTS = {
         "data/test_chunks.py::test_a_batch_holds_images_states_and_instructions_of_its_frames",
     ],
     "Element-wise operations, matmul, batched matmul": [
-        "test_layers.py::test_a_block_is_pre_norm_attention_and_an_mlp",
-        "test_layers.py::test_the_query_trunk_is_two_attentions",
+        "utils/test_layers.py::test_a_block_is_pre_norm_attention_and_an_mlp",
+        "utils/test_layers.py::test_the_query_trunk_is_two_attentions",
     ],
     "view, reshape, permute, transpose, squeeze, unsqueeze": [
         "vision/test_own_vision.py::test_a_change_in_one_cell_changes_its_own_token_most",
-        "test_layers.py::test_a_block_is_pre_norm_attention_and_an_mlp",
+        "utils/test_layers.py::test_a_block_is_pre_norm_attention_and_an_mlp",
     ],
     "cat, stack, split, chunk": [
-        "test_layers.py::test_the_query_trunk_is_two_attentions",
+        "utils/test_layers.py::test_the_query_trunk_is_two_attentions",
         "data/test_chunks.py::test_chunks_never_cross_an_episodes_end",
     ],
     "Broadcasting": [
@@ -34,7 +34,7 @@ CONCEPTS = {
         "trunk/test_joint_trunk.py::test_masked_words_have_no_effect",
     ],
     "Devices": [
-        "test_validation.py::test_a_wrong_tensor_is_named_with_what_it_should_be",
+        "utils/test_validation.py::test_a_wrong_tensor_is_named_with_what_it_should_be",
         "test_gpu.py::test_a_tensor_on_another_device_is_named_with_both",
     ],
     "requires_grad, the graph, grad_fn": [

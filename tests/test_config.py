@@ -317,7 +317,7 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
 def is_free(parents: list[str]) -> bool:
     """Whether any name is right there."""
     named = parents[:1] in (["variants"], ["parameters"]) or parents[-1:] in (["transforms"], ["auxiliary"])  # by the user
-    return named or "config" in parents  # of another library, checked when the model is made (tests/test_hub.py)
+    return named or "config" in parents  # of another library, checked when the model is made (tests/utils/test_hub.py)
 
 
 CONFIGS = sorted(path.relative_to(configs_folder()) for path in configs_folder().rglob("*.yaml"))

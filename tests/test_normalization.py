@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vla_mini.features import FeatureStatistics, Statistics
 from vla_mini.normalization import MIN_STD, Normalization
+from vla_mini.utils.features import FeatureStatistics, Statistics
 
 LOW, HIGH = np.array([-1, 0, 2], np.float32), np.array([3, 0, 4], np.float32)  # the second feature is constant
 MEAN, STD = np.array([0.5, 0, 3], np.float32), np.array([2, 0, 0.1], np.float32)

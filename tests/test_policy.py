@@ -8,11 +8,11 @@ import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
 from vla_mini import testing
-from vla_mini.features import FeatureStatistics, Statistics
 from vla_mini.normalization import Normalization
 from vla_mini.parts import ActingDefaults, AuxiliaryLoss, AuxiliarySpec
 from vla_mini.policy import INPUTS
 from vla_mini.testing import split
+from vla_mini.utils.features import FeatureStatistics, Statistics
 
 
 def test_act_is_prepare_and_predict():

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from tests.factory import command
-from vla_mini import config, files
+from vla_mini import config
 from vla_mini.config.folders import save_settings
 from vla_mini.training.checkpoints import check_provenance, identity, provenance, write_provenance
+from vla_mini.utils import files
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from torch import nn
 
 from vla_mini import testing
 from vla_mini.action.regression import RegressionHead
-from vla_mini.layers import flatten_tokens, mlp
 from vla_mini.parts import ActionHead, HeadSpec
 from vla_mini.testing import make_batch, make_observation, make_policy
+from vla_mini.utils.layers import flatten_tokens, mlp
 
 KEY_BIAS = {"trunk.word_keys.bias": "a key's bias adds the same score to every token, which the softmax cancels"}
 

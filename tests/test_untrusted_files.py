@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.factory import command, make_policy
-from vla_mini import files, hub
+from vla_mini.utils import files, hub
 
 CODE = "from pathlib import Path\n\nPath({trace!r}).touch()\n\n\nclass Tokenizer:\n    pass\n"
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -13,19 +13,19 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from vla_mini.acting import Controller
-    from vla_mini.features import Features, FeatureStatistics, Statistics
     from vla_mini.policy import Policy
     from vla_mini.types import Batch, Context, Observation
+    from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
 _MODULES = {
     "Batch": "vla_mini.types",
     "Context": "vla_mini.types",
     "Controller": "vla_mini.acting",
-    "FeatureStatistics": "vla_mini.features",
-    "Features": "vla_mini.features",
+    "FeatureStatistics": "vla_mini.utils.features",
+    "Features": "vla_mini.utils.features",
     "Observation": "vla_mini.types",
     "Policy": "vla_mini.policy",
-    "Statistics": "vla_mini.features",
+    "Statistics": "vla_mini.utils.features",
 }
 
 __all__ = [

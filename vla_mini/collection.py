@@ -24,7 +24,7 @@ import numpy as np
 import vla_mini.envs
 from vla_mini.data.writer import DatasetWriter, EncodedEpisode, encode_episode
 from vla_mini.envs.seeds import episode_generator
-from vla_mini.machine import num_cores
+from vla_mini.utils.machine import num_cores
 
 # At action_noise=1: the standard deviation of the noise of each step, in units of half the action space's range, and the
 # probability at each step that a random action replaces the expert's for some steps.

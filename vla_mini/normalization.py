@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_mini.features import Statistics
+from vla_mini.utils.features import Statistics
 
 MIN_STD = 1e-3  # a dimension that hardly varies is divided by this, not by almost nothing
 

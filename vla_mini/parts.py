@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int64
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vla_mini.errors import did_you_mean
-from vla_mini.features import Features, Statistics
 from vla_mini.types import Batch, Context
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.features import Features, Statistics
 
 UNKNOWN_TOKENS = {"[UNK]", "<unk>"}  # as BERT writes it, and as T5 and RoBERTa do
 

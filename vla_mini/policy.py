@@ -17,7 +17,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 
-from vla_mini.errors import did_you_mean
 from vla_mini.normalization import Normalization
 from vla_mini.parts import (
     ActingDefaults,
@@ -35,7 +34,8 @@ from vla_mini.parts import (
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
 from vla_mini.types import Batch, Context, Features, Observation, Statistics
-from vla_mini.validation import check_inputs
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.validation import check_inputs
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
 

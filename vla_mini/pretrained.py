@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla_mini import files, hub, lora
-from vla_mini.errors import as_value_error, one_line
-from vla_mini.features import Features, FeatureStatistics, Statistics
 from vla_mini.parts import ActingDefaults, Part
 from vla_mini.registry import describe
+from vla_mini.utils import files, hub, lora
+from vla_mini.utils.errors import as_value_error, one_line
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
 FORMAT = "vla-mini-2"
 CONFIG, WEIGHTS, ADAPTERS, MANIFEST = "config.json", "model.safetensors", "adapters.safetensors", "manifest.json"

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vla_mini.errors import did_you_mean, validation_message
 from vla_mini.parts import KINDS, FitData, Part
-from vla_mini.schema import settings_model
+from vla_mini.utils.errors import did_you_mean, validation_message
+from vla_mini.utils.schema import settings_model
 
 PACKAGE = Path(__file__).parent
 

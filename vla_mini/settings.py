@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vla_mini.errors import show
-from vla_mini.schema import FROM_LIST, StrictModel, library_class, object_settings
+from vla_mini.utils.errors import show
+from vla_mini.utils.schema import FROM_LIST, StrictModel, library_class, object_settings
 
 # Free text and paths: on a command line their value is taken as it stands, whatever characters it holds (config/compose.py).
 AS_WRITTEN = object()

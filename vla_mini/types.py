@@ -17,7 +17,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vla_mini.features import Features, FeatureStatistics, Statistics
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
 __all__ = ["Batch", "Context", "FeatureStatistics", "Features", "Observation", "Statistics"]
 

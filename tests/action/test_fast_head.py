@@ -9,9 +9,9 @@ from tests.action.test_flow_head import make_context, repeat_context
 from tests.factory import make_batch, make_observation, make_policy, spec
 from vla_mini import testing
 from vla_mini.action.fast import FILE, FastHead, cosine_transform
-from vla_mini.features import FeatureStatistics, Statistics
 from vla_mini.parts import FitData, HeadSpec
 from vla_mini.policy import Policy
+from vla_mini.utils.features import FeatureStatistics, Statistics
 
 LONG = HeadSpec(context_width=8, num_tokens=2, horizon=8, action_size=2)
 UNIT = FeatureStatistics(*(np.float32([value, value]) for value in (-1, 1, 0, 1, -1, 1)))

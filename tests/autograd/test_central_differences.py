@@ -6,10 +6,10 @@ from torch.autograd import gradcheck
 
 from tests.factory import FEATURES, VARIANTS, make_batch, make_policy
 from vla_mini.auxiliary.keyframe import KeyframeLoss
-from vla_mini.layers import Block
 from vla_mini.parts import AuxiliarySpec
 from vla_mini.testing import assert_matches_central_differences, mean_loss
 from vla_mini.types import Context
+from vla_mini.utils.layers import Block
 from vla_mini.vision.conv import channel_norm
 
 SMALL = FEATURES._replace(image_size=(16, 16))

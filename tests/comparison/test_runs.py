@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from vla_mini import config
-from vla_mini.command_settings import Budget
 from vla_mini.comparison import runs
 from vla_mini.comparison.runs import (
     FINISHED,
@@ -25,6 +24,7 @@ from vla_mini.comparison.runs import (
     train_all,
     with_budget,
 )
+from vla_mini.config.command_settings import Budget
 
 STAND_IN = """
     import os, pathlib, sys, time

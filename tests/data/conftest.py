@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vla_mini.data.writer import DatasetWriter, encode_episode
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 FEATURES = Features(cameras=("front", "wrist"), image_size=(6, 8), state=("x", "y", "closed"), action=("dx", "close"), fps=5)
 TASKS = ("push the block", "파란 공을 집어", "push the block", 'lift, "it"', "파란 공을 집어")

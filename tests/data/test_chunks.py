@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vla_mini.data.chunks import ActionChunkDataset, BatchLoader, sample_chunks
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 FEATURES = Features(("a", "b"), (2, 3), ("x", "y", "closed"), ("dx", "close"), 10)
 

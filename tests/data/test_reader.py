@@ -11,7 +11,7 @@ import torch
 
 from vla_mini.data import frames, layout
 from vla_mini.data.reader import read_dataset
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"

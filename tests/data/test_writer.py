@@ -138,7 +138,7 @@ def test_a_killed_writer_leaves_no_dataset(tmp_path):
 import os, numpy as np
 from vla_mini.data import layout
 from vla_mini.data.writer import DatasetWriter, encode_episode
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 features = Features(("top",), (4, 4), ("x",), ("dx",), 10)
 writer = DatasetWriter({str(tmp_path / "d")!r}, features=features, robot_type="r")
 images = {{"top": np.zeros((2, 4, 4, 3), np.uint8)}}

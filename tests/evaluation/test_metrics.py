@@ -7,7 +7,7 @@ import pytest
 from vla_mini.envs import EnvSpec, get_spec
 from vla_mini.evaluation.metrics import headline, summarize, summarize_check, summarize_split, table, wilson
 from vla_mini.evaluation.rollout import EpisodeResult
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 TOY_PICK = get_spec("vla_mini/ToyPick-v0")
 PLAIN = EnvSpec("tests/Plain-v0", Features(("top",), (8, 8), ("x",), ("dx",), 10), robot_type="arm", max_episode_steps=9)

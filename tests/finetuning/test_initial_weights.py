@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.factory import command, make_observation, make_policy
-from tests.test_lora import adapted
+from tests.utils.test_lora import adapted
 from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset

@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.factory import command, make_batch, make_observation, make_policy, mean_loss, spec
-from vla_mini import hub, testing
+from vla_mini import testing
 from vla_mini.policy import Policy
+from vla_mini.utils import hub
 
 CONFIG = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TASKS = ("pick up the red cube", "grab the blue ball", "lift the")

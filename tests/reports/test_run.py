@@ -7,9 +7,9 @@ from tests.reports.helpers import check_self_contained, drawings, texts
 from tests.reports.test_videos import result
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import summarize
-from vla_mini.files import write_json
 from vla_mini.reports.run import write_report
 from vla_mini.reports.videos import write_videos
+from vla_mini.utils.files import write_json
 
 LOG = """epoch,gradients/trunk,gradients/trunk/zeros,gradients/total,learning_rate,seconds,selection/success_rate,\
 selection/wrong_object_rate,step,train/loss,train/keyframe,validation/loss

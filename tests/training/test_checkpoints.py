@@ -18,10 +18,10 @@ import torch
 from benchmarks import damage
 from tests.factory import command
 from tests.harness import forked
-from vla_mini import files
 from vla_mini.language.table import TableLanguage
 from vla_mini.training.checkpoints import AtomicCheckpointIO, clean_run_folder, newest_good, numbered
 from vla_mini.training.module import PolicyModule
+from vla_mini.utils import files
 
 TRIALS = 50
 
@@ -195,7 +195,7 @@ def renamed_to(name):
 KILLED = {
     "the first step": ("vla_mini.training.module.PolicyModule.training_step", lambda *_: True),
     "rename a checkpoint": ("os.replace", renamed_to("step_000002.ckpt")),
-    "write its checksum": ("vla_mini.files.write_checksum", lambda path, checksum: path.name == "step_000002.ckpt"),
+    "write its checksum": ("vla_mini.utils.files.write_checksum", lambda path, checksum: path.name == "step_000002.ckpt"),
     "link the newest": ("os.link", lambda *_: True),
     "write a row of metrics": ("csv.DictWriter.writerow", lambda self, row: row["step"] == 3),
     "save the policy of a checkpoint": ("vla_mini.policy.Policy.save_pretrained", lambda *_: True),

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tests.harness import read_rows
-from vla_mini import config, files
+from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 from vla_mini.training import loggers
 from vla_mini.training.checkpoints import clean_run_folder, newest_good, numbered
 from vla_mini.training.setup import data_module, untrained_policy
 from vla_mini.training.trainer import build_training
+from vla_mini.utils import files
 
 # 12 episodes make about 12 batches of 16 an epoch: two epochs and a bit, with a short last window where 5 make one.
 COMMON = ["data.batch_size=16", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "evaluation.every_n_steps=5"]

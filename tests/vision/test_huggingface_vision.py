@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.factory import make_observation, make_policy
-from vla_mini import hub
 from vla_mini.policy import Policy
+from vla_mini.utils import hub
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 TARGET = {"_target_": "vla_mini.vision.huggingface.HuggingFaceVision"}

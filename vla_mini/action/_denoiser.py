@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_mini.layers import at_least_fp32, flatten_tokens
 from vla_mini.parts import HeadSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import at_least_fp32, flatten_tokens
 
 # The variance of an untrained denoiser's output: its last layer is a plain nn.Linear over normalised values.
 INITIAL_VARIANCE = 1 / 3

@@ -15,9 +15,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_mini.layers import at_least_fp32, flatten_tokens, mlp
 from vla_mini.parts import ActionHead, FitData, HeadSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import at_least_fp32, flatten_tokens, mlp
 
 
 class BinsHead(ActionHead):

@@ -19,9 +19,9 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from vla_mini.action._denoiser import INITIAL_VARIANCE, Denoiser
-from vla_mini.layers import at_least_fp32
 from vla_mini.parts import ActionHead, HeadSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import at_least_fp32
 
 
 class DiffusionHead(ActionHead):

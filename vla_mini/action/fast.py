@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, models, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_mini.files import require_file
-from vla_mini.layers import Block, at_least_fp32
 from vla_mini.parts import ActionHead, FitData, HeadSpec
 from vla_mini.types import Context
+from vla_mini.utils.files import require_file
+from vla_mini.utils.layers import Block, at_least_fp32
 
 FILE = "action_tokenizer.json"  # in a saved policy
 START = "[START]"  # comes before the first token and fills up shorter chunks; it encodes no coefficient

@@ -9,9 +9,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_mini.layers import flatten_tokens, mlp
 from vla_mini.parts import ActionHead, HeadSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import flatten_tokens, mlp
 
 DISTANCES = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.smooth_l1_loss}
 

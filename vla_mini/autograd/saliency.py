@@ -15,9 +15,9 @@ from torch import Tensor
 
 import vla_mini.envs
 from vla_mini.autograd.batches import select
-from vla_mini.features import Features
 from vla_mini.policy import INPUTS, Policy
 from vla_mini.types import Observation
+from vla_mini.utils.features import Features
 
 SCENES_PER_BATCH = 20  # so that memory stays bounded
 

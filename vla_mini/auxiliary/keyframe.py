@@ -16,10 +16,10 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from vla_mini.errors import did_you_mean
-from vla_mini.layers import grid_positions
 from vla_mini.parts import AuxiliaryLoss, AuxiliarySpec, EpisodeData, FitData
 from vla_mini.types import Batch, Context
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.layers import grid_positions
 
 MIN_LOG_STD = -3.0  # keeps the density, and with it the loss, bounded
 MIN_STD = 1e-3  # of a state feature

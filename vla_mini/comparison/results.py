@@ -5,13 +5,13 @@ from statistics import mean, median
 from typing import Any
 
 from vla_mini.comparison.runs import Comparison, Run, Trained, code_digest
-from vla_mini.curves import Curve, read_curves
+from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.latency import act_milliseconds
 from vla_mini.evaluation.metrics import wilson
-from vla_mini.files import read_json
-from vla_mini.machine import describe_machine, versions
 from vla_mini.policy import Policy
 from vla_mini.training.setup import trusts_remote_code
+from vla_mini.utils.files import read_json
+from vla_mini.utils.machine import describe_machine, versions
 
 TARGET = 0.9  # success rate on the selection scenes, the time to which is reported
 

@@ -35,13 +35,14 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from vla_mini import files, hub, pretrained
-from vla_mini.command_settings import Budget
-from vla_mini.curves import read_curves
+from vla_mini import pretrained
+from vla_mini.config.command_settings import Budget
 from vla_mini.data.reader import read_dataset
-from vla_mini.errors import as_value_error
+from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
 from vla_mini.training import setup
+from vla_mini.utils import files, hub
+from vla_mini.utils.errors import as_value_error
 
 PACKAGE = Path(__file__).parents[1]
 TRAIN = PACKAGE.parent / "scripts" / "train.py"

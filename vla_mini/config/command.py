@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from vla_mini.config import folders
 from vla_mini.config.compose import command_settings, compose, groups_of, key_of, split
 from vla_mini.config.resume import compose_run
-from vla_mini.errors import one_line, validation_message
+from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vla_mini import settings
-from vla_mini.errors import as_value_error, did_you_mean, one_line
-from vla_mini.schema import ObjectSettings, StrictModel
+from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
+from vla_mini.utils.schema import ObjectSettings, StrictModel
 
 RUN_DIR = "hydra.run.dir"  # how users of Hydra know the setting run_dir
 
@@ -80,7 +80,7 @@ def command_settings(name: str) -> type[StrictModel]:
     """The class of a command's settings."""
     if name == "train":
         return settings.TrainSettings
-    from vla_mini.command_settings import COMMANDS
+    from vla_mini.config.command_settings import COMMANDS
 
     return COMMANDS[name]
 

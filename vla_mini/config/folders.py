@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from vla_mini import files
 from vla_mini.settings import TrainSettings
+from vla_mini.utils import files
 
 CONFIG = "config.yaml"  # a run's settings
 RUN_DIR = "VLA_MINI_RUN_DIR"

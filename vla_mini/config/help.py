@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 from vla_mini.config.compose import configs_folder, groups_of, read_command
-from vla_mini.errors import show
-from vla_mini.schema import MISSING
+from vla_mini.utils.errors import show
+from vla_mini.utils.schema import MISSING
 
 
 def help_text(name: str, documentation: str) -> str:

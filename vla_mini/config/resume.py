@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_mini.config.compose import compose, key_of
 from vla_mini.config.folders import CONFIG, RUN_DIR, rank
-from vla_mini.errors import as_value_error
+from vla_mini.utils.errors import as_value_error
 
 # What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
 CHANGEABLE = ("trainer.max_steps", "logger", "compile", "compile_dynamic")

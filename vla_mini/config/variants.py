@@ -12,10 +12,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vla_mini.command_settings import CompareSettings
+from vla_mini.config.command_settings import CompareSettings
 from vla_mini.config.compose import compose, groups_of, is_text, key_of, parse_values, split, type_of
-from vla_mini.errors import as_value_error, show
 from vla_mini.settings import TrainSettings
+from vla_mini.utils.errors import as_value_error, show
 
 # What the comparison sets for all variants, and the setting of compare.py that decides it.
 MANAGED = {

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vla_mini.errors import as_value_error
+from vla_mini.utils.errors import as_value_error
 
 TRIALS = 16  # calls of each new transform: some change the image's size at random
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vla_mini import files
-from vla_mini.errors import as_value_error
+from vla_mini.utils import files
+from vla_mini.utils.errors import as_value_error
 
 # Rows decoded together: enough for all cores, few enough for the memory.
 BLOCK = 1024

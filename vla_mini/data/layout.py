@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 VERSION = "v3.0"
 INFO = "meta/info.json"

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vla_mini import files
 from vla_mini.data import layout
 from vla_mini.data.frames import Progress, map_frames
 from vla_mini.data.statistics import training_statistics
-from vla_mini.errors import as_value_error
-from vla_mini.features import Features, Statistics
+from vla_mini.utils import files
+from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.features import Features, Statistics
 
 # Of a dataset without a validation split, the last episodes are held out.
 VALIDATION_SHARE = 0.05

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_mini import files
 from vla_mini.data import layout
 from vla_mini.data.statistics import EpisodeValues, count_pixels, describe_dataset, describe_episode
-from vla_mini.errors import as_value_error
-from vla_mini.features import Features
+from vla_mini.utils import files
+from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.features import Features
 
 # zlib's fastest setting: higher ones take twice as long to save a tenth of the bytes.
 PNG_COMPRESSION = 1

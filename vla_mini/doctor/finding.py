@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from vla_mini.errors import one_line
+from vla_mini.utils.errors import one_line
 
 Status = Literal["pass", "warn", "fail", "skip"]
 

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_mini.data.chunks import ActionChunkDataset, BatchLoader
 from vla_mini.doctor.finding import Finding
 from vla_mini.doctor.learning import Steps
-from vla_mini.machine import matrix_product_rate, num_cores, version
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
 from vla_mini.training.trainer import choose_precision
+from vla_mini.utils.machine import matrix_product_rate, num_cores, version
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 REPORTED = ("python", "torch", "lightning", "transformers", "numpy")

@@ -10,8 +10,8 @@ import gymnasium
 from vla_mini.envs.spec import Environment, EnvSpec
 from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
 from vla_mini.envs.vector import PauseAfterEpisode
-from vla_mini.errors import as_value_error, show
-from vla_mini.features import Features
+from vla_mini.utils.errors import as_value_error, show
+from vla_mini.utils.features import Features
 
 __all__ = ["EnvSpec", "Environment", "check_fits", "get_spec", "make", "make_vec"]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from vla_mini.envs import get_spec
-from vla_mini.errors import did_you_mean
 from vla_mini.evaluation.metrics import summarize
 from vla_mini.evaluation.rollout import EpisodeResult, rollout
-from vla_mini.files import write_json
 from vla_mini.policy import Policy
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.files import write_json
 
 
 class Evaluation(NamedTuple):

@@ -16,8 +16,8 @@ from gymnasium.vector import VectorEnv
 
 from vla_mini.acting import Controller, step_together
 from vla_mini.envs import EnvSpec, get_spec, make_vec
-from vla_mini.machine import num_cores
 from vla_mini.policy import Policy
+from vla_mini.utils.machine import num_cores
 
 
 class EpisodeResult(NamedTuple):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from vla_mini import lora
 from vla_mini.finetuning.freezing import TrainableParameters, submodules
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Observation
+from vla_mini.utils import lora
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
 ADAPTABLE = "Linear, Embedding or Conv2d (without groups or dilation)"

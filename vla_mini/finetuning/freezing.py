@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from vla_mini.errors import did_you_mean
+from vla_mini.utils.errors import did_you_mean
 
 
 def freeze(policy: nn.Module, names: Sequence[str]) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_mini import lora
 from vla_mini.data.reader import Demonstrations
-from vla_mini.errors import show
 from vla_mini.parts import Part
 from vla_mini.policy import Policy
+from vla_mini.utils import lora
+from vla_mini.utils.errors import show
 
 # Settings of how a part is trained or samples, which may differ.
 FREE = {"frozen", "noise", "weight", "noise_samples", "distance", "num_steps", "closes", "threshold"}

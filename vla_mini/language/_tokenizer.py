@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from vla_mini.files import require_file
+from vla_mini.utils.files import require_file
 
 PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
 FILE = "tokenizer.json"  # in a saved policy

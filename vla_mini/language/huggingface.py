@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from vla_mini import hub
-from vla_mini.files import read_json
 from vla_mini.language._tokenizer import FILE, PAD, begin_with, pad_and_truncate, read_tokenizer, train_tokenizer
 from vla_mini.parts import FitData, Language, ObservationSpec
+from vla_mini.utils import hub
+from vla_mini.utils.files import read_json
 
 CONFIG = "language_model.json"  # in a saved policy
 CACHE_SIZE = 16384  # instructions; a full cache is emptied

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from vla_mini.autograd.flow import EXPLODING, VANISHING
-from vla_mini.curves import Curve
+from vla_mini.evaluation.curves import Curve
 
 # The colours of the page: matplotlib draws "page:ink" as a placeholder, which `inline_svg` replaces by the CSS variable "ink".
 PAGE_COLOURS = ("ink", "quiet", "rule", "card", "blue", "green", "red", "amber", "violet", "teal")

@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vla_mini import files
-from vla_mini.curves import Curve
+from vla_mini.evaluation.curves import Curve
 from vla_mini.evaluation.metrics import further_rates
 from vla_mini.reports.charts import CYCLE, Panel, line_plot
 from vla_mini.reports.page import NOTHING, explanations, number, percent, render, standalone, words
+from vla_mini.utils import files
 
 COSTS = ("parameters", "samples/s", "act", "to 90 %", "training")
 LOSSES = "Losses of different action heads measure different things: compare only those of one head."

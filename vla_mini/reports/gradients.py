@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from torch import Tensor
 
-from vla_mini import files
 from vla_mini.autograd.flow import EXPLODING, LEARNING_RATE, VANISHING, GradientFlow, Layer
 from vla_mini.autograd.graph import Graph
 from vla_mini.autograd.inference import Cost
 from vla_mini.autograd.jacobian import Jacobian
 from vla_mini.autograd.per_sample import PerSample
 from vla_mini.autograd.saliency import Saliency
-from vla_mini.machine import machine_text
 from vla_mini.policy import Policy
 from vla_mini.reports.charts import flow_plot, matrix, norms_histogram
 from vla_mini.reports.graph import graph_drawing
 from vla_mini.reports.images import Cell, heat_map, image_grid
 from vla_mini.reports.page import number, render, standalone
 from vla_mini.types import Batch
+from vla_mini.utils import files
+from vla_mini.utils.machine import machine_text
 
 SCENES_SHOWN, SAMPLES_SHOWN = 3, 6
 INPUTS = {"vision": "pixels", "language": "words", "state": "state values"}  # component -> what enters it first

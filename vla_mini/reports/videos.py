@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vla_mini import files
 from vla_mini.evaluation.rollout import EpisodeResult
+from vla_mini.utils import files
 
 WIDTH = 256  # pixels of a GIF, nearly: frames are enlarged by a whole factor, so that pixels stay square and sharp
 CAPTION = 64  # pixels below a frame

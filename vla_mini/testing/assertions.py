@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from vla_mini.autograd.batches import NoiseSlice, mean_loss, seeded
 from vla_mini.autograd.nonfinite import named_tensors
 from vla_mini.autograd.norms import combined_norms, gradients_of
-from vla_mini.errors import did_you_mean
 from vla_mini.policy import Policy
 from vla_mini.testing.samples import as_float64, make_observation, split
 from vla_mini.types import Batch
+from vla_mini.utils.errors import did_you_mean
 
 # The largest relative errors of a gradient that rounding can cause.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3}

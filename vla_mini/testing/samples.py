@@ -11,11 +11,11 @@ from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from vla_mini.autograd.batches import select
-from vla_mini.errors import did_you_mean
-from vla_mini.features import Features, FeatureStatistics, Statistics
 from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Observation
+from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
 FEATURES = Features(("top",), (64, 64), ("x", "y", "height", "closed"), ("dx", "dy", "dz", "close"), 10)
 TASKS = ("pick up the red cube", "grab the blue ball", "lift the green star please")

@@ -25,8 +25,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from vla_mini import files, machine
 from vla_mini.settings import TrainSettings
+from vla_mini.utils import files, machine
 
 SUFFIX = ".ckpt"
 # Settings that a resumed run may change; `run_dir` and the places of data and of `init_from` may change, too.

@@ -23,8 +23,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from vla_mini import files
 from vla_mini import settings as schemas
+from vla_mini.utils import files
 
 TIMEOUT = 4  # seconds to wait for a service, also at the end, where W&B waits twice
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from vla_mini.errors import as_value_error
 from vla_mini.policy import Policy
-from vla_mini.schema import ObjectSettings
 from vla_mini.training.callbacks import WeightAverage
 from vla_mini.training.loggers import log, print_above_bar
 from vla_mini.training.step import OptimizerStep, sum_losses
 from vla_mini.types import Batch
+from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.schema import ObjectSettings
 
 
 class PolicyModule(LightningModule):

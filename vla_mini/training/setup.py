@@ -18,7 +18,6 @@ from vla_mini.data.chunks import check_lengths, sample_chunks
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
-from vla_mini.errors import did_you_mean
 from vla_mini.evaluation.evaluate import evaluation_splits
 from vla_mini.finetuning.adapters import add_adapters
 from vla_mini.finetuning.freezing import check_stages, check_trainable, freeze
@@ -26,6 +25,7 @@ from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about
 from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
+from vla_mini.utils.errors import did_you_mean
 
 
 def check_start(settings: TrainSettings) -> None:

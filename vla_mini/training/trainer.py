@@ -24,7 +24,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from vla_mini.errors import as_value_error
 from vla_mini.finetuning.unfreezing import Unfreezing
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
@@ -34,6 +33,7 @@ from vla_mini.training.loggers import TrainingBar, build_loggers, log, print_abo
 from vla_mini.training.module import PolicyModule, Summary
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.step import OptimizerStep
+from vla_mini.utils.errors import as_value_error
 
 SHUTDOWN_SECONDS = 3  # that the first process has after a second signal
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from vla_mini.layers import Block, at_least_fp32, grid_positions, sinusoidal_embedding
 from vla_mini.parts import Trunk, TrunkSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import Block, at_least_fp32, grid_positions, sinusoidal_embedding
 
 
 class JointTrunk(Trunk):

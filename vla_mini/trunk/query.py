@@ -13,9 +13,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_mini.layers import at_least_fp32, grid_positions
 from vla_mini.parts import Trunk, TrunkSpec
 from vla_mini.types import Context
+from vla_mini.utils.layers import at_least_fp32, grid_positions
 
 
 class QueryTrunk(Trunk):

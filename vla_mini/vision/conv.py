@@ -7,8 +7,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla_mini.layers import resize, resolve_input_size
 from vla_mini.parts import ObservationSpec, Vision
+from vla_mini.utils.layers import resize, resolve_input_size
 
 
 class ConvVision(Vision):

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_mini import hub
-from vla_mini.files import read_json
-from vla_mini.layers import resize, resolve_input_size
 from vla_mini.parts import FitData, ObservationSpec, Vision
+from vla_mini.utils import hub
+from vla_mini.utils.files import read_json
+from vla_mini.utils.layers import resize, resolve_input_size
 
 FILE = "vision_model.json"  # in a saved policy: the model's config and how its images are normalised
 

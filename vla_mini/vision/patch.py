@@ -6,8 +6,8 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from vla_mini.layers import Block, resize, resolve_input_size
 from vla_mini.parts import ObservationSpec, Vision
+from vla_mini.utils.layers import Block, resize, resolve_input_size
 
 
 class PatchVision(Vision):

@@ -20,9 +20,9 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import FrozenBatchNorm2d
 
-from vla_mini.errors import as_value_error, did_you_mean
-from vla_mini.layers import resize, resolve_input_size
 from vla_mini.parts import FitData, ObservationSpec, Vision
+from vla_mini.utils.errors import as_value_error, did_you_mean
+from vla_mini.utils.layers import resize, resolve_input_size
 
 TENSORFLOW_WEIGHTS = {"googlenet", "inception_v3"}
 TRANSFORMERS = ("vit", "swin")  # networks whose layers give tokens, or maps with the channels last, instead of maps

@@ -1,7 +1,7 @@
 """The description of toy_pick for collection, evaluation and reports."""
 
 from vla_mini.envs.spec import EnvSpec
-from vla_mini.features import Features
+from vla_mini.utils.features import Features
 
 SPEC = EnvSpec(
     id="vla_mini/ToyPick-v0",

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from vla_mini import hub
+from vla_mini.utils import hub
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, create_model, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from vla_mini.errors import did_you_mean, show
+from vla_mini.utils.errors import did_you_mean, show
 
 LISTS = (list, set, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)

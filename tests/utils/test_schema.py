@@ -8,8 +8,8 @@ import torch
 from annotated_types import Ge
 from pydantic import NonNegativeFloat, PositiveInt, ValidationError
 
-from vla_mini.errors import as_value_error, did_you_mean, show, validation_message
-from vla_mini.schema import settings_model
+from vla_mini.utils.errors import as_value_error, did_you_mean, show, validation_message
+from vla_mini.utils.schema import settings_model
 
 
 class Head:

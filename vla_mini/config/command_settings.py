@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vla_mini.errors import show
-from vla_mini.schema import FROM_LIST, StrictModel
 from vla_mini.settings import AS_WRITTEN, Env, Names, Path, Text, TrainSettings
+from vla_mini.utils.errors import show
+from vla_mini.utils.schema import FROM_LIST, StrictModel
 
 
 class CollectSettings(StrictModel):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vla_mini import machine
+from vla_mini.utils import machine
 
 
 def test_machine_and_versions_are_described_once_for_files_and_pages():

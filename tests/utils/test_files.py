@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vla_mini import files
+from vla_mini.utils import files
 
 
 def names(folder):

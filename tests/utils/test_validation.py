@@ -7,7 +7,7 @@ import torch
 from tests.factory import make_batch, make_policy
 from vla_mini.acting import observe
 from vla_mini.types import Batch, Observation
-from vla_mini.validation import RULES
+from vla_mini.utils.validation import RULES
 
 MISTAKES = {
     "observation.images": [

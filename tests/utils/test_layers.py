@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from vla_mini.layers import Block
 from vla_mini.parts import TrunkSpec
 from vla_mini.trunk.query import QueryTrunk
+from vla_mini.utils.layers import Block
 
 MASK = torch.tensor([[True, True, True, True, True], [True, False, True, False, False]])
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
-from vla_mini import lora, testing
+from vla_mini import testing
 from vla_mini.finetuning.adapters import add_adapters, find_layers
 from vla_mini.policy import Policy
+from vla_mini.utils import lora
 
 PARTS = ["vision", "language", "trunk", "action"]
 OPTIONS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "save": "separate"}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vla_mini.errors import did_you_mean, one_line
+from vla_mini.utils.errors import did_you_mean, one_line
 
 Encoder = Literal["vision", "text"]
 # What is downloaded from the hub: no weights but safetensors, none for other libraries, no code.

@@ -1,4 +1,4 @@
-from vla_mini.curves import Curve, read_curves
+from vla_mini.evaluation.curves import Curve, read_curves
 
 LOG = """epoch,gradients/vision,step,train/loss,validation/loss
 0,0.25,0,2.0,

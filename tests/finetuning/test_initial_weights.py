@@ -111,7 +111,7 @@ def test_learned_action_tokens_are_loaded(tmp_path, demonstrations):
 
 
 @pytest.mark.parametrize(
-    ("argument", "says"),
+    ("argument", "message"),
     [
         ("vision.width=32", "its vision.width is 64, here it is 32: use vision.width=64"),
         ("action=flow", "its action is RegressionHead, here it is FlowHead: use action=regression"),
@@ -133,12 +133,12 @@ def test_learned_action_tokens_are_loaded(tmp_path, demonstrations):
         ("unfreeze_at.vision=2 lora.targets=[trunk]", "unfreeze_at.vision: nothing in it is trainable"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_path, monkeypatch, capsys, argument, says):
+def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_path, monkeypatch, capsys, argument, message):
     monkeypatch.chdir(tmp_path)
     arguments = ["experiment=toy_pick_smoke", "data.root=missing", f"init_from={folder}", *argument.split()]
     assert command("train", *arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and says in err, err
+    assert out == "" and err.count("\n") == 1 and message in err, err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -87,7 +87,7 @@ def test_cached_word_vectors_are_dropped_when_their_encoder_is_trained():
 
 
 @pytest.mark.parametrize(
-    ("steps", "says"),
+    ("steps", "message"),
     [
         ({"visoin": 3}, "unfreeze_at: the policy has no part 'visoin'; did you mean 'vision'"),
         ({"vision": 3, "normalization": 3}, "unfreeze_at.normalization: nothing in it is trainable"),
@@ -97,8 +97,8 @@ def test_cached_word_vectors_are_dropped_when_their_encoder_is_trained():
         ),
     ],
 )
-def test_stages_that_cannot_be_are_refused(steps, says):
-    with pytest.raises(ValueError, match=says):
+def test_stages_that_cannot_be_are_refused(steps, message):
+    with pytest.raises(ValueError, match=message):
         check_stages(make_policy(), steps)
 
 

@@ -64,7 +64,7 @@ def assert_averages(average, start, weights, decay, *, done=0):
 
 @pytest.mark.parametrize("decay", [0.2, 0.999])
 def test_it_moves_once_per_optimizer_step(decay):
-    """Not per micro-batch; the last window is short. At first it forgets sooner than `decay` says."""
+    """Not per micro-batch; the last window is short. At first its decay is smaller than `decay`."""
     policy, weights = make_policy(), Weights()
     average, start = WeightAverage(policy, decay), weights_of(policy)
     train(policy, batches_of(policy, 7), weights, average=average, accumulate_grad_batches=2)
@@ -146,7 +146,7 @@ def best_policy(folder, **arguments):
 
 @pytest.fixture
 def rollouts(monkeypatch):
-    """Success rates that rollouts are to have, and the policies that they were of: the environment is slow and no judge of
+    """Success rates that rollouts are to have, and the policies that they were of: real ones are slow, and would not tell apart
     policies that differ by one step."""
     rates, policies = [], []
 

@@ -152,7 +152,7 @@ class Service(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(service):
-    """A service that answers with a status, that takes calls and says nothing, or that is not there."""
+    """A service that answers with a status, that accepts connections and sends nothing, or that is not there."""
     if not service.isdecimal():
         with socket.create_server(("127.0.0.1", 0)) as silent:
             yield SimpleNamespace(server_port=silent.getsockname()[1] if service == "silent" else 9)

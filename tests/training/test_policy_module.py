@@ -35,9 +35,9 @@ def test_every_parameter_is_in_one_group(optimizer, multipliers):
         assert group["initial_lr"] == group["lr"] == rate
 
 
-@pytest.mark.parametrize(("name", "says"), [("LBFGS", "per-parameter options"), ("SparseAdam", "dense gradients")])
-def test_an_optimizer_that_cannot_step_as_training_asks_is_refused(name, says):
-    with pytest.raises(ValueError, match=f"optimizer: {name} cannot train like this: .*{says}"):
+@pytest.mark.parametrize(("name", "message"), [("LBFGS", "per-parameter options"), ("SparseAdam", "dense gradients")])
+def test_an_optimizer_that_cannot_step_as_training_asks_is_refused(name, message):
+    with pytest.raises(ValueError, match=f"optimizer: {name} cannot train like this: .*{message}"):
         check_optimizer(optimizer_settings({"_target_": f"torch.optim.{name}", "lr": 1.0}), device=torch.device("cpu"))
 
 

@@ -187,7 +187,7 @@ def test_two_processes_compile_what_they_train(runs):
 
 
 def figures(run: Path) -> dict[str, list[float]]:
-    """metrics.csv by columns, without the empty cells, and without what the clock says or each process draws."""
+    """metrics.csv by columns, without the empty cells, and without what depends on time or on a process's noise."""
     rows = read_rows(run)
     columns = {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
     return {name: column for name, column in columns.items() if "second" not in name and "gradient_noise" not in name}

@@ -73,7 +73,7 @@ def test_precision_is_what_the_hardware_has(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "message"),
     [
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed is for GPUs; on CPUs there are bf16-mixed, 32-true"),
         ("trainer.precision=16-true", "trainer.precision='16-true'"),
@@ -81,11 +81,11 @@ def test_precision_is_what_the_hardware_has(monkeypatch):
         ("trainer.val_check_interval=0.5", "trainer: `val_check_interval` should be an integer"),
     ],
 )
-def test_what_the_hardware_or_lightning_refuses_is_refused_before_any_work(setting, says, capsys, tmp_path, monkeypatch):
+def test_what_the_hardware_or_lightning_refuses_is_refused_before_any_work(setting, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("train", "experiment=toy_pick_smoke", "trainer.accelerator=cpu", setting) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert says in line
+    assert message in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vla_mini"
 BELOW = "all entries above"
 
-# Module or subpackage of vla_mini, or module of vla_mini.utils -> those that it may import. From the lowest to the highest: all that one imports are listed
-# before it.
+# Module or subpackage of vla_mini, or module of vla_mini.utils -> those that it may import. From the lowest to the highest: all
+# that one imports are listed before it.
 IMPORTS: dict[str, str] = {
     "errors": "",
     "files": "",
@@ -135,7 +135,7 @@ def test_each_variant_is_one_py_and_one_yaml_and_imports_no_other(kind):
 
 
 def test_folders_and_files_stay_small():
-    """Smell detectors: variants aside, a folder has at most 10 modules; the package does not grow (the goal is 10,500 lines)."""
+    """Smell detectors: variants aside, a folder has at most 10 modules; the package does not grow. Its goal is 10,500 lines."""
     folders = {path.parent for path in FILES.values()} - {PACKAGE / kind for kind in KINDS}
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}

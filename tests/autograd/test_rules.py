@@ -12,7 +12,7 @@ from tests.factory import ROOT, make_batch, make_policy, mean_loss
 from vla_mini.parts import KINDS
 
 FILES = [path for kind in KINDS for path in (ROOT / "vla_mini" / kind).glob("*.py")]
-FILES += [ROOT / "vla_mini" / name for name in ("policy.py", "layers.py", "normalization.py")]
+FILES += [ROOT / "vla_mini" / name for name in ("policy.py", "utils/layers.py", "normalization.py")]
 
 
 def test_an_in_place_change_of_a_saved_tensor_is_caught():

@@ -1,5 +1,7 @@
 """A tiny environment whose state is all that counts, for tests of acting. No torch: its processes start fast."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -60,15 +62,7 @@ class Reach(Environment):
 class ReachAsync(Reach):
     """The same, each environment in a process of its own."""
 
-    env_spec = EnvSpec(
-        id=REACH_ASYNC,
-        features=FEATURES,
-        robot_type="point",
-        max_episode_steps=STEPS,
-        rates=("overshot",),
-        subsets=("far",),
-        vectorization="async",
-    )
+    env_spec = replace(Reach.env_spec, id=REACH_ASYNC, vectorization="async")
 
 
 gymnasium.register(REACH, Reach, max_episode_steps=STEPS)

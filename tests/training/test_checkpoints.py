@@ -181,7 +181,7 @@ def weights_of(run):
 
 @pytest.fixture(scope="module")
 def unstopped(place):
-    """The checksum of the policy of a run that nobody stops."""
+    """The checksum of the policy of a run that is not interrupted."""
     assert train(place, place / "unstopped") == 0
     return weights_of(place / "unstopped")
 

@@ -58,7 +58,7 @@ def run_folder(settings: TrainSettings) -> Path:
 
 
 def save_settings(settings: TrainSettings, folder: Path) -> None:
-    """Write the settings of a run to its config.yaml, for whoever resumes it."""
+    """Write the settings of a run to its config.yaml, from which it can be resumed."""
     import yaml
 
     saved = settings.model_dump(mode="json") | {"resume": None}

@@ -73,9 +73,11 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) 
 
     seconds, rates, evaluation = module.step.stopwatch.seconds, {}, settings.evaluation
     if settings.env.id is None:
-        steps, losses = read_curves(run_dir / "metrics.csv")["validation/loss"]
-        best = f"{min(losses):.4g} after step {steps[losses.index(min(losses))]:.0f}"
-        result = f"validation loss {best} (the policy that was saved); trained {seconds:.0f} s"
+        kept, curve = "the last policy was saved", read_curves(run_dir / "metrics.csv").get("validation/loss")
+        if curve and evaluation.every_n_steps:
+            loss, step = min(zip(curve.values, curve.steps, strict=True))
+            kept = f"validation loss {loss:.4g} after step {step:.0f} (the policy that was saved)"
+        result = f"{kept}; trained {seconds:.0f} s"
     else:
         policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
         found = evaluate(

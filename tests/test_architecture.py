@@ -29,23 +29,23 @@ IMPORTS: dict[str, str] = {
     **dict.fromkeys(KINDS, "errors features files hub layers parts types"),
     "normalization": "features",
     "data": "errors features files types",
-    "envs": "errors features files",
+    "envs": "errors features",
     "schema": "errors",
     "registry": "errors parts schema",
-    "lora": "errors",
+    "lora": "",
     "validation": "types",
-    "pretrained": "errors features files hub lora normalization parts registry",
-    "policy": "errors features normalization parts pretrained registry types validation",
+    "pretrained": "errors features files hub lora parts registry",
+    "policy": "errors normalization parts pretrained registry types validation",
     "acting": "policy types",
-    "collection": "data envs errors features files machine",
-    "settings": "errors parts registry schema",
+    "collection": "data envs machine",
+    "settings": "errors registry schema",
     "autograd": BELOW,
     "evaluation": BELOW,
     "finetuning": BELOW,
     "training": BELOW,
     "testing": BELOW,
     "doctor": BELOW,
-    "config": "errors evaluation files features parts registry schema settings",
+    "config": "errors files schema settings",
     "comparison": BELOW,
     "reports": BELOW,
 }
@@ -135,7 +135,7 @@ def test_each_variant_is_one_py_and_one_yaml_and_imports_no_other(kind):
 
 
 def test_folders_and_files_stay_small():
-    """Smell detectors: variants aside, a folder has at most 10 modules; the package does not grow. Its goal is 10,500 lines."""
+    """Variants aside, a folder has at most 10 modules; the package has at most 13,100 lines, and shall have 10,500."""
     folders = {path.parent for path in FILES.values()} - {PACKAGE / kind for kind in KINDS}
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}

@@ -123,6 +123,8 @@ def test_settings_that_were_edited_are_refused(run, capsys):
     settings = config.load("train", [f"resume={run}"])
     data, logger = (settings.data.model_copy(update={"root": "elsewhere"}), settings.logger.model_copy(update={"wandb": True}))
     moved = settings.model_copy(update={"run_dir": "elsewhere", "data": data, "logger": logger})
+    written_out = type(settings).model_validate(settings.model_dump(mode="json", exclude={"augmentation"}))
+    assert identity(written_out, dataset="a") == identity(settings, dataset="a")
     assert identity(moved, dataset="a") == identity(settings, dataset="a") != identity(settings, dataset="b")
 
 

@@ -183,6 +183,10 @@ class Checkpoint(StrictModel):
     keep: PositiveInt
 
 
+# What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
+CHANGEABLE_ON_RESUME = ("trainer.max_steps", "logger", "compile", "compile_dynamic")
+
+
 class TrainSettings(StrictModel):
     """scripts/train.py, and all commands that begin where it begins."""
 

@@ -92,6 +92,13 @@ def test_every_chunk_is_complete_whatever_the_logits():
     assert len({tuple(row) for row in tokens.tolist()}) == 64
 
 
+def test_context_tokens_are_distinguished():
+    head, context = fitted(), make_context(2)
+    torch.nn.init.normal_(head.type_embedding)  # zero before training
+    swapped = context._replace(tokens=context.tokens.flip(1))
+    assert (head.predict(swapped) - head.predict(context)).abs().max() > 1e-4
+
+
 def test_a_token_depends_on_the_tokens_before_it_and_on_the_context():
     head = fitted()
     context, tokens = make_context(1), head.tokenize(smooth(8, seed=1))[:1]

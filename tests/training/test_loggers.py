@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import lightning
 import pytest
 
-from tests.factory import ROOT
+from tests.factory import ROOT, make_batch, make_policy
+from tests.harness import fit
 from vla_mini import config
-from vla_mini.training.loggers import CSVLogger, build_loggers
+from vla_mini.training.loggers import CSVLogger, TrainingBar, build_loggers
 
-TIMEOUT = 20  # seconds, of which loggers.py allows four; W&B's own are 90 and more
+TIMEOUT = 10  # seconds, of which loggers.py allows four; W&B's own are 90 and more
 
 
 def rows(path):
@@ -216,3 +218,13 @@ def test_a_service_that_dies_midway_stops_nothing(worker, tmp_path):
     assert found["seconds"] < TIMEOUT
     assert any("W&B ended early" in line and f"wandb sync {tmp_path}" in line for line in found["warnings"])
     assert rows(tmp_path / "metrics.csv") == [{"step": "3", "loss": "1.0"}]
+
+
+def test_an_error_before_training_is_not_hidden_by_the_bar():
+    class Broken(lightning.Callback):
+        def on_fit_start(self, trainer, module):
+            raise ValueError("cannot start")
+
+    policy = make_policy()
+    with pytest.raises(ValueError, match="cannot start"):
+        fit(policy, [make_batch(policy)], callbacks=[TrainingBar(), Broken()])

@@ -1,5 +1,6 @@
 """Training begins with the policy and the data that the settings describe, or is refused."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from vla_mini.action.bins import BinsHead
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 from vla_mini.policy import Policy
+from vla_mini.training.callbacks import BestPolicy
 from vla_mini.training.setup import data_module, untrained_policy
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
@@ -121,3 +123,28 @@ def test_without_an_environment_a_dataset_is_trained_on_and_validated(root, demo
     best = checkpoint["callbacks"]["BestPolicy"]["best"]
     assert best["score"] == -min(map(float, rows.values())) and rows[best["step"]] == min(rows.values(), key=float)
     assert Policy.from_pretrained(tmp_path / "run" / "policy").source == {"dataset": demonstrations.fingerprint}
+
+
+def test_the_policy_that_is_saved_is_the_one_that_was_validated(root, tmp_path, monkeypatch):
+    """Also where a validation lies within an accumulated step, after which the weights are others."""
+    validated, original = [], BestPolicy.on_validation_end
+
+    def on_validation_end(self, trainer, module):
+        module.validation_loss = 0.0 if module.step.window else 1.0  # the first one within a step is the best
+        validated.append((module.validation_loss, copy.deepcopy(module.policy_for_evaluation.state_dict())))
+        original(self, trainer, module)
+
+    monkeypatch.setattr(BestPolicy, "on_validation_end", on_validation_end)
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments += ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3", "trainer.num_sanity_val_steps=0"]
+    assert command("train", *arguments) == 0
+    weights = next(weights for loss, weights in validated if loss == 0.0)
+    saved = Policy.from_pretrained(tmp_path / "run" / "policy").state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("setting", ["trainer.limit_val_batches=0", "evaluation.every_n_steps=0"])
+def test_without_a_choice_the_last_policy_is_saved(root, tmp_path, capsys, setting):
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}", setting]
+    assert command("train", *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the last policy was saved; trained ")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_mini.autograd.batches import mean_loss
-from vla_mini.autograd.norms import by_component, norms
+from vla_mini.autograd.norms import by_component, foreach_norms
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
@@ -54,10 +54,10 @@ def gradient_flow(policy: Policy, batch: Batch) -> tuple[dict[str, GradientFlow]
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     tensors = {name: output for name, output in outputs.items() if output is not None and output.requires_grad}
     inputs = [*parameters.values(), *tensors.values()]
-    gradients = norms(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    gradients = foreach_norms(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
     grad_norms = dict(zip(parameters, gradients[: len(parameters)], strict=True))
     output_grad_norms = dict(zip(tensors, gradients[len(parameters) :], strict=True))
-    weight_norms = dict(zip(parameters, norms(parameter.detach() for parameter in parameters.values()), strict=True))
+    weight_norms = dict(zip(parameters, foreach_norms(parameter.detach() for parameter in parameters.values()), strict=True))
 
     def flow(names: list[str]) -> GradientFlow:
         grad_norm = math.hypot(*(grad_norms[name] for name in names))

@@ -26,10 +26,10 @@ def combined_norms(values: Mapping[str, float]) -> dict[str, float]:
     return {name: math.hypot(*norms) for name, norms in by_component(values).items()}
 
 
-def norms(tensors: Iterable[Tensor]) -> list[float]:
-    """Their Euclidean norms, in one fused pass and one transfer to the host."""
+def foreach_norms(tensors: Iterable[Tensor], order: float = 2.0) -> list[float]:
+    """Their norms, Euclidean ones by default, in one fused pass and one transfer to the host."""
     tensors = list(tensors)
-    return torch.stack(torch._foreach_norm(tensors)).tolist() if tensors else []
+    return torch.stack(torch._foreach_norm(tensors, order)).tolist() if tensors else []
 
 
 def by_component(values: Mapping[str, Value]) -> dict[str, list[Value]]:

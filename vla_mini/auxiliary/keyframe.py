@@ -61,9 +61,9 @@ class KeyframeLoss(AuxiliaryLoss):
         self.query_logits = nn.Parameter(torch.zeros(spec.num_queries))
 
     def fit(self, data: FitData) -> None:
-        mean, std = (torch.tensor(values[self.state_indices]) for values in data.statistics.state[2:4])
-        self.keyframe_mean.copy_(mean)
-        self.keyframe_std.copy_(std.clamp(min=MIN_STD))
+        state = data.statistics.state
+        self.keyframe_mean.copy_(torch.tensor(state.mean[self.state_indices]))
+        self.keyframe_std.copy_(torch.tensor(state.std[self.state_indices]).clamp(min=MIN_STD))
 
     def targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
         """`keyframe` (n, g) float32: the chosen state when the gripper next closes; `has_keyframe` (n,): whether it does."""

@@ -20,8 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_mini.config import folders
-from vla_mini.config.compose import command_settings, compose, groups_of, key_of, split
+from vla_mini.config.command_settings import COMMANDS
+from vla_mini.config.compose import compose, groups_of, key_of, split
 from vla_mini.config.resume import compose_run
+from vla_mini.config.variants import check_variants, compose_comparison
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -44,8 +46,6 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
     """The settings of a command: composed, resolved, validated, frozen. ValueError, in one line, for any mistake."""
     settings = validate(name, compose_command(name, arguments))
     if name == "compare":
-        from vla_mini.config.variants import check_variants
-
         check_variants(settings, functools.partial(load, "train"))
     return settings
 
@@ -53,8 +53,6 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
 def compose_command(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of a command, not yet validated, with those of train.py (`training`) where it begins as train.py does."""
     if name == "compare":
-        from vla_mini.config.variants import compose_comparison
-
         return compose_comparison(arguments)
     if name == "train":
         composed = compose_run(arguments) if "resume" in map(key_of, arguments) else compose(name, arguments)
@@ -68,7 +66,7 @@ def validate(name: str, composed: Mapping[str, Any]) -> Any:
     if isinstance(composed.get("training"), Mapping):
         composed = {**composed, "training": validate("train", composed["training"])}
     try:
-        return command_settings(name).model_validate(composed)
+        return COMMANDS[name].model_validate(composed)
     except ValidationError as error:
         keys = [*groups_of(name), *_dotted_keys(composed)]
         raise ValueError(validation_message(error, value=composed, full_keys=keys)) from None

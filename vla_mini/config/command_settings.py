@@ -124,6 +124,7 @@ class CompareSettings(StrictModel):
 
 
 COMMANDS: dict[str, type[StrictModel]] = {
+    "train": TrainSettings,
     "collect": CollectSettings,
     "evaluate": EvaluateSettings,
     "convert": ConvertSettings,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vla_mini import settings
+from vla_mini.config.command_settings import COMMANDS
 from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
 from vla_mini.utils.schema import ObjectSettings, StrictModel
 
@@ -76,15 +77,6 @@ def is_text(kind: Any) -> bool:
     return settings.AS_WRITTEN in get_args(kind) or any(map(is_text, get_args(kind)))
 
 
-def command_settings(name: str) -> type[StrictModel]:
-    """The class of a command's settings."""
-    if name == "train":
-        return settings.TrainSettings
-    from vla_mini.config.command_settings import COMMANDS
-
-    return COMMANDS[name]
-
-
 def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
     """Texts by key, which Hydra must not parse, and its overrides by key; where a key is given twice, the last one counts.
 
@@ -97,7 +89,7 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
         if key == RUN_DIR and name == "train":
             key = "run_dir"
-        kind = type_of(command_settings(name), key.split("."))
+        kind = type_of(COMMANDS[name], key.split("."))
         if is_text(kind):
             texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:

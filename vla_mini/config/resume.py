@@ -7,10 +7,8 @@ from typing import Any
 
 from vla_mini.config.compose import compose, key_of
 from vla_mini.config.folders import CONFIG, RUN_DIR, rank
+from vla_mini.settings import CHANGEABLE_ON_RESUME
 from vla_mini.utils.errors import as_value_error
-
-# What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
-CHANGEABLE = ("trainer.max_steps", "logger", "compile", "compile_dynamic")
 
 
 def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -22,8 +20,9 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"resume={resume} names no run: give the folder of one, or leave it out")
     changes = [argument for argument in arguments if key_of(argument) != "resume"]
     for argument in changes:
-        if not {key_of(argument), key_of(argument).partition(".")[0]} & set(CHANGEABLE):
-            raise ValueError(f"{argument} with resume=: only {', '.join(CHANGEABLE)} may change when a run is resumed")
+        if not {key_of(argument), key_of(argument).partition(".")[0]} & set(CHANGEABLE_ON_RESUME):
+            changeable = ", ".join(CHANGEABLE_ON_RESUME)
+            raise ValueError(f"{argument} with resume=: only {changeable} may change when a run is resumed")
     folder = _run_folder(resume)
     settings = _read(folder) | {"resume": str(folder), "run_dir": str(folder)}
     changed = compose("train", changes) if changes else {}

@@ -1,5 +1,6 @@
 """Checks of the demonstrations, and of the samples that training makes of them: demonstrations (and policy) -> findings."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -81,7 +82,7 @@ def pixels(demonstrations: Demonstrations, *, episodes: int = 64) -> Finding:
             problems.append(f"camera {camera!r} does not change in {share:.0%} of the episodes")
     measured = ", ".join(problems) or f"the standard deviation of the pixels is {contrast.min():.0f} of 255"
     expected = f"a standard deviation above {MIN_CONTRAST:g}, and images that change within an episode"
-    advice = "view the images: pixels are bytes from 0 to 255, and a camera that hangs repeats its last frame"
+    advice = "view the images: pixels are bytes from 0 to 255, and a camera that has stopped repeats its last frame"
     status = "fail" if contrast.min() < MIN_CONTRAST else "warn" if problems else "pass"
     return Finding(status, measured, expected, advice, float(contrast.min()))
 
@@ -163,7 +164,8 @@ def augmentation(augment: Callable[..., Tensor], demonstrations: Demonstrations,
         pairs = zip(COLOURS, (list(COLOURS)[index] for index in nearest), strict=True)
         changed |= {f"{name} becomes {other}" for name, other in pairs if name != other}
         moved = (_bright_centre(augmented[-1]) - _bright_centre(images[0, -1].float())) / torch.tensor([height, width])
-        shift = max(shift, float(moved.norm()))
+        distance = float(moved.norm())
+        shift = max(shift, 1.0 if math.isnan(distance) else distance)  # NaN: the square has left the image
     measured = ", ".join([f"images move by up to {shift:.0%} of their size", *sorted(changed)[:3]])
     expected = f"each colour stays the nearest to itself, and images move by at most {MAX_SHIFT:.0%}"
     named = any(name in task.lower().split() for name in COLOURS for task in demonstrations.tasks)

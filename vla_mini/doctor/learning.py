@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from vla_mini.autograd.batches import seeded, select
@@ -43,6 +43,8 @@ class Steps:
 
     def __init__(self, policy: Policy, settings: TrainSettings, *, warmup_steps: int = 0) -> None:
         self.policy, self.clip_value = policy, settings.trainer.gradient_clip_val
+        by_value = settings.trainer.gradient_clip_algorithm == "value"
+        self.clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         self.optimizer = build_optimizer(policy, settings.optimizer, settings.schedule.multipliers)
         self.bf16 = "bf16" in choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator)
         self.warmup_steps, self.num_steps = warmup_steps, 0
@@ -55,7 +57,7 @@ class Steps:
         self.optimizer.zero_grad()
         (loss.sum() / valid).backward()
         if self.clip_value:
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_value)
+            self.clip(self.policy.parameters(), self.clip_value)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * min(1.0, self.num_steps / max(1, self.warmup_steps))
         self.optimizer.step()

@@ -63,13 +63,13 @@ def evaluate(
     return Evaluation(summarize(by_split, by_check, spec, seed=seed, seconds=time.perf_counter() - start), by_split)
 
 
-def evaluation_splits(env_id: str, further_splits: Sequence[str] = ()) -> tuple[str, ...]:
+def evaluation_splits(env_id: str, further_splits: Sequence[str] = (), *, setting: str = "further_splits") -> tuple[str, ...]:
     """The splits to evaluate, `further_splits` last. ValueError for a further split that there is not."""
     spec = get_spec(env_id)
     for split in further_splits:
         if split not in spec.further_splits:
             hint = did_you_mean(split, spec.further_splits)
-            raise ValueError(f"further_splits: {env_id} has no split {split!r}; {hint}")
+            raise ValueError(f"{setting}: {env_id} has no split {split!r}; {hint}")
     return *spec.splits, *further_splits
 
 

@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from vla_mini.envs import get_spec
-from vla_mini.evaluation.metrics import summarize_split
+from vla_mini.evaluation.metrics import further_rates, summarize_split
 from vla_mini.evaluation.rollout import rollout
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
@@ -93,6 +93,8 @@ class BestPolicy(Callback):
             print_above_bar(trainer, f"step {trainer.global_step}: validation loss {loss:.4g}")
             score = -math.inf if math.isnan(loss) else -loss
             self._keep_if_best(trainer, score, seconds=module.step.stopwatch.seconds)
+            if module.step.window:  # within an accumulated step, after which the weights are others than those validated
+                self.save(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.env_id is not None and self.every_n_steps:
@@ -126,11 +128,13 @@ class BestPolicy(Callback):
         options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
         with evaluating(policy):
             results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
-        rates = {key: value for key, value in summarize_split(results, spec).items() if key.endswith("_rate")}
-        log(trainer, {f"selection/{key}": rate for key, rate in rates.items()} | {"selection/seconds": seconds})
-        text = ", ".join(f"{key.removesuffix('_rate').replace('_', ' ')} {rate:.0%}" for key, rate in rates.items())
+        figures = summarize_split(results, spec)
+        rates = {f"selection/{key}": figure for key, figure in figures.items() if key.endswith("_rate")}
+        log(trainer, rates | {"selection/seconds": seconds})
+        words = {"success": figures["success_rate"]} | further_rates(figures)
+        text = ", ".join(f"{name} {rate:.0%}" for name, rate in words.items())
         print_above_bar(trainer, f"step {trainer.global_step}: {text} in {self.episodes} selection scenes")
-        return rates["success_rate"]
+        return figures["success_rate"]
 
     def _keep_if_best(self, trainer: Trainer, score: float, *, seconds: float) -> None:
         if self.best is None or score > self.best["score"]:

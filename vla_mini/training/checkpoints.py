@@ -25,12 +25,10 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from vla_mini.settings import TrainSettings
+from vla_mini.settings import CHANGEABLE_ON_RESUME, TrainSettings
 from vla_mini.utils import files, machine
 
 SUFFIX = ".ckpt"
-# Settings that a resumed run may change; `run_dir` and the places of data and of `init_from` may change, too.
-CHANGEABLE = {"run_dir", "resume", "logger", "compile", "compile_dynamic"}
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -160,7 +158,7 @@ def provenance(precision: str, *, dataset: str, init_from: str | None = None) ->
 def identity(settings: TrainSettings, *, dataset: str, init_from: str | None = None) -> str:
     """The SHA-256 of what tells a run from all others: the settings that may not change, and the fingerprints of its data and
     of the policy that it began from, wherever these are kept."""
-    kept = settings.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=CHANGEABLE)
+    kept = settings.model_dump(mode="json", exclude={"run_dir", "resume", *CHANGEABLE_ON_RESUME})
     kept["trainer"]["max_steps"] = None
     kept["data"]["root"], kept["init_from"] = dataset, init_from
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

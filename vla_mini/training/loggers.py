@@ -9,8 +9,6 @@ import logging
 import netrc
 import os
 import secrets
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -24,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from vla_mini import settings as schemas
-from vla_mini.utils import files
+from vla_mini.utils import files, hub
 
 TIMEOUT = 4  # seconds to wait for a service, also at the end, where W&B waits twice
 
@@ -120,6 +118,9 @@ def _complete_rows(path: Path, *, steps: int) -> list[dict[str, str]]:
 class TrainingBar(Callback):
     """A bar over all optimizer steps, shown on a terminal by the first process. A resumed run begins where it was stopped."""
 
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None  # until training starts: `on_exception` may come before
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         disable = None if trainer.is_global_zero else True  # None = where there is no terminal
         done = {"total": trainer.max_steps, "initial": trainer.global_step}
@@ -133,7 +134,8 @@ class TrainingBar(Callback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def print_above_bar(trainer: Trainer, text: str) -> None:
@@ -219,10 +221,4 @@ def _why_not_online() -> str | None:
         saved = None
     if not (settings.api_key or saved):
         return "there is no W&B key (wandb login)"
-    try:
-        urllib.request.urlopen(settings.base_url, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        pass  # an answer
-    except OSError as error:
-        return f"{settings.base_url} does not answer ({error})"
-    return None
+    return hub.why_unreachable(settings.base_url, timeout=TIMEOUT)

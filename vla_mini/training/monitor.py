@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vla_mini.autograd.norms import noise_scale
+from vla_mini.autograd.norms import foreach_norms, noise_scale
 from vla_mini.types import Batch
 
 Parameters = Mapping[str, nn.Parameter]
@@ -113,7 +113,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
     With `per_parameter` the same for each parameter, whose norm is `gradients/<parameter>/norm`.
     """
     gradients = [parameter.grad for parameter in parameters.values()]
-    norms, largest = (foreach_norms(gradients, order) for order in (2.0, math.inf))
+    norms, largest = (np.array(foreach_norms(gradients, order)) for order in (2.0, math.inf))
     sizes = np.array([gradient.numel() for gradient in gradients])
     zeros = sizes - np.array(torch.stack([torch.count_nonzero(gradient) for gradient in gradients]).tolist())
     # Where the norm is finite all values are, so that they are rarely counted.
@@ -130,7 +130,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
 def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
     """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
     moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], list(before))
-    weights, updates, metrics = foreach_norms(before), foreach_norms(moved), {}
+    weights, updates, metrics = np.array(foreach_norms(before)), np.array(foreach_norms(moved)), {}
     for name, rows in groups(parameters, per_parameter=per_parameter):
         metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
         if weight:
@@ -143,11 +143,6 @@ def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str
     components = [name.partition(".")[0] for name in parameters]
     yield from ((name, [i for i, each in enumerate(components) if each == name]) for name in dict.fromkeys(components))
     yield from ((name, [i]) for i, name in enumerate(parameters) if per_parameter)
-
-
-def foreach_norms(tensors: Sequence[Tensor], order: float = 2.0) -> np.ndarray:
-    """The norm of each tensor: one fused pass, one transfer to the host."""
-    return torch.stack(torch._foreach_norm(tensors, order)).double().cpu().numpy()
 
 
 @rank_zero_only

@@ -38,7 +38,7 @@ def check_start(settings: TrainSettings) -> None:
     check_optimizer(settings.optimizer, device=choose_device(settings.trainer.accelerator))
     check_loggers(settings.logger)
     if settings.env.id is not None:
-        evaluation_splits(settings.env.id, settings.evaluation.further_splits)
+        evaluation_splits(settings.env.id, settings.evaluation.further_splits, setting="evaluation.further_splits")
 
 
 def collect_missing(settings: TrainSettings) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
+from vla_mini.autograd.batches import forward_hooks
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
@@ -49,17 +50,13 @@ def _nonfinite_outputs(policy: nn.Module) -> Iterator[list[str]]:
     """Yields a list that hooks fill with the modules whose output is not finite, in the order in which they return."""
     found: list[str] = []
 
-    def check(name: str, output: Any) -> None:
+    def check(name: str, _inputs: Any, output: Any) -> None:
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         # -infinity alone is allowed: masks and log-probabilities use it for "never".
         if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
             found.append(name)
 
-    with ExitStack() as stack:
-        for name, module in policy.named_modules():
-            if name:
-                hook = module.register_forward_hook(lambda _module, _inputs, output, name=name: check(name, output))
-                stack.callback(hook.remove)
+    with forward_hooks(policy, check):
         yield found
 
 
@@ -74,7 +71,7 @@ def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with ExitStack() as stack:
         for name, parameter in parameters.items():
-            stack.callback(parameter.register_hook(lambda gradient, name=name: check(name, gradient)).remove)
+            stack.enter_context(parameter.register_hook(lambda gradient, name=name: check(name, gradient)))
         torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return f"the gradient of {found[0]}" if found else None
 

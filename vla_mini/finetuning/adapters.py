@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from vla_mini.autograd.batches import blank_batch
 from vla_mini.finetuning.freezing import TrainableParameters, submodules
 from vla_mini.policy import Policy
-from vla_mini.types import Batch, Observation
 from vla_mini.utils import lora
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -71,7 +69,7 @@ def _used_layers(policy: Policy) -> list[str]:
     hooks = [module.register_forward_hook(add_to_output(zeros[name])) for name, module in layers.items()]
     try:
         policy.eval().requires_grad_()  # frozen encoders, too
-        loss, _ = policy.loss(_blank_batch(policy))
+        loss, _ = policy.loss(tree_map(lambda tensor: tensor.to(policy.device), blank_batch(policy)))
         gradients = torch.autograd.grad(loss.sum(), list(zeros.values()), allow_unused=True)
     finally:
         before.restore(policy)
@@ -84,25 +82,3 @@ def _is_adaptable(module: nn.Module) -> bool:
     """Not a convolution with groups or dilation, whose weight is no product of peft's two matrices."""
     plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and set(module.dilation) == {1})
     return plain and isinstance(module, LAYERS)
-
-
-def _blank_batch(policy: Policy) -> Batch:
-    """One sample of zeros, of the policy's sizes, on its device."""
-    features, cameras = policy.features, policy.history * len(policy.features.cameras)
-    number = torch.zeros((), dtype=policy.normalization.state_mean.dtype)
-    state, actions = np.zeros((1, features.state_size), np.float32), np.zeros((1, features.action_size), np.float32)
-    episode = {"episode_starts": np.array([0]), "episode_ends": np.array([1])}
-    data = SimpleNamespace(features=features, states=state, actions=actions, **episode)  # an EpisodeData (parts.py)
-    targets = {name: rows for loss in policy.auxiliary.values() for name, rows in loss.targets(data).items()}
-    observation = Observation(
-        torch.zeros(1, cameras, 3, *features.image_size, dtype=torch.uint8),
-        *policy.tokenize([""]),
-        number.expand(1, policy.history * features.state_size),
-    )
-    batch = Batch(
-        observation,
-        number.expand(1, policy.horizon, features.action_size),
-        torch.zeros(1, policy.horizon, dtype=torch.bool),
-        {name: torch.from_numpy(rows) for name, rows in targets.items()},
-    )
-    return tree_map(lambda tensor: tensor.to(policy.device), batch)

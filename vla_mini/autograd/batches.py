@@ -1,9 +1,5 @@
 """What everything here computes on: a blank batch, a batch's mean loss, some of its samples, and noise that is drawn for each
-sample; and hooks on all modules of a policy.
-
-A head that draws noise in its `loss` draws tensors whose first dimension is the batch's. Within `NoiseSlice`, a part of the
-batch gets the rows that the whole batch would get, so that the losses of parts add up to the loss of the whole.
-"""
+sample; and hooks on all modules of a policy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -78,7 +74,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class NoiseSlice(TorchFunctionMode):
-    """torch.rand, torch.randn and their `_like` return a part, from row `first` on, of what they draw for `total` samples.
+    """torch.rand, torch.randn and their `_like` return a part, from row `first` on, of what they draw for `total` samples, so
+    that the losses of a batch's parts add up to the loss of the whole.
 
     Their first dimension has to be the batch's. Each part of a batch has to begin with the same seed.
     """

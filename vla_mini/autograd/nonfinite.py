@@ -18,7 +18,7 @@ from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
 
-def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> str | None:
+def first_nonfinite(policy: Policy, batch: Batch) -> str | None:
     """The first place, in the order of the computation, that holds a NaN or an infinity; None where there is none.
 
     Parameters are checked in the order in which backward computes their gradients, the reverse of forward. Afterwards the
@@ -27,28 +27,7 @@ def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> 
     for name, tensor in named_tensors(batch, "batch"):
         if not tensor.isfinite().all():
             return name
-    with torch.compiler.set_stance("force_eager"), _restored_buffers(policy):
-        with _nonfinite_outputs(policy) as found:
-            loss, terms = policy.loss(batch)
-        if found:
-            return f"the output of {found[0]}"
-        for name, term in [*terms.items(), ("total", loss)]:
-            if not term.isfinite().all():
-                return f"the loss term {name}"
-        return _first_gradient(policy, loss.sum()) if gradients else None
-
-
-def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors within tuples, lists, dicts and NamedTuples, each with its path: `batch.targets['keyframe']`."""
-    for path, leaf in tree_leaves_with_path(value):
-        if isinstance(leaf, Tensor):
-            yield name + keystr(path), leaf
-
-
-@contextmanager
-def _nonfinite_outputs(policy: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that hooks fill with the modules whose output is not finite, in the order in which they return."""
-    found: list[str] = []
+    found: list[str] = []  # modules, in the order in which they return
 
     def check(name: str, _inputs: Any, output: Any) -> None:
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -56,8 +35,22 @@ def _nonfinite_outputs(policy: nn.Module) -> Iterator[list[str]]:
         if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
             found.append(name)
 
-    with forward_hooks(policy, check):
-        yield found
+    with torch.compiler.set_stance("force_eager"), _restored_buffers(policy):
+        with forward_hooks(policy, check):
+            loss, terms = policy.loss(batch)
+        if found:
+            return f"the output of {found[0]}"
+        for name, term in [*terms.items(), ("total", loss)]:
+            if not term.isfinite().all():
+                return f"the loss term {name}"
+        return _first_gradient(policy, loss.sum())
+
+
+def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors within tuples, lists, dicts and NamedTuples, each with its path: `batch.targets['keyframe']`."""
+    for path, leaf in tree_leaves_with_path(value):
+        if isinstance(leaf, Tensor):
+            yield name + keystr(path), leaf
 
 
 def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:

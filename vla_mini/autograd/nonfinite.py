@@ -6,11 +6,12 @@ Training calls this only after a loss or a gradient was not finite, so it costs 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
 from vla_mini.autograd.batches import forward_hooks
@@ -35,15 +36,15 @@ def first_nonfinite(policy: Policy, batch: Batch) -> str | None:
         if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
             found.append(name)
 
-    with torch.compiler.set_stance("force_eager"), _restored_buffers(policy):
-        with forward_hooks(policy, check):
-            loss, terms = policy.loss(batch)
-        if found:
-            return f"the output of {found[0]}"
-        for name, term in [*terms.items(), ("total", loss)]:
-            if not term.isfinite().all():
-                return f"the loss term {name}"
-        return _first_gradient(policy, loss.sum())
+    buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}  # a BatchNorm changes its running statistics
+    with torch.compiler.set_stance("force_eager"), forward_hooks(policy, check):
+        loss, terms = functional_call(policy, buffers, (batch,))
+    if found:
+        return f"the output of {found[0]}"
+    for name, term in [*terms.items(), ("total", loss)]:
+        if not term.isfinite().all():
+            return f"the loss term {name}"
+    return _first_gradient(policy, loss.sum())
 
 
 def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -67,14 +68,3 @@ def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:
             stack.enter_context(parameter.register_hook(lambda gradient, name=name: check(name, gradient)))
         torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return f"the gradient of {found[0]}" if found else None
-
-
-@contextmanager
-def _restored_buffers(policy: nn.Module) -> Iterator[None]:
-    """Buffers, such as the running statistics of a BatchNorm, get their values back afterwards."""
-    before = [(buffer, buffer.clone()) for buffer in policy.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)

@@ -1,14 +1,14 @@
 """LoRA in training: targets -> the layers that get an adapter (lora.py). The adapters are trained, and all else is frozen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
-from vla_mini.autograd.batches import blank_batch
+from vla_mini.autograd.batches import blank_batch, forward_hooks
 from vla_mini.finetuning.freezing import TrainableParameters, submodules
 from vla_mini.policy import Policy
 from vla_mini.utils import lora
@@ -59,22 +59,16 @@ def find_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
 
 def _used_layers(policy: Policy) -> list[str]:
     """The layers that the loss depends on: a zero is added to their output, and has to have a gradient."""
-    layers = {name: module for name, module in policy.named_modules() if _is_adaptable(module)}
+    layers = [name for name, module in policy.named_modules() if _is_adaptable(module)]
     zeros = {name: torch.zeros((), device=policy.device, requires_grad=True) for name in layers}
-
-    def add_to_output(zero: Tensor) -> Callable[..., Tensor]:
-        return lambda module, inputs, output: output + zero
-
-    before = TrainableParameters(policy)
-    hooks = [module.register_forward_hook(add_to_output(zeros[name])) for name, module in layers.items()]
+    batch, before = tree_map(lambda tensor: tensor.to(policy.device), blank_batch(policy)), TrainableParameters(policy)
     try:
         policy.eval().requires_grad_()  # frozen encoders, too
-        loss, _ = policy.loss(tree_map(lambda tensor: tensor.to(policy.device), blank_batch(policy)))
+        with forward_hooks(policy, lambda name, _inputs, output: output + zeros[name] if name in zeros else None):
+            loss, _ = policy.loss(batch)
         gradients = torch.autograd.grad(loss.sum(), list(zeros.values()), allow_unused=True)
     finally:
         before.restore(policy)
-        for hook in hooks:
-            hook.remove()
     return [name for name, gradient in zip(layers, gradients, strict=True) if gradient is not None]
 
 

@@ -6,13 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 from vla_mini.utils.errors import one_line
 
-Status = Literal["pass", "warn", "fail", "skip"]
-
 
 class Finding(NamedTuple):
-    """What one check found."""
+    """What one check found. `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: it was not possible."""
 
-    status: Status  # `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: it could not be checked
+    status: Literal["pass", "warn", "fail", "skip"]
     measured: str
     expected: str = ""
     advice: str = ""  # what to do where the check did not pass

@@ -8,7 +8,7 @@ from vla_mini.utils.errors import one_line
 
 
 class Finding(NamedTuple):
-    """What one check found: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: not possible here."""
+    """What one check found: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: impossible here."""
 
     status: Literal["pass", "warn", "fail", "skip"]
     measured: str

@@ -7,7 +7,7 @@ for doctor.json in the folder `output`, where that is given.
     python scripts/doctor.py experiment=toy_pick action=flow data.root=data/mine output=checked
 """
 
-import math
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,9 +56,10 @@ def main(settings: "DoctorSettings") -> None:
             "passed": passed,
             "seconds": round(seconds, 3),
             "machine": describe_machine(),
-            "checks": [finding._replace(value=finite(finding.value))._asdict() for finding in found],
+            "checks": [finding._asdict() for finding in found],
         }
-        write_json(output / "doctor.json", results)
+        finite = json.loads(json.dumps(results), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
+        write_json(output / "doctor.json", finite)
     print(f"{summary(found)}; {seconds:.0f} s{f'; {output}/doctor.json' if output else ''}")
     if not passed:
         raise SystemExit(1)
@@ -80,11 +81,6 @@ def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
         batch_size = min(data.batch_size, 8 * episodes)  # larger ones may exceed the frames of so few episodes
         collected = data.model_copy(update={"root": str(root), "batch_size": batch_size})
         yield settings.model_copy(update={"data": collected})
-
-
-def finite(value: float | None) -> float | None:
-    """NaN and infinity, which JSON does not have, as None."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 if __name__ == "__main__":

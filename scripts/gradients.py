@@ -68,7 +68,7 @@ def policy_and_batch(settings: "GradientsSettings") -> tuple[Any, Any, list[str]
     from vla_mini import Policy
     from vla_mini.data.chunks import ActionChunkDataset
     from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import auxiliary_targets, untrained_policy
+    from vla_mini.training.setup import untrained_policy
 
     policy = None
     if settings.policy:
@@ -84,7 +84,7 @@ def policy_and_batch(settings: "GradientsSettings") -> tuple[Any, Any, list[str]
             horizon=policy.horizon,
             tokenize=policy.tokenize,
             history=policy.history,
-            targets=auxiliary_targets(policy, data),
+            targets=policy.auxiliary_targets(data),
         )
         chosen = np.random.default_rng(settings.seed).permutation(len(dataset))[: settings.samples]
         first = data.episode_starts[data.splits["train"][0]]

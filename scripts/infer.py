@@ -56,7 +56,7 @@ def main(settings: "InferSettings") -> None:
         "mode": settings.mode,
         "requires_grad": actions.requires_grad,
         "milliseconds": round(milliseconds, 3),
-        "saved_bytes": saved.bytes,
+        "saved_bytes": sum(saved),
     }
     print(json.dumps(answer, ensure_ascii=False))
 

@@ -23,6 +23,7 @@ from vla_mini.parts import (
     ActionHead,
     AuxiliaryLoss,
     AuxiliarySpec,
+    EpisodeData,
     FitData,
     HeadSpec,
     Language,
@@ -179,6 +180,16 @@ class Policy(PretrainedMixin, nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
         """`loss`. A call is what `policy.compile()` compiles; `policy.loss` stays eager (training/trainer.py)."""
         return self.loss(batch)
+
+    def auxiliary_targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
+        """The targets of all auxiliary losses, by name, a row a frame. ValueError where two losses use one name."""
+        targets: dict[str, np.ndarray] = {}
+        for name, loss in self.auxiliary.items():
+            found = loss.targets(data)
+            if both := targets.keys() & found.keys():
+                raise ValueError(f"auxiliary.{name}: another auxiliary loss has targets of the name {both.pop()!r}, too")
+            targets |= found
+        return targets
 
     # ---- acting
 

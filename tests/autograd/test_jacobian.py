@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.factory import FEATURES, make_observation, make_policy
-from vla_mini.autograd.jacobian import chunk_function, jacobian, jacobian_by_rows
+from vla_mini.autograd.jacobian import chunk_function, jacobian
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_product_with_a_vector_needs_no_matrix(small):
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     leaf = point.clone().requires_grad_()
     (product,) = torch.autograd.grad(function(leaf), leaf, vector)
-    torch.testing.assert_close(product, vector @ jacobian_by_rows(function, point))
+    torch.testing.assert_close(product, vector @ jacobian(*small, grid=4).matrix)
 
 
 def test_as_a_linear_approximation_its_error_falls_with_the_square_of_the_step(small):
@@ -45,7 +45,7 @@ def test_as_a_linear_approximation_its_error_falls_with_the_square_of_the_step(s
     direction = torch.zeros_like(point)
     direction[:4] = 1.0  # mostly the state, which passes through no ReLU of the encoder
     direction[4:] = 0.1
-    matrix = jacobian_by_rows(function, point)
+    matrix = jacobian(*small, grid=4).matrix
     with torch.no_grad():
         errors = [
             (function(point + step * direction) - function(point) - step * matrix @ direction).norm().item()

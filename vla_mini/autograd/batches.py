@@ -1,21 +1,20 @@
-"""What everything here computes on: a batch -> its mean loss, some of its samples, and noise that is drawn for each sample.
+"""What everything here computes on: a blank batch, a batch's mean loss, some of its samples, and noise that is drawn for each
+sample; and hooks on all modules of a policy."""
 
-A head that draws noise in its `loss` draws tensors whose first dimension is the batch's. Within `NoiseSlice`, a part of the
-batch gets the rows that the whole batch would get, so that the losses of parts add up to the loss of the whole.
-"""
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
-
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from vla_mini.policy import Policy
-from vla_mini.types import Batch
+from vla_mini.types import Batch, Observation
 
 Tensors = TypeVar("Tensors")  # an Observation, a Batch or anything else that is made of tensors
 SAME_SHAPE = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
@@ -27,9 +26,43 @@ def mean_loss(policy: Policy, batch: Batch) -> Float[Tensor, ""]:
     return loss.sum() / (~batch.is_pad).sum()
 
 
+def blank_batch(policy: Policy, size: int = 1) -> Batch:
+    """`size` samples of zeros with empty instructions, of the policy's sizes and dtype, on the CPU; no action is padded."""
+    features, history, dtype = policy.features, policy.history, policy.normalization.state_mean.dtype
+    data = SimpleNamespace(  # one episode, as EpisodeData (parts.py) describes it
+        features=features,
+        states=np.zeros((size, features.state_size), np.float32),
+        actions=np.zeros((size, features.action_size), np.float32),
+        episode_starts=np.array([0]),
+        episode_ends=np.array([size]),
+    )
+    images = torch.zeros(size, history * len(features.cameras), 3, *features.image_size, dtype=torch.uint8)
+    state = torch.zeros(size, history * features.state_size, dtype=dtype)
+    return Batch(
+        Observation(images, *policy.tokenize([""] * size), state),
+        torch.zeros(size, policy.horizon, features.action_size, dtype=dtype),
+        torch.zeros(size, policy.horizon, dtype=torch.bool),
+        {name: torch.from_numpy(rows) for name, rows in policy.auxiliary_targets(data).items()},
+    )
+
+
 def select(tensors: Tensors, index: int | slice | list[int]) -> Tensors:
     """The samples at `index` of each tensor; an integer removes the batch dimension."""
     return tree_map(lambda tensor: tensor[index], tensors)
+
+
+@contextmanager
+def forward_hooks(policy: nn.Module, hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
+    """Inside, `hook(name, inputs, output)` follows each forward pass of a submodule; it may return another output."""
+
+    def named(name: str) -> Callable[..., Any]:
+        return lambda _module, args, kwargs, output: hook(name, (args, kwargs), output)
+
+    with ExitStack() as stack:
+        for name, module in policy.named_modules():
+            if name:
+                stack.enter_context(module.register_forward_hook(named(name), with_kwargs=True))
+        yield
 
 
 @contextmanager
@@ -41,7 +74,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class NoiseSlice(TorchFunctionMode):
-    """torch.rand, torch.randn and their `_like` return a part, from row `first` on, of what they draw for `total` samples.
+    """torch.rand, torch.randn and their `_like` return a part, from row `first` on, of what they draw for `total` samples, so
+    that the losses of a batch's parts add up to the loss of the whole.
 
     Their first dimension has to be the batch's. Each part of a batch has to begin with the same seed.
     """

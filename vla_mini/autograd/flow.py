@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vla_mini.autograd.batches import mean_loss
-from vla_mini.autograd.norms import by_component, foreach_norms
+from vla_mini.autograd.batches import forward_hooks, mean_loss
+from vla_mini.autograd.norms import foreach_norms
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
@@ -64,14 +64,14 @@ def gradient_flow(policy: Policy, batch: Batch) -> tuple[dict[str, GradientFlow]
         weight_norm = math.hypot(*(weight_norms[name] for name in names))
         return classify(grad_norm, weight_norm, size=sum(parameters[name].numel() for name in names))
 
-    components = by_component({name: name for name in parameters})
+    components: dict[str, list[str]] = {}  # component -> all parameters within it
     own: dict[str, list[str]] = {}  # module -> the parameters that belong to it itself, not to a module within it
     for name in parameters:
+        components.setdefault(name.partition(".")[0], []).append(name)
         own.setdefault(name.rpartition(".")[0], []).append(name)
-    return (
-        {component: flow(names) for component, names in components.items()},
-        [Layer(name, flow(own[name]), output_grad_norms.get(name)) for name in outputs if name in own],
-    )
+    order = [name for name in dict.fromkeys([*outputs, *own]) if name in own]  # modules that were not called are the last
+    layers = [Layer(name, flow(own[name]), output_grad_norms.get(name)) for name in order]
+    return {component: flow(names) for component, names in components.items()}, layers
 
 
 def classify(grad_norm: float, weight_norm: float, *, size: int) -> GradientFlow:
@@ -82,24 +82,14 @@ def classify(grad_norm: float, weight_norm: float, *, size: int) -> GradientFlow
 
 @contextmanager
 def recorded_outputs(policy: nn.Module) -> Iterator[dict[str, Tensor | None]]:
-    """Yields a dict that forward hooks fill: each module with parameters of its own -> its output, in the order of execution.
-
-    - None for an output that is no single tensor and, on leaving, for modules that were not called
-    - of a module that is called several times, the first output
-    """
-    modules = {name: module for name, module in policy.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    """Yields a dict that is filled with the first output of each module with parameters of its own that is called, in the order
+    of execution; None for an output that is no single tensor."""
+    modules = {name for name, module in policy.named_modules() if any(True for _ in module.parameters(recurse=False))}
     outputs: dict[str, Tensor | None] = {}
 
-    def record(name: str, output: object) -> None:
-        outputs.setdefault(name, output if isinstance(output, Tensor) else None)
+    def record(name: str, _inputs: object, output: object) -> None:
+        if name in modules:
+            outputs.setdefault(name, output if isinstance(output, Tensor) else None)
 
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
-        for name, module in modules.items()
-    ]
-    try:
+    with forward_hooks(policy, record):
         yield outputs
-        outputs.update({name: None for name in modules if name not in outputs})
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
-from vla_mini.autograd.batches import mean_loss
+from vla_mini.autograd.batches import forward_hooks, mean_loss
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Context
 
@@ -127,13 +127,7 @@ def _recorded_calls(policy: Policy) -> Iterator[list[_Call]]:
         record(name, context, output)
         return output
 
-    with ExitStack() as stack:
-        for name, module in policy.named_modules():
-            if name:
-                hook = module.register_forward_hook(
-                    lambda _module, args, kwargs, output, name=name: record(name, (args, kwargs), output), with_kwargs=True
-                )
-                stack.callback(hook.remove)
+    with ExitStack() as stack, forward_hooks(policy, record):
         for name, auxiliary in policy.auxiliary.items():  # `loss` is not a forward pass, so it has no hooks
             auxiliary.loss = partial(record_loss, f"auxiliary.{name}", auxiliary.loss)
             stack.callback(delattr, auxiliary, "loss")

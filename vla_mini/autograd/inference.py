@@ -5,7 +5,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -48,31 +47,24 @@ def compare_modes(
         with mode():
             with count_saved_bytes(policy) as saved:
                 predict()
-            costs[name] = Cost(1000 * statistics.median(seconds[name][1:]), saved.bytes, peak_memory(predict))
+            costs[name] = Cost(1000 * statistics.median(seconds[name][1:]), sum(saved), peak_memory(predict))
     return costs, all(torch.equal(actions["grad"], other) for other in actions.values())
 
 
-@dataclass
-class SavedBytes:
-    """A count that grows while tensors are saved."""
-
-    bytes: int = 0
-
-
 @contextmanager
-def count_saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
-    """Counts the bytes that autograd saves for a backward pass of what is computed inside.
+def count_saved_bytes(module: nn.Module) -> Iterator[list[int]]:
+    """Yields a list that gets the bytes of each block of memory that autograd saves for a backward pass.
 
     The module's own parameters and buffers are not counted; memory that several nodes share is counted once.
     """
-    saved = SavedBytes()
+    saved: list[int] = []
     counted_storages = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in counted_storages:
             counted_storages.add(storage.data_ptr())
-            saved.bytes += storage.nbytes()
+            saved.append(storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

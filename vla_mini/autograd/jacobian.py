@@ -8,7 +8,7 @@ Both ways give the same numbers. A policy needs neither: training and saliency m
 one backward pass and no matrix.
 """
 
-import time
+import timeit
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,19 +43,13 @@ def jacobian(policy: Policy, observation: Observation, *, grid: int = 8, seed: i
         raise ValueError(f"grid={grid}: the image is {policy.features.image_size}")
     function, point = chunk_function(policy, observation, grid=grid, seed=seed)
     ones = torch.ones_like(function(point))
-
-    def by_jacrev() -> Tensor:
-        return torch.func.jacrev(function)(point)
-
-    def by_rows() -> Tensor:
-        return jacobian_by_rows(function, point)
-
-    def product() -> Tensor:
-        leaf = point.clone().requires_grad_()
-        return torch.autograd.grad(function(leaf), leaf, ones, materialize_grads=True)[0]
-
-    ways = (by_jacrev, by_rows, product)
-    (matrix, rows, _), seconds = zip(*map(_fastest, ways), strict=True)
+    ways = (
+        lambda: torch.func.jacrev(function)(point),
+        lambda: torch.autograd.functional.jacobian(function, point),  # one forward pass, then one product for each row
+        lambda: torch.autograd.functional.vjp(function, point, ones)[1],
+    )
+    matrix, rows, _ = (way() for way in ways)  # also warms up
+    seconds = (min(timeit.repeat(way, number=1, repeat=REPEATS)) for way in ways)
     peaks = map(peak_memory, ways)  # measured in separate runs, since counting takes time
     return Jacobian(matrix, (matrix - rows).abs().max().item(), *seconds, *peaks)
 
@@ -79,24 +73,3 @@ def chunk_function(
         return policy.predict(image_input, words, state_input, noise, word_mask=mask).flatten()
 
     return function, torch.cat([state[0], state.new_zeros(cameras * 3 * grid * grid)])
-
-
-def jacobian_by_rows(
-    function: Callable[[Float[Tensor, " columns"]], Float[Tensor, " rows"]], point: Float[Tensor, " columns"]
-) -> Float[Tensor, "rows columns"]:
-    """One forward pass, then one product for each row, with a vector that is 1 at that row and 0 elsewhere."""
-    point = point.clone().requires_grad_()
-    values = function(point)
-    units = torch.eye(len(values), dtype=values.dtype, device=values.device)
-    products = (torch.autograd.grad(values, point, unit, retain_graph=True, materialize_grads=True) for unit in units)
-    return torch.stack([product for (product,) in products])
-
-
-def _fastest(way: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    way()  # warms up
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        result = way()
-        seconds.append(time.perf_counter() - start)
-    return result, min(seconds)

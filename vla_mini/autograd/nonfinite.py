@@ -6,18 +6,20 @@ Training calls this only after a loss or a gradient was not finite, so it costs 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
+from vla_mini.autograd.batches import forward_hooks
 from vla_mini.policy import Policy
 from vla_mini.types import Batch
 
 
-def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> str | None:
+def first_nonfinite(policy: Policy, batch: Batch) -> str | None:
     """The first place, in the order of the computation, that holds a NaN or an infinity; None where there is none.
 
     Parameters are checked in the order in which backward computes their gradients, the reverse of forward. Afterwards the
@@ -26,15 +28,23 @@ def first_nonfinite(policy: Policy, batch: Batch, *, gradients: bool = True) -> 
     for name, tensor in named_tensors(batch, "batch"):
         if not tensor.isfinite().all():
             return name
-    with torch.compiler.set_stance("force_eager"), _restored_buffers(policy):
-        with _nonfinite_outputs(policy) as found:
-            loss, terms = policy.loss(batch)
-        if found:
-            return f"the output of {found[0]}"
-        for name, term in [*terms.items(), ("total", loss)]:
-            if not term.isfinite().all():
-                return f"the loss term {name}"
-        return _first_gradient(policy, loss.sum()) if gradients else None
+    found: list[str] = []  # modules, in the order in which they return
+
+    def check(name: str, _inputs: Any, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        # -infinity alone is allowed: masks and log-probabilities use it for "never".
+        if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
+            found.append(name)
+
+    buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}  # a BatchNorm changes its running statistics
+    with torch.compiler.set_stance("force_eager"), forward_hooks(policy, check):
+        loss, terms = functional_call(policy, buffers, (batch,))
+    if found:
+        return f"the output of {found[0]}"
+    for name, term in [*terms.items(), ("total", loss)]:
+        if not term.isfinite().all():
+            return f"the loss term {name}"
+    return _first_gradient(policy, loss.sum())
 
 
 def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -42,25 +52,6 @@ def named_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     for path, leaf in tree_leaves_with_path(value):
         if isinstance(leaf, Tensor):
             yield name + keystr(path), leaf
-
-
-@contextmanager
-def _nonfinite_outputs(policy: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that hooks fill with the modules whose output is not finite, in the order in which they return."""
-    found: list[str] = []
-
-    def check(name: str, output: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        # -infinity alone is allowed: masks and log-probabilities use it for "never".
-        if any((tensor.isnan() | tensor.isposinf()).any() for tensor in tensors):
-            found.append(name)
-
-    with ExitStack() as stack:
-        for name, module in policy.named_modules():
-            if name:
-                hook = module.register_forward_hook(lambda _module, _inputs, output, name=name: check(name, output))
-                stack.callback(hook.remove)
-        yield found
 
 
 def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:
@@ -74,17 +65,6 @@ def _first_gradient(policy: nn.Module, loss: Tensor) -> str | None:
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with ExitStack() as stack:
         for name, parameter in parameters.items():
-            stack.callback(parameter.register_hook(lambda gradient, name=name: check(name, gradient)).remove)
+            stack.enter_context(parameter.register_hook(lambda gradient, name=name: check(name, gradient)))
         torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return f"the gradient of {found[0]}" if found else None
-
-
-@contextmanager
-def _restored_buffers(policy: nn.Module) -> Iterator[None]:
-    """Buffers, such as the running statistics of a BatchNorm, get their values back afterwards."""
-    before = [(buffer, buffer.clone()) for buffer in policy.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)

@@ -1,14 +1,12 @@
-"""Norms of gradients, by parameter and by component, and their noise scale."""
+"""Gradients by parameter, their norms and their noise scale."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-Value = TypeVar("Value")
 
 
 def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
@@ -21,23 +19,10 @@ def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
     return gradients
 
 
-def combined_norms(values: Mapping[str, float]) -> dict[str, float]:
-    """Norms by parameter -> norms by component."""
-    return {name: math.hypot(*norms) for name, norms in by_component(values).items()}
-
-
 def foreach_norms(tensors: Iterable[Tensor], order: float = 2.0) -> list[float]:
     """Their norms, Euclidean ones by default, in one fused pass and one transfer to the host."""
     tensors = list(tensors)
     return torch.stack(torch._foreach_norm(tensors, order)).tolist() if tensors else []
-
-
-def by_component(values: Mapping[str, Value]) -> dict[str, list[Value]]:
-    """Values by parameter -> lists of values by component, which is the first part of a parameter's name."""
-    grouped: dict[str, list[Value]] = {}
-    for name, value in values.items():
-        grouped.setdefault(name.partition(".")[0], []).append(value)
-    return grouped
 
 
 class NoiseScale(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
@@ -21,22 +21,14 @@ from vla_mini.types import Batch
 CHUNK = 16  # samples whose gradients are in memory at once
 
 
-class SampleGradients(NamedTuple):
-    """The gradients of each trainable parameter, by name, and how they were computed."""
-
-    samples: dict[str, Float[Tensor, "b ..."]]
-    method: str  # vmap or loop
-    reason: str | None  # why vmap was not possible
-
-
 class PerSample(NamedTuple):
     norms: list[float]
     mean_norm: float  # of the mean of the gradients
     mean_minus_batch_max_abs: float  # largest difference to the batch's gradient, over all parameters
     batch_max_abs: float  # the largest value of the batch's gradient, for comparison
     gradient_noise_scale: float | None  # None: too few samples for an estimate
-    method: str
-    reason: str | None
+    method: str  # vmap or loop
+    reason: str | None  # why vmap was not possible
     seconds: float
 
 
@@ -50,10 +42,10 @@ def per_sample(policy: Policy, batch: Batch, *, seed: int = 0) -> PerSample:
     for first in range(0, num_samples, CHUNK):
         part = select(batch, slice(first, first + CHUNK))
         start = time.perf_counter()
-        found = per_sample_gradients(policy, part, scale=num_samples / num_valid, seed=seed + first)
+        gradients, reason = per_sample_gradients(policy, part, scale=num_samples / num_valid, seed=seed + first)
         seconds += time.perf_counter() - start
-        squares += sum(g.reshape(len(g), -1).square().sum(dim=1) for g in found.samples.values()).tolist()
-        for name, gradient in found.samples.items():
+        squares += sum(g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values()).tolist()
+        for name, gradient in gradients.items():
             means[name] = means.get(name, 0) + gradient.sum(dim=0) / num_samples
         for name, gradient in _summed_gradient(policy, part, seed=seed + first).items():
             expected[name] = expected.get(name, 0) + gradient / num_valid
@@ -67,55 +59,39 @@ def per_sample(policy: Policy, batch: Batch, *, seed: int = 0) -> PerSample:
         mean_minus_batch_max_abs=max((means[name] - expected[name]).abs().max().item() for name in expected),
         batch_max_abs=max(gradient.abs().max().item() for gradient in expected.values()),
         gradient_noise_scale=noise,
-        method=found.method,
-        reason=found.reason,
+        method="loop" if reason else "vmap",
+        reason=reason,
         seconds=seconds,
     )
 
 
-def per_sample_gradients(policy: Policy, batch: Batch, *, scale: float = 1.0, seed: int = 0) -> SampleGradients:
-    """Each sample's gradient of `scale` times its loss; by a loop, with the reason, where a module does not support vmap."""
-    module = _SampleLoss(policy, scale)
-    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    by_vmap = vmap(grad(lambda values, one: functional_call(module, values, (one,))), in_dims=(None, 0), randomness="different")
+def per_sample_gradients(
+    policy: Policy, batch: Batch, *, scale: float = 1.0, seed: int = 0
+) -> tuple[dict[str, Float[Tensor, "b ..."]], str | None]:
+    """Each sample's gradient of `scale` times its loss, by trainable parameter; by a loop where a module does not support vmap,
+    and then with the reason."""
+
+    def loss_of(parameters: dict[str, Tensor], sample: Batch) -> Float[Tensor, ""]:
+        loss, _ = functional_call(policy, parameters, (tree_map(lambda tensor: tensor[None], sample),))
+        return scale * loss.sum()
+
+    parameters = {name: parameter.detach() for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with seeded(seed, policy.device):  # vmap draws noise for all samples at once, as a batch does
         try:
-            found, reason = by_vmap({name: parameter.detach() for name, parameter in trainable.items()}, batch), None
+            return vmap(grad(loss_of), in_dims=(None, 0), randomness="different")(parameters, batch), None
         except RuntimeError as error:
-            found, reason = _by_loop(module, trainable, batch, seed=seed), str(error).partition("\n")[0]
-    samples = {name.removeprefix("policy."): gradient for name, gradient in found.items()}
-    return SampleGradients(samples, "loop" if reason else "vmap", reason)
+            reason = str(error).partition("\n")[0]
+    size, samples = len(batch.actions), []
+    for index in range(size):
+        with NoiseSlice(index, size):  # the sample's rows of the noise that is drawn for the batch
+            samples.append(_summed_gradient(policy, select(batch, slice(index, index + 1)), scale=scale, seed=seed))
+    return {name: torch.stack([sample[name] for sample in samples]) for name in parameters}, reason
 
 
-def _by_loop(
-    module: nn.Module, trainable: dict[str, nn.Parameter], batch: Batch, *, seed: int
-) -> dict[str, Float[Tensor, "b ..."]]:
-    """One sample after the other, each with its rows of the noise that is drawn for the batch."""
-    samples = []
-    for index in range(len(batch.actions)):
-        torch.manual_seed(seed)
-        with NoiseSlice(index, len(batch.actions)):
-            loss = module(select(batch, index))
-        samples.append(torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, materialize_grads=True))
-    return {name: torch.stack(gradients) for name, gradients in zip(trainable, zip(*samples, strict=True), strict=True)}
-
-
-class _SampleLoss(nn.Module):
-    """A sample without a batch dimension -> its loss, a scalar. A module, since functional_call needs a `forward`."""
-
-    def __init__(self, policy: Policy, scale: float):
-        super().__init__()
-        self.policy, self.scale = policy, scale
-
-    def forward(self, sample: Batch) -> Float[Tensor, ""]:
-        loss, _ = self.policy.loss(tree_map(lambda tensor: tensor[None], sample))
-        return self.scale * loss.sum()
-
-
-def _summed_gradient(policy: Policy, batch: Batch, *, seed: int) -> dict[str, Tensor]:
-    """The gradient of the loss, summed over the batch, with the same noise as in `per_sample_gradients`."""
+def _summed_gradient(policy: Policy, batch: Batch, *, scale: float = 1.0, seed: int) -> dict[str, Tensor]:
+    """The gradient of `scale` times the loss, summed over the batch, with the same noise as in `per_sample_gradients`."""
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with seeded(seed, policy.device):
         loss, _ = policy.loss(batch)
-    found = torch.autograd.grad(loss.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(scale * loss.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, found, strict=True))

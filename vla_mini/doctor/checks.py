@@ -22,15 +22,11 @@ NUM_SAMPLES = 16  # in the batch that is examined and overfitted
 
 
 class TrainingRun(NamedTuple):
-    """What is checked, as training/setup.py makes it.
-
-    - policy: untrained
-    - train_dataset, validation_dataset: the samples of the two splits
-    """
+    """What is checked, as training/setup.py makes it."""
 
     settings: TrainSettings
     demonstrations: Demonstrations
-    policy: Policy
+    policy: Policy  # untrained
     train_dataset: ActionChunkDataset
     validation_dataset: ActionChunkDataset
 

@@ -29,10 +29,9 @@ MAX_SHIFT = 0.1
 COLOURS = {"red": (1, 0, 0), "yellow": (1, 1, 0), "green": (0, 1, 0), "cyan": (0, 1, 1), "blue": (0, 0, 1), "purple": (1, 0, 1)}
 
 
-def finite_values(demonstrations: Demonstrations) -> Finding:
+def finite_values(data: Demonstrations) -> Finding:
     """Are all states and actions finite?"""
-    data, features = demonstrations, demonstrations.features
-    kinds = (("state", features.state, data.states), ("action", features.action, data.actions))
+    kinds = (("state", data.features.state, data.states), ("action", data.features.action, data.actions))
     bad = [
         (f"{kind} {names[dimension]!r}", int(frame))
         for kind, names, values in kinds
@@ -133,9 +132,8 @@ def chunks(
     return Finding("fail", measured, expected, advice)
 
 
-def validation(dataset: ActionChunkDataset, demonstrations: Demonstrations, policy: Policy) -> Finding:
+def validation(dataset: ActionChunkDataset, data: Demonstrations, policy: Policy) -> Finding:
     """Are the validation episodes missing from the training split, and are the samples right?"""
-    data = demonstrations
     bounds = zip(data.episode_starts, data.episode_ends, strict=True)
     episodes = [data.states[start:end].tobytes() + data.actions[start:end].tobytes() for start, end in bounds]
     trained, held_out = (episodes[slice(*data.splits[split])] for split in ("train", "validation"))

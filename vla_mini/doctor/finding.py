@@ -6,25 +6,16 @@ from typing import Any, Literal, NamedTuple
 
 from vla_mini.utils.errors import one_line
 
-Status = Literal["pass", "warn", "fail", "skip"]
-
 
 class Finding(NamedTuple):
-    """What one check found.
+    """What one check found: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: impossible here."""
 
-    - status: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: it could not be checked
-    - measured, expected: text
-    - advice: what to do where the check did not pass
-    - value: the number in `measured`
-    - check: the name of the check, set by `run_check`
-    """
-
-    status: Status
+    status: Literal["pass", "warn", "fail", "skip"]
     measured: str
     expected: str = ""
-    advice: str = ""
-    value: float | None = None
-    check: str = ""
+    advice: str = ""  # what to do where the check did not pass
+    value: float | None = None  # the number in `measured`
+    check: str = ""  # its name, set by `run_check`
 
 
 class CannotCheckError(Exception):

@@ -67,10 +67,9 @@ def vision_input(policy: Policy, batch: Batch) -> Finding:
 def acting_path(policy: Policy, batch: Batch) -> Finding:
     """Does `act` return what the head predicts from the context that training computes?"""
     contexts: list[Context] = []
-    handle = policy.trunk.register_forward_hook(lambda _module, _inputs, output: contexts.append(output))
     with evaluating(policy), torch.no_grad():
-        policy.loss(batch)
-        handle.remove()
+        with policy.trunk.register_forward_hook(lambda _module, _inputs, output: contexts.append(output)):
+            policy.loss(batch)
         noise = policy.draw_noise(len(batch.actions), _generator(policy))
         predicted = policy.action.predict(contexts[0], noise)
         acted = policy.normalization.action(policy.act(batch.observation, _generator(policy)))

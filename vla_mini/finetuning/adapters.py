@@ -1,18 +1,16 @@
 """LoRA in training: targets -> the layers that get an adapter (lora.py). The adapters are trained, and all else is frozen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
+from vla_mini.autograd.batches import blank_batch, forward_hooks
 from vla_mini.finetuning.freezing import TrainableParameters, submodules
 from vla_mini.policy import Policy
-from vla_mini.types import Batch, Observation
 from vla_mini.utils import lora
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -61,22 +59,16 @@ def find_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
 
 def _used_layers(policy: Policy) -> list[str]:
     """The layers that the loss depends on: a zero is added to their output, and has to have a gradient."""
-    layers = {name: module for name, module in policy.named_modules() if _is_adaptable(module)}
+    layers = [name for name, module in policy.named_modules() if _is_adaptable(module)]
     zeros = {name: torch.zeros((), device=policy.device, requires_grad=True) for name in layers}
-
-    def add_to_output(zero: Tensor) -> Callable[..., Tensor]:
-        return lambda module, inputs, output: output + zero
-
-    before = TrainableParameters(policy)
-    hooks = [module.register_forward_hook(add_to_output(zeros[name])) for name, module in layers.items()]
+    batch, before = tree_map(lambda tensor: tensor.to(policy.device), blank_batch(policy)), TrainableParameters(policy)
     try:
         policy.eval().requires_grad_()  # frozen encoders, too
-        loss, _ = policy.loss(_blank_batch(policy))
+        with forward_hooks(policy, lambda name, _inputs, output: output + zeros[name] if name in zeros else None):
+            loss, _ = policy.loss(batch)
         gradients = torch.autograd.grad(loss.sum(), list(zeros.values()), allow_unused=True)
     finally:
         before.restore(policy)
-        for hook in hooks:
-            hook.remove()
     return [name for name, gradient in zip(layers, gradients, strict=True) if gradient is not None]
 
 
@@ -84,25 +76,3 @@ def _is_adaptable(module: nn.Module) -> bool:
     """Not a convolution with groups or dilation, whose weight is no product of peft's two matrices."""
     plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and set(module.dilation) == {1})
     return plain and isinstance(module, LAYERS)
-
-
-def _blank_batch(policy: Policy) -> Batch:
-    """One sample of zeros, of the policy's sizes, on its device."""
-    features, cameras = policy.features, policy.history * len(policy.features.cameras)
-    number = torch.zeros((), dtype=policy.normalization.state_mean.dtype)
-    state, actions = np.zeros((1, features.state_size), np.float32), np.zeros((1, features.action_size), np.float32)
-    episode = {"episode_starts": np.array([0]), "episode_ends": np.array([1])}
-    data = SimpleNamespace(features=features, states=state, actions=actions, **episode)  # an EpisodeData (parts.py)
-    targets = {name: rows for loss in policy.auxiliary.values() for name, rows in loss.targets(data).items()}
-    observation = Observation(
-        torch.zeros(1, cameras, 3, *features.image_size, dtype=torch.uint8),
-        *policy.tokenize([""]),
-        number.expand(1, policy.history * features.state_size),
-    )
-    batch = Batch(
-        observation,
-        number.expand(1, policy.horizon, features.action_size),
-        torch.zeros(1, policy.horizon, dtype=torch.bool),
-        {name: torch.from_numpy(rows) for name, rows in targets.items()},
-    )
-    return tree_map(lambda tensor: tensor.to(policy.device), batch)

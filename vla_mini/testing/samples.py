@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 from torch.utils._pytree import tree_map
 
-from vla_mini.autograd.batches import select
+from vla_mini.autograd.batches import blank_batch, select
 from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Observation
@@ -89,7 +88,14 @@ def make_batch(policy: Policy, size: int = 4, *, seed: int = 0) -> Batch:
     actions = 2 * torch.rand(size, horizon, policy.features.action_size, generator=generator, dtype=dtype) - 1
     valid = 1 + torch.arange(size) * 3 % horizon
     is_pad = torch.arange(horizon) >= valid[:, None]
-    return Batch(observation, actions, is_pad, _targets(policy, size, generator, dtype))
+    targets = {}
+    for name, target in blank_batch(policy, size).targets.items():
+        if target.is_floating_point():
+            target = torch.randn(target.shape, generator=generator, dtype=dtype)
+        elif target.dtype == torch.bool:  # every third is False
+            target = (torch.arange(target.numel()) % 3 != 1).reshape(target.shape)
+        targets[name] = target
+    return Batch(observation, actions, is_pad, targets)
 
 
 def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
@@ -103,23 +109,6 @@ def as_float64(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
     policy = copy.deepcopy(policy).double()
     policy.zero_grad()
     return policy, tree_map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)
-
-
-def _targets(policy: Policy, size: int, generator: Generator, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The auxiliary losses' targets: their names and shapes, with random numbers, and with every third flag False."""
-    features, targets = policy.features, {}
-    states, actions = (np.zeros((size, n), np.float32) for n in (features.state_size, features.action_size))
-    episode = {"episode_starts": np.array([0]), "episode_ends": np.array([size])}
-    data = SimpleNamespace(features=features, states=states, actions=actions, **episode)  # an EpisodeData (parts.py)
-    for loss in policy.auxiliary.values():
-        for name, values in loss.targets(data).items():
-            target = torch.from_numpy(values)
-            if target.is_floating_point():
-                target = torch.randn(target.shape, generator=generator, dtype=dtype)
-            elif target.dtype == torch.bool:
-                target = (torch.arange(target.numel()) % 3 != 1).reshape(target.shape)
-            targets[name] = target
-    return targets
 
 
 def _settings(part: type | Mapping[str, Any] | None) -> Mapping[str, Any] | None:

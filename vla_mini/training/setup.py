@@ -118,20 +118,9 @@ def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy:
         num_processes=settings.trainer.devices,
         seed=settings.seed,
         history=settings.history,
-        targets=auxiliary_targets(policy, demonstrations),
+        targets=policy.auxiliary_targets(demonstrations),
         augment=augmentation(settings, demonstrations.features.image_size) if settings.augmentation else None,
     )
-
-
-def auxiliary_targets(policy: Policy, demonstrations: Demonstrations) -> dict[str, np.ndarray]:
-    """The targets of all auxiliary losses, by name, a row a frame."""
-    targets: dict[str, np.ndarray] = {}
-    for name, loss in policy.auxiliary.items():
-        found = loss.targets(demonstrations)
-        if both := targets.keys() & found.keys():
-            raise ValueError(f"auxiliary.{name}: another auxiliary loss has targets of the name {both.pop()!r}, too")
-        targets |= found
-    return targets
 
 
 def augmentation(settings: TrainSettings, image_size: tuple[int, int]) -> Any:

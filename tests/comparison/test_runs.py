@@ -6,7 +6,6 @@ import signal
 import textwrap
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from vla_mini import config
 from vla_mini.comparison import runs
 from vla_mini.comparison.runs import (
     FINISHED,
-    Comparison,
     dry_run,
     exclusive,
     measured_speed,
@@ -24,7 +22,7 @@ from vla_mini.comparison.runs import (
     train_all,
     with_budget,
 )
-from vla_mini.config.command_settings import Budget
+from vla_mini.config.command_settings import Budget, CompareSettings
 
 STAND_IN = """
     import os, pathlib, sys, time
@@ -54,8 +52,9 @@ SECONDS = STEPS.model_copy(update={"steps": None, "seconds": 30.0})
 VARIANTS = {name: [f"action={name}"] for name in ("regression", "flow")}
 
 
-def comparison(variants=None, *, seeds=(0,), budget=STEPS, folder=Path("runs")) -> Comparison:
-    return Comparison(variants or VARIANTS, seeds, budget, folder, partial(config.load, "train"))
+def comparison(variants=None, *, seeds=(0,), budget=STEPS) -> CompareSettings:
+    settings = {"question": None, "base": [], "parameters": {}, "output": None, "name": "comparison"}
+    return CompareSettings(variants=variants or VARIANTS, seeds=seeds, budget=budget, **settings)
 
 
 def flow_run():
@@ -189,9 +188,9 @@ def test_every_run_is_evaluated_as_often_as_the_others():
     assert with_budget([], odd, steps_per_second=None) == ["trainer.max_steps=61", "evaluation.every_n_steps=16"]
 
 
-def test_the_first_steps_do_not_count_as_speed(tmp_path):
-    run = plan(comparison(folder=tmp_path), "a", [], seed=0)
-    run.folder.mkdir()
+def test_the_first_steps_do_not_count_as_speed():
+    run = plan(comparison(), "a", [], seed=0)
+    run.folder.mkdir(parents=True)
     (run.folder / "metrics.csv").write_text("step,seconds\n9,50\n19,51\n29,53\n")
     assert measured_speed(run) == pytest.approx(20 / 3)
 

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from vla_mini import pretrained
-from vla_mini.config.command_settings import Budget
+from vla_mini import config, pretrained
+from vla_mini.config.command_settings import Budget, CompareSettings
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
@@ -48,27 +48,6 @@ PACKAGE = Path(__file__).parents[1]
 TRAIN = PACKAGE.parent / "scripts" / "train.py"
 EXCLUDED = {"comparison", "config", "doctor", "reports", "testing"}  # folders without influence on the results of a run
 FINISHED = "finished.json"
-
-
-class Comparison(NamedTuple):
-    """What is compared, and how.
-
-    - variants: name -> arguments of train.py
-    - seeds: one run of each variant with each
-    - folder: runs/<name>, in which the folders of the runs are
-    - load_settings: arguments of train.py -> its checked settings
-    """
-
-    variants: Mapping[str, Sequence[str]]
-    seeds: Sequence[int]
-    budget: Budget
-    folder: Path
-    load_settings: Callable[[Sequence[str]], TrainSettings]
-
-    def settings(self, variant: str) -> TrainSettings:
-        """The settings of a variant. It is not yet known how many steps a budget of seconds will be."""
-        steps = [f"trainer.max_steps={self.budget.steps}"] if self.budget.steps else []
-        return self.load_settings([*self.variants[variant], *steps])
 
 
 class Run(NamedTuple):
@@ -92,25 +71,25 @@ class Trained(NamedTuple):
     steps_per_second: dict[str, float]
 
 
-def dry_run(comparison: Comparison) -> None:
+def variant_settings(comparison: CompareSettings, variant: str) -> TrainSettings:
+    """The settings of a variant. It is not yet known how many steps a budget of seconds will be."""
+    steps = [f"trainer.max_steps={comparison.budget.steps}"] if comparison.budget.steps else []
+    return config.load("train", [*comparison.variants[variant], *steps])
+
+
+def dry_run(comparison: CompareSettings) -> None:
     """All that train.py checks before it starts to work, for every variant: mistakes are refused before the first run."""
     for variant in comparison.variants:
         with as_value_error(f"variant {variant}", ValueError):
-            settings = comparison.settings(variant)
+            settings = variant_settings(comparison, variant)
             if settings.env.id is None:
                 raise ValueError("env=none has no success rate to compare: choose an environment")
             setup.check_start(settings)
-            if Path(settings.data.root).exists() or not settings.data.episodes:
+            if setup.must_collect(settings):
+                setup.dry_run(settings)
+            else:
                 demonstrations = read_dataset(settings.data.root)
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
-            else:
-                setup.dry_run(settings, settings.env.id)
-
-
-def collect_missing(comparison: Comparison) -> None:
-    """Collect the demonstrations of all variants that are missing. The identity of a run depends on them."""
-    for variant in comparison.variants:
-        setup.collect_missing(comparison.settings(variant))
 
 
 @contextmanager
@@ -127,17 +106,17 @@ def exclusive() -> Iterator[None]:
 # ---- which runs
 
 
-def plan(comparison: Comparison, variant: str, arguments: Sequence[str], *, seed: int, purpose: str = "") -> Run:
-    """The run, in a folder that is named after its settings, the files that they name, and the code."""
+def plan(comparison: CompareSettings, variant: str, arguments: Sequence[str], *, seed: int, purpose: str = "") -> Run:
+    """The run, in a folder of runs/<name>/ that is named after its settings, the files that they name, and the code."""
     arguments = [*arguments, f"seed={seed}"]
-    settings = comparison.load_settings(arguments)
+    settings = config.load("train", arguments)
     content = settings.model_dump(mode="json", exclude={"seed", "run_dir"}) | {"files": file_digests(settings)}
     digest = hashlib.sha256((json.dumps(content, sort_keys=True) + code_digest()).encode()).hexdigest()[:10]
     parts = [re.sub(r"[^\w.=+-]+", "_", variant), digest, purpose, f"seed{seed}"]
-    return Run(variant, seed, arguments, comparison.folder / "-".join(filter(None, parts)))
+    return Run(variant, seed, arguments, Path("runs") / comparison.name / "-".join(filter(None, parts)))
 
 
-def plan_calibration(comparison: Comparison, variant: str) -> Run:
+def plan_calibration(comparison: CompareSettings, variant: str) -> Run:
     """The short run that measures a variant's speed: with as little evaluation as possible, and its time logged often."""
     steps = comparison.budget.calibration_steps
     short = [f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={max(1, steps // 6)}"]
@@ -192,7 +171,7 @@ def _digest(sources: tuple[str, ...]) -> str:
 # ---- training
 
 
-def train_all(comparison: Comparison) -> Trained:
+def train_all(comparison: CompareSettings) -> Trained:
     """Train every variant with every seed, after the calibration runs, and print how each run ended.
 
     The other runs continue after a failure. A variant whose calibration failed is not trained.

@@ -62,6 +62,11 @@ def summarize(
     return metrics | ({"tasks": tasks} if tasks else {})
 
 
+def words(name: str) -> str:
+    """The name of a split or of a rate as words: "wrong_object_rate" -> "wrong object"."""
+    return name.removesuffix("_rate").replace("_", " ")
+
+
 def headline(metrics: dict[str, Any]) -> str:
     """Success and the environment's rates, in one line."""
     rates = [f"{name} {rate:.1%}" for name, rate in further_rates(metrics).items()]
@@ -72,7 +77,7 @@ def table(metrics: dict[str, Any]) -> str:
     """All splits and checks as lines of text for a terminal."""
     first = next(iter(metrics["splits"].values()))
     subsets = [key for key, figure in first.items() if isinstance(figure, dict)]
-    columns = ["success", "95 % interval", *further_rates(first), *(key.replace("_", " ") for key in subsets)]
+    columns = ["success", "95 % interval", *further_rates(first), *map(words, subsets)]
     widths = [9, 18, *(max(12, len(name) + 2) for name in columns[2:])]
     rows = {"": columns}
     for name, split in metrics["splits"].items():
@@ -90,8 +95,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 def further_rates(figures: dict[str, Any]) -> dict[str, float]:
     """The rates beside success in metrics.json or an entry of it: name in words -> fraction."""
-    rates = {key.removesuffix("_rate"): figure for key, figure in figures.items() if key.endswith("_rate")}
-    return {key.replace("_", " "): rate for key, rate in rates.items() if key != "success"}
+    return {words(key): rate for key, rate in figures.items() if key.endswith("_rate") and key != "success_rate"}
 
 
 def _interval(figures: dict[str, Any]) -> str:

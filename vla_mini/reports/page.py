@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vla_mini import envs
-from vla_mini.evaluation.metrics import further_rates, wilson
+from vla_mini.evaluation.metrics import further_rates, wilson, words
 
 NOTHING = "–"  # shown where a value is missing
 
@@ -51,11 +51,6 @@ def number(value: float | None) -> str:
 def memory(size: int) -> str:
     """A number of bytes in MB or kB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB" if size else "0"
-
-
-def words(name: str) -> str:
-    """The name of a split or of a rate as words: "wrong_object_rate" -> "wrong object"."""
-    return name.removesuffix("_rate").replace("_", " ")
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -13,9 +13,9 @@ import yaml
 from markupsafe import Markup
 
 from vla_mini.evaluation.curves import Curve, read_curves
-from vla_mini.evaluation.metrics import further_rates
+from vla_mini.evaluation.metrics import further_rates, words
 from vla_mini.reports.charts import Panel, line_plot
-from vla_mini.reports.page import NOTHING, explanations, number, percent, render, words
+from vla_mini.reports.page import NOTHING, explanations, number, percent, render
 from vla_mini.utils import files
 from vla_mini.utils.machine import machine_text
 

@@ -31,11 +31,6 @@ def summarize_split(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str
     return figures | {"success_ci95": list(interval)} | _rates(results, spec.rates) | subsets
 
 
-def summarize_check(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str, Any]:
-    """One entry of "grounding": success, and the spec's `check_rates`."""
-    return _success(results) | _rates(results, spec.check_rates)
-
-
 def summarize(
     splits: dict[str, Sequence[EpisodeResult]],
     checks: dict[str, Sequence[EpisodeResult]],
@@ -55,7 +50,7 @@ def summarize(
         "steps_mean": _mean(result.steps for result in first),
         "seconds": round(seconds, 3),
         "splits": summaries,
-        "grounding": {check: summarize_check(results, spec) for check, results in checks.items()},
+        "grounding": {check: _success(results) | _rates(results, spec.check_rates) for check, results in checks.items()},
     }
     by_task = {name: [r for r in first if r.instruction == instruction] for name, instruction in spec.tasks.items()}
     tasks = {name: summarize_split(results, spec) for name, results in by_task.items() if results}

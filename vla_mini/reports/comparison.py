@@ -8,7 +8,7 @@ from typing import Any
 from vla_mini.evaluation.curves import Curve
 from vla_mini.evaluation.metrics import further_rates, words
 from vla_mini.reports.charts import CYCLE, Panel, line_plot
-from vla_mini.reports.page import NOTHING, explanations, number, percent, render, standalone
+from vla_mini.reports.page import NOTHING, explanations, number, percent, standalone, write_page
 from vla_mini.utils import files
 
 COSTS = ("parameters", "samples/s", "act", "to 90 %", "training")
@@ -30,9 +30,12 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
     if panels:
         markdown += [f"![Success and loss of {', '.join(variants)}, by step and by second](comparison.svg)", f"*{LOSSES}*"]
         files.write_text(folder / "comparison.svg", standalone(line_plot("comparison", panels, columns=2)))
+    files.write_json(folder / "comparison.json", results)
+    files.write_text(folder / "comparison.md", "\n\n".join(filter(None, markdown)) + "\n")
     success = {variant: next(iter(found["splits"].values()))["success_rate"] for variant, found in finished.items()}
     rows = table_rows(results, intervals=False)
-    page = render(
+    return write_page(
+        folder / "comparison.html",
         "comparison.html.j2",
         title=f"comparison · {results['name']}",
         results=results,
@@ -50,10 +53,6 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
         arguments=[f"{variant}: {' '.join(found['arguments'])}" for variant, found in variants.items()],
         versions=[f"{package:<14}{version}" for package, version in results["versions"].items()],
     )
-    files.write_json(folder / "comparison.json", results)
-    files.write_text(folder / "comparison.md", "\n\n".join(filter(None, markdown)) + "\n")
-    files.write_text(folder / "comparison.html", page)
-    return folder / "comparison.html"
 
 
 def comparison_table(results: Mapping[str, Any]) -> str:

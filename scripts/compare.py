@@ -36,15 +36,13 @@ def main(settings: "CompareSettings") -> None:
         output = config.new_folder(settings.output or new)
         for variant in settings.variants:  # before the runs, which are identified by the demonstrations, too
             collect_missing(variant_settings(settings, variant))
-        trained = train_all(settings)
-        results = comparison_results(settings, trained)
+        runs, speeds = train_all(settings)
+        results = comparison_results(settings, runs, speeds)
         page = write_comparison(output, results)
     print(comparison_table(results))
     print(page)
-    if trained.failures:
-        print(
-            f"compare: {len(trained.failures)} of {len(trained.runs)} runs failed; the table gives the reasons", file=sys.stderr
-        )
+    if failed := sum(run.failure is not None for run in runs):
+        print(f"compare: {failed} of {len(runs)} runs failed; the table gives the reasons", file=sys.stderr)
         sys.exit(1)
 
 

@@ -31,10 +31,8 @@ from vla_mini.utils.machine import num_cores
 NOISE = 0.2
 BURST_PROBABILITY = 0.05
 BURST_STEPS = 3
-# Attempts that are in the workers, or waiting to be written in their order.
-AHEAD = 32
-# Collecting stops with an error where the expert fails more often than this.
-MAX_FAILURES = 0.9
+AHEAD = 32  # attempts that are in the workers, or waiting to be written in their order
+MAX_FAILURES = 0.9  # collecting stops with an error where the expert fails more often than this
 
 
 def collect(

@@ -75,18 +75,18 @@ def order() -> list[list[str]]:
 
 
 def test_every_variant_runs_with_every_seed_and_variants_take_turns():
-    trained = train_all(comparison(seeds=[0, 3]))
+    trained, speeds = train_all(comparison(seeds=[0, 3]))
     assert order() == [[variant, seed, "32"] for seed in ("seed0", "seed3") for variant in ("regression", "flow")]
-    assert [(run.variant, run.seed) for run in trained.runs] == [(v, s) for s in (0, 3) for v in ("regression", "flow")]
-    assert all((run.folder / FINISHED).is_file() and (run.folder / "log.txt").is_file() for run in trained.runs)
-    assert trained.failures == {} and trained.steps_per_second == {}
+    assert [(run.variant, run.seed) for run in trained] == [(v, s) for s in (0, 3) for v in ("regression", "flow")]
+    assert all((run.folder / FINISHED).is_file() and (run.folder / "log.txt").is_file() for run in trained)
+    assert [run.failure for run in trained] == [None] * 4 and speeds == {}
 
 
 def test_finished_runs_are_not_repeated_and_unfinished_ones_are_renamed():
-    first = train_all(comparison()).runs
+    first, _ = train_all(comparison())
     interrupted = first[1].folder
     (interrupted / FINISHED).unlink()
-    assert train_all(comparison()).runs == first
+    assert train_all(comparison())[0] == first
     assert order()[2:] == [["flow", "seed0", "32"]]
     renamed = interrupted.with_name(f"{interrupted.name}.unfinished-1")
     assert (renamed / "half").read_text() == "done" and not (renamed / FINISHED).exists()
@@ -156,22 +156,20 @@ def test_the_folder_of_a_run_depends_on_the_newest_commit_of_a_hub_id(monkeypatc
 
 
 def test_failures_have_a_reason_and_the_other_runs_continue():
-    trained = train_all(comparison({name: [f"action={name}"] for name in ("bins", "diffusion", "flow")}))
-    bins, diffusion, flow = trained.runs
-    assert trained.failures[bins.folder] == "no space left on the device"
-    assert trained.failures[diffusion.folder].startswith("ended by SIGKILL; see ")
-    assert set(trained.failures) == {bins.folder, diffusion.folder} and (flow.folder / FINISHED).is_file()
+    (bins, diffusion, flow), _ = train_all(comparison({name: [f"action={name}"] for name in ("bins", "diffusion", "flow")}))
+    assert bins.failure == "no space left on the device" and diffusion.failure.startswith("ended by SIGKILL; see ")
+    assert flow.failure is None and (flow.folder / FINISHED).is_file()
 
 
 def test_a_budget_of_seconds_is_converted_to_steps_by_the_speed_of_each_variant():
     variants = {name: [f"action={name}"] for name in ("regression", "bins", "flow")}
-    trained = train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
-    assert trained.steps_per_second == {"regression": pytest.approx(5), "flow": pytest.approx(2)}
+    trained, speeds = train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
+    assert speeds == {"regression": pytest.approx(5), "flow": pytest.approx(2)}
     calibrations = [[name, "calibration-seed0", "120"] for name in variants]
     measured = [["regression", "152"], ["flow", "60"]]  # steps: the nearest multiple of the number of selections
     assert order() == calibrations + [[name, f"seed{seed}", steps] for seed in (0, 1) for name, steps in measured]
-    assert [run.variant for run in trained.runs] == ["bins", *["regression", "flow"] * 2]  # the speed of bins is unknown
-    assert list(trained.failures.values()) == ["no space left on the device"]
+    assert [run.variant for run in trained] == ["bins", *["regression", "flow"] * 2]  # the speed of bins is unknown
+    assert [run.failure for run in trained] == ["no space left on the device", *[None] * 4]
     before = len(order())
     train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
     assert order()[before:] == [["bins", "calibration-seed0", "120"]]  # only the failed run is repeated

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from vla_mini.comparison.runs import Run, Trained, code_digest, variant_settings
+from vla_mini.comparison.runs import Run, code_digest, variant_settings
 from vla_mini.config.command_settings import CompareSettings
 from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.latency import act_milliseconds
@@ -18,8 +18,8 @@ from vla_mini.utils.machine import describe_machine, versions
 TARGET = 0.9  # success rate on the selection scenes, the time to which is reported
 
 
-def comparison_results(comparison: CompareSettings, trained: Trained) -> dict[str, Any]:
-    """What comparison.json holds."""
+def comparison_results(comparison: CompareSettings, runs: Sequence[Run], speeds: Mapping[str, float]) -> dict[str, Any]:
+    """What comparison.json holds, from what `train_all` returned."""
     return {
         "name": comparison.name,
         "machine": describe_machine(),
@@ -28,19 +28,18 @@ def comparison_results(comparison: CompareSettings, trained: Trained) -> dict[st
         "question": comparison.question,
         "seeds": list(comparison.seeds),
         "budget": comparison.budget.model_dump(),
-        "variants": variant_results(comparison, trained),
+        "variants": variant_results(comparison, runs, speeds),
     }
 
 
-def variant_results(comparison: CompareSettings, trained: Trained) -> dict[str, dict[str, Any]]:
+def variant_results(comparison: CompareSettings, runs: Sequence[Run], speeds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """By variant: its figures over all runs that finished, each of these runs, and the runs that failed."""
-    runs, failures, speeds = trained
     results: dict[str, dict[str, Any]] = {}
     policies: dict[str, Policy] = {}  # of the first run of each variant
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == variant]
-        failed = [{"seed": run.seed, "reason": failures[run.folder]} for run in own if run.folder in failures]
-        finished = [read_run(run) for run in own if run.folder not in failures]
+        failed = [{"seed": run.seed, "reason": run.failure} for run in own if run.failure]
+        finished = [read_run(run) for run in own if not run.failure]
         results[variant] = {"arguments": own[0].arguments[:-1], "steps_per_second": speeds.get(variant)}
         results[variant] |= pool(finished) | {"failed": failed, "runs": finished}
         if finished:

@@ -57,18 +57,7 @@ class Run(NamedTuple):
     seed: int
     arguments: list[str]  # of train.py
     folder: Path
-
-
-class Trained(NamedTuple):
-    """All runs of a comparison after training.
-
-    - failures: folder of a failed run -> the reason
-    - steps_per_second: measured, by variant; empty for a budget of steps
-    """
-
-    runs: list[Run]
-    failures: dict[Path, str]
-    steps_per_second: dict[str, float]
+    failure: str | None = None  # the reason, where it has failed
 
 
 def variant_settings(comparison: CompareSettings, variant: str) -> TrainSettings:
@@ -171,39 +160,37 @@ def _digest(sources: tuple[str, ...]) -> str:
 # ---- training
 
 
-def train_all(comparison: CompareSettings) -> Trained:
+def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]:
     """Train every variant with every seed, after the calibration runs, and print how each run ended.
 
-    The other runs continue after a failure. A variant whose calibration failed is not trained.
+    Returns the runs, and the measured steps per second by variant, of which a budget of steps needs none. The other runs
+    continue after a failure. A variant whose calibration failed is not trained.
     """
     variants, seeds, budget = comparison.variants, comparison.seeds, comparison.budget
-    trained = Trained([], {}, {})
+    runs: list[Run] = []
+    speeds: dict[str, float] = {}
     with tqdm(total=len(variants) * (len(seeds) + bool(budget.seconds)), unit=" runs", disable=None) as bar:
 
-        def run_once(run: Run, label: str) -> bool:
-            """Whether the run has finished, now or before."""
+        def run_once(run: Run, label: str) -> Run:
             bar.set_description(f"{run.variant}, {label}")
             outcome = "finished before" if (run.folder / FINISHED).is_file() else "finished"
-            if reason := train(run):
-                trained.failures[run.folder] = reason
-                outcome = f"failed: {reason}"
-            bar.write(f"{run.variant}, {label}: {outcome}")
+            failure = train(run)
+            bar.write(f"{run.variant}, {label}: {f'failed: {failure}' if failure else outcome}")
             bar.update()
-            return reason is None
+            return run._replace(failure=failure)
 
         for variant in variants if budget.seconds else ():
-            calibration = plan_calibration(comparison, variant)
-            if run_once(calibration, "calibration"):
-                trained.steps_per_second[variant] = measured_speed(calibration)
+            calibration = run_once(plan_calibration(comparison, variant), "calibration")
+            if calibration.failure:
+                runs.append(calibration)
             else:
-                trained.runs.append(calibration)
+                speeds[variant] = measured_speed(calibration)
         for seed, (variant, arguments) in itertools.product(seeds, variants.items()):
-            speed = trained.steps_per_second.get(variant)
+            speed = speeds.get(variant)
             if budget.steps or speed:
                 run = plan(comparison, variant, with_budget(arguments, budget, steps_per_second=speed), seed=seed)
-                trained.runs.append(run)
-                run_once(run, f"seed {seed}")
-    return trained
+                runs.append(run_once(run, f"seed {seed}"))
+    return runs, speeds
 
 
 def train(run: Run) -> str | None:

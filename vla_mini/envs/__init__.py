@@ -16,8 +16,7 @@ from vla_mini.utils.features import Features
 
 __all__ = ["EnvSpec", "Environment", "check_fits", "get_spec", "make", "make_vec"]
 
-ENTRY_POINT = "vla_mini.envs.toy_pick.environment:ToyPick"
-gymnasium.register(TOY_PICK.id, ENTRY_POINT, max_episode_steps=TOY_PICK.max_episode_steps)
+gymnasium.register(TOY_PICK.id, "vla_mini.envs.toy_pick.environment:ToyPick", max_episode_steps=TOY_PICK.max_episode_steps)
 
 
 def make(env_id: str) -> gymnasium.Env:

@@ -130,9 +130,7 @@ def measured_speed(calibration: Run) -> float:
 
 def file_digests(settings: TrainSettings) -> dict[str, Any]:
     """Digests of the files that the settings name: other weights or demonstrations under the same name make another run."""
-    found: dict[str, Any] = {}
-    if settings.init_from is not None:
-        found["init_from"] = pretrained.fingerprint(settings.init_from)
+    found: dict[str, Any] = {"init_from": pretrained.fingerprint(settings.init_from)} if settings.init_from else {}
     arguments = {"vision": settings.vision.arguments(), "language": settings.language.arguments()}
     paths = {name: part.get("path") for name, part in arguments.items()} | {"data": settings.data.root}
     for name, path in paths.items():
@@ -173,9 +171,11 @@ def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]
 
         def run_once(run: Run, label: str) -> Run:
             bar.set_description(f"{run.variant}, {label}")
-            outcome = "finished before" if (run.folder / FINISHED).is_file() else "finished"
-            failure = train(run)
-            bar.write(f"{run.variant}, {label}: {f'failed: {failure}' if failure else outcome}")
+            outcome, failure = "finished before", None
+            if not (run.folder / FINISHED).is_file():
+                failure = train(run)
+                outcome = f"failed: {failure}" if failure else "finished"
+            bar.write(f"{run.variant}, {label}: {outcome}")
             bar.update()
             return run._replace(failure=failure)
 
@@ -194,12 +194,10 @@ def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]
 
 
 def train(run: Run) -> str | None:
-    """Train in a process of its own, unless the run has finished before. Returns the reason of a failure in one line, or None.
+    """Train in a process of its own. Returns the reason of a failure in one line, or None.
 
     The folder of an earlier attempt that did not finish is renamed. The process is terminated where this one is interrupted.
     """
-    if (run.folder / FINISHED).is_file():
-        return None
     if run.folder.exists():
         number = 1 + len(list(run.folder.parent.glob(f"{run.folder.name}.unfinished-*")))
         run.folder.rename(run.folder.with_name(f"{run.folder.name}.unfinished-{number}"))

@@ -77,11 +77,10 @@ def pool(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not runs:
         return {}
     evaluations = [run["evaluation"] for run in runs]
-    return {
-        **{
-            kind: {name: _pool([each[kind][name] for each in evaluations]) for name in evaluations[0][kind]}
-            for kind in ("splits", "grounding")
-        },
+    pooled: dict[str, Any] = {}
+    for kind in ("splits", "grounding"):
+        pooled[kind] = {name: _pool([each[kind][name] for each in evaluations]) for name in evaluations[0][kind]}
+    return pooled | {
         "training_seconds": _mean(run["training_seconds"] for run in runs),
         "samples_per_second": _mean(run["samples_per_second"] for run in runs),
         "seconds_to_90": [run["seconds_to_90"] for run in runs],

@@ -29,18 +29,18 @@ def measure(folder: Path, episodes: int, num_workers: int) -> dict[str, Any]:
     from vla_mini.data.reader import read_dataset
 
     root = folder / "toy_pick"
-    collecting, collected = timed(lambda: collect("vla_mini/ToyPick-v0", root, episodes=episodes, num_workers=num_workers))
+    collecting, num_frames = timed(lambda: collect("vla_mini/ToyPick-v0", root, episodes=episodes, num_workers=num_workers))
     first_read, _ = timed(lambda: read_dataset(root))
     second_start, data = timed(lambda: read_dataset(root))
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     return {
         "episodes": episodes,
-        "frames": collected.frames,
+        "frames": num_frames,
         "num_workers": num_workers,
-        "collecting_frames_per_second": collected.frames / collecting,
+        "collecting_frames_per_second": num_frames / collecting,
         "collecting_seconds": collecting,
         "dataset_megabytes": size / 1e6,
-        "first_read_frames_per_second": collected.frames / first_read,
+        "first_read_frames_per_second": num_frames / first_read,
         "first_read_seconds": first_read,
         "second_start_seconds": second_start,
         "batch_size": BATCH_SIZE,

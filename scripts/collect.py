@@ -22,7 +22,7 @@ def main(settings: "CollectSettings") -> None:
         raise ValueError("env=none: there is no environment to collect in; choose one, such as env=toy_pick")
     total = settings.episodes + settings.validation_episodes
     with tqdm(desc="collecting", unit=" episodes", total=total, delay=0.1) as bar:  # a refused command shows no bar
-        collected = collect(
+        num_frames = collect(
             settings.env.id,
             settings.output,
             episodes=settings.episodes,
@@ -30,10 +30,10 @@ def main(settings: "CollectSettings") -> None:
             seed=settings.seed,
             action_noise=settings.action_noise,
             num_workers=settings.num_workers,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=bar.update,
         )
     split = f"{settings.episodes} to train on and {settings.validation_episodes} to validate on"
-    print(f"{settings.output}: {collected.episodes} episodes ({split}), {collected.frames} frames")
+    print(f"{settings.output}: {total} episodes ({split}), {num_frames} frames")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ makes a variant. Variants that differ in more have names: variants.NAME="argumen
 
 import sys
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,25 +26,23 @@ if TYPE_CHECKING:
 @config.main("compare")
 def main(settings: "CompareSettings") -> None:
     from vla_mini.comparison.results import comparison_results
-    from vla_mini.comparison.runs import Comparison, collect_missing, dry_run, exclusive, train_all
+    from vla_mini.comparison.runs import dry_run, exclusive, train_all, variant_settings
     from vla_mini.reports.comparison import comparison_table, write_comparison
+    from vla_mini.training.setup import collect_missing
 
-    folder = Path("runs") / settings.name
-    load_settings = partial(config.load, "train")
-    comparison = Comparison(settings.variants, settings.seeds, settings.budget, folder, load_settings)
     with exclusive():
-        dry_run(comparison)
-        output = config.new_folder(settings.output or folder / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-        collect_missing(comparison)
-        trained = train_all(comparison)
-        results = comparison_results(comparison, trained, name=settings.name, question=settings.question)
+        dry_run(settings)
+        new = Path("runs") / settings.name / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        output = config.new_folder(settings.output or new)
+        for variant in settings.variants:  # before the runs, which are identified by the demonstrations, too
+            collect_missing(variant_settings(settings, variant))
+        runs, speeds = train_all(settings)
+        results = comparison_results(settings, runs, speeds)
         page = write_comparison(output, results)
     print(comparison_table(results))
     print(page)
-    if trained.failures:
-        print(
-            f"compare: {len(trained.failures)} of {len(trained.runs)} runs failed; the table gives the reasons", file=sys.stderr
-        )
+    if failed := sum(run.failure is not None for run in runs):
+        print(f"compare: {failed} of {len(runs)} runs failed; the table gives the reasons", file=sys.stderr)
         sys.exit(1)
 
 

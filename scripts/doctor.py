@@ -69,10 +69,11 @@ def main(settings: "DoctorSettings") -> None:
 def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
     """The settings, with demonstrations that exist: where they are missing, a few are collected in a temporary folder."""
     from vla_mini.collection import collect
+    from vla_mini.training.setup import must_collect
 
     data = settings.data
-    if Path(data.root).exists() or not data.episodes or settings.env.id is None:
-        yield settings  # read_dataset refuses what does not exist
+    if not must_collect(settings):
+        yield settings
         return
     with TemporaryDirectory() as temporary:
         root, episodes = Path(temporary) / "data", min(EPISODES, data.episodes)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def main(settings: "EvaluateSettings") -> None:
     from vla_mini import Controller, Policy
     from vla_mini.envs import get_spec
-    from vla_mini.evaluation.evaluate import evaluate, evaluation_splits, save_metrics
+    from vla_mini.evaluation.evaluate import evaluate, evaluation_splits
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.videos import write_videos
+    from vla_mini.utils.files import write_json
 
     policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
     env_id = policy.source.get("env")
@@ -32,7 +33,7 @@ def main(settings: "EvaluateSettings") -> None:
     Controller(policy, **acting)  # refuses what does not fit the policy, before work starts
     evaluation_splits(env_id, settings.further_splits)  # refuses an unknown split
     output = config.new_folder(settings.output or config.default_output(settings.policy, "evaluations"))
-    found = evaluate(
+    metrics, played = evaluate(
         policy,
         env_id,
         episodes=settings.episodes,
@@ -43,10 +44,10 @@ def main(settings: "EvaluateSettings") -> None:
         progress=True,
         **acting,
     )
-    write_videos(output / "videos", found.episodes, rates=get_spec(env_id).rates)
-    save_metrics(output, found.metrics)
-    print(table(found.metrics))
-    print(f"{headline(found.metrics)}; {found.metrics['seconds']:.1f} s; {output}")
+    write_videos(output / "videos", played, rates=get_spec(env_id).rates)
+    write_json(output / "metrics.json", metrics)
+    print(table(metrics))
+    print(f"{headline(metrics)}; {metrics['seconds']:.1f} s; {output}")
 
 
 if __name__ == "__main__":

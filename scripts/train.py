@@ -64,12 +64,13 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) 
     from vla_mini import Policy
     from vla_mini.envs import get_spec
     from vla_mini.evaluation.curves import read_curves
-    from vla_mini.evaluation.evaluate import evaluate, save_metrics
+    from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.run import write_report
     from vla_mini.reports.videos import write_videos
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.setup import trusts_remote_code
+    from vla_mini.utils.files import write_json
 
     seconds, rates, evaluation = module.step.stopwatch.seconds, {}, settings.evaluation
     if settings.env.id is None:
@@ -80,7 +81,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) 
         result = f"{kept}; trained {seconds:.0f} s"
     else:
         policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
-        found = evaluate(
+        metrics, episodes = evaluate(
             policy,
             settings.env.id,
             episodes=evaluation.episodes,
@@ -89,12 +90,12 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) 
             num_recordings=2,
             progress=True,
         )
-        write_videos(run_dir / "evaluation" / "videos", found.episodes, rates=get_spec(settings.env.id).rates)
-        save_metrics(run_dir / "evaluation", found.metrics)
-        rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in found.metrics["splits"].items()}
-        print(table(found.metrics))
-        times = f"trained {seconds:.0f} s, evaluated {found.metrics['seconds']:.0f} s"
-        result = f"{headline(found.metrics)}; {times}"
+        write_videos(run_dir / "evaluation" / "videos", episodes, rates=get_spec(settings.env.id).rates)
+        write_json(run_dir / "evaluation" / "metrics.json", metrics)
+        rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in metrics["splits"].items()}
+        print(table(metrics))
+        times = f"trained {seconds:.0f} s, evaluated {metrics['seconds']:.0f} s"
+        result = f"{headline(metrics)}; {times}"
     finish_loggers(trainer.loggers, rates, step=trainer.global_step - 1)
     print(f"{result}; {write_report(run_dir)}")
 

@@ -104,4 +104,4 @@ def test_what_no_episode_could_hold_is_refused_before_collecting(tmp_path, monke
 
 def test_what_some_episodes_will_hold_is_not_refused_because_of_two_short_ones():
     settings = config.load("train", ["experiment=toy_pick_smoke", "data.horizon=48", "history=48", "data.batch_size=768"])
-    dry_run(settings, settings.env.id)
+    dry_run(settings)

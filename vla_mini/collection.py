@@ -31,17 +31,8 @@ from vla_mini.utils.machine import num_cores
 NOISE = 0.2
 BURST_PROBABILITY = 0.05
 BURST_STEPS = 3
-# Attempts that are in the workers, or waiting to be written in their order.
-AHEAD = 32
-# Collecting stops with an error where the expert fails more often than this.
-MAX_FAILURES = 0.9
-
-
-class Collected(NamedTuple):
-    """The size of the dataset that `collect` wrote."""
-
-    episodes: int
-    frames: int
+AHEAD = 32  # attempts that are in the workers, or waiting to be written in their order
+MAX_FAILURES = 0.9  # collecting stops with an error where the expert fails more often than this
 
 
 def collect(
@@ -53,13 +44,15 @@ def collect(
     seed: int = 0,
     action_noise: float = 1.0,
     num_workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Collected:
+    progress: Callable[[], Any] | None = None,
+) -> int:
     """Collect demonstrations for training, and `validation_episodes` more on other scenes, into the dataset `output`.
+
+    Returns the number of frames.
 
     - action_noise: how far executed actions differ from the expert's (0 = not at all)
     - num_workers: processes that collect (None: one a core); 1 collects in this process
-    - progress(done, total): called after each episode written
+    - progress: called after each episode written
 
     Raises ValueError, before any work, for fewer than one episode, an unknown environment or one without an expert, or an
     `output` that exists or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, or the disk is full.
@@ -81,11 +74,11 @@ def collect(
                 for episode in itertools.islice(_successes(_in_order(attempt, pool)), count):
                     writer.add_episode(episode)
                     if progress is not None:
-                        progress(writer.num_episodes, total)
+                        progress()
             writer.finish(splits={"train": (0, episodes)} | ({"validation": (episodes, total)} if validation_episodes else {}))
     except OSError as error:
         raise RuntimeError(f"output={str(output)!r}: collecting failed: {error}") from error
-    return Collected(writer.num_episodes, writer.num_frames)
+    return writer.num_frames
 
 
 class Played(NamedTuple):

@@ -6,7 +6,6 @@ import signal
 import textwrap
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from vla_mini import config
 from vla_mini.comparison import runs
 from vla_mini.comparison.runs import (
     FINISHED,
-    Comparison,
     dry_run,
     exclusive,
     measured_speed,
@@ -24,7 +22,7 @@ from vla_mini.comparison.runs import (
     train_all,
     with_budget,
 )
-from vla_mini.config.command_settings import Budget
+from vla_mini.config.command_settings import Budget, CompareSettings
 
 STAND_IN = """
     import os, pathlib, sys, time
@@ -54,8 +52,9 @@ SECONDS = STEPS.model_copy(update={"steps": None, "seconds": 30.0})
 VARIANTS = {name: [f"action={name}"] for name in ("regression", "flow")}
 
 
-def comparison(variants=None, *, seeds=(0,), budget=STEPS, folder=Path("runs")) -> Comparison:
-    return Comparison(variants or VARIANTS, seeds, budget, folder, partial(config.load, "train"))
+def comparison(variants=None, *, seeds=(0,), budget=STEPS) -> CompareSettings:
+    settings = {"question": None, "base": [], "parameters": {}, "output": None, "name": "comparison"}
+    return CompareSettings(variants=variants or VARIANTS, seeds=seeds, budget=budget, **settings)
 
 
 def flow_run():
@@ -76,18 +75,18 @@ def order() -> list[list[str]]:
 
 
 def test_every_variant_runs_with_every_seed_and_variants_take_turns():
-    trained = train_all(comparison(seeds=[0, 3]))
+    trained, speeds = train_all(comparison(seeds=[0, 3]))
     assert order() == [[variant, seed, "32"] for seed in ("seed0", "seed3") for variant in ("regression", "flow")]
-    assert [(run.variant, run.seed) for run in trained.runs] == [(v, s) for s in (0, 3) for v in ("regression", "flow")]
-    assert all((run.folder / FINISHED).is_file() and (run.folder / "log.txt").is_file() for run in trained.runs)
-    assert trained.failures == {} and trained.steps_per_second == {}
+    assert [(run.variant, run.seed) for run in trained] == [(v, s) for s in (0, 3) for v in ("regression", "flow")]
+    assert all((run.folder / FINISHED).is_file() and (run.folder / "log.txt").is_file() for run in trained)
+    assert [run.failure for run in trained] == [None] * 4 and speeds == {}
 
 
 def test_finished_runs_are_not_repeated_and_unfinished_ones_are_renamed():
-    first = train_all(comparison()).runs
+    first, _ = train_all(comparison())
     interrupted = first[1].folder
     (interrupted / FINISHED).unlink()
-    assert train_all(comparison()).runs == first
+    assert train_all(comparison())[0] == first
     assert order()[2:] == [["flow", "seed0", "32"]]
     renamed = interrupted.with_name(f"{interrupted.name}.unfinished-1")
     assert (renamed / "half").read_text() == "done" and not (renamed / FINISHED).exists()
@@ -157,22 +156,20 @@ def test_the_folder_of_a_run_depends_on_the_newest_commit_of_a_hub_id(monkeypatc
 
 
 def test_failures_have_a_reason_and_the_other_runs_continue():
-    trained = train_all(comparison({name: [f"action={name}"] for name in ("bins", "diffusion", "flow")}))
-    bins, diffusion, flow = trained.runs
-    assert trained.failures[bins.folder] == "no space left on the device"
-    assert trained.failures[diffusion.folder].startswith("ended by SIGKILL; see ")
-    assert set(trained.failures) == {bins.folder, diffusion.folder} and (flow.folder / FINISHED).is_file()
+    (bins, diffusion, flow), _ = train_all(comparison({name: [f"action={name}"] for name in ("bins", "diffusion", "flow")}))
+    assert bins.failure == "no space left on the device" and diffusion.failure.startswith("ended by SIGKILL; see ")
+    assert flow.failure is None and (flow.folder / FINISHED).is_file()
 
 
 def test_a_budget_of_seconds_is_converted_to_steps_by_the_speed_of_each_variant():
     variants = {name: [f"action={name}"] for name in ("regression", "bins", "flow")}
-    trained = train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
-    assert trained.steps_per_second == {"regression": pytest.approx(5), "flow": pytest.approx(2)}
+    trained, speeds = train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
+    assert speeds == {"regression": pytest.approx(5), "flow": pytest.approx(2)}
     calibrations = [[name, "calibration-seed0", "120"] for name in variants]
     measured = [["regression", "152"], ["flow", "60"]]  # steps: the nearest multiple of the number of selections
     assert order() == calibrations + [[name, f"seed{seed}", steps] for seed in (0, 1) for name, steps in measured]
-    assert [run.variant for run in trained.runs] == ["bins", *["regression", "flow"] * 2]  # the speed of bins is unknown
-    assert list(trained.failures.values()) == ["no space left on the device"]
+    assert [run.variant for run in trained] == ["bins", *["regression", "flow"] * 2]  # the speed of bins is unknown
+    assert [run.failure for run in trained] == ["no space left on the device", *[None] * 4]
     before = len(order())
     train_all(comparison(variants, seeds=[0, 1], budget=SECONDS))
     assert order()[before:] == [["bins", "calibration-seed0", "120"]]  # only the failed run is repeated
@@ -189,9 +186,9 @@ def test_every_run_is_evaluated_as_often_as_the_others():
     assert with_budget([], odd, steps_per_second=None) == ["trainer.max_steps=61", "evaluation.every_n_steps=16"]
 
 
-def test_the_first_steps_do_not_count_as_speed(tmp_path):
-    run = plan(comparison(folder=tmp_path), "a", [], seed=0)
-    run.folder.mkdir()
+def test_the_first_steps_do_not_count_as_speed():
+    run = plan(comparison(), "a", [], seed=0)
+    run.folder.mkdir(parents=True)
     (run.folder / "metrics.csv").write_text("step,seconds\n9,50\n19,51\n29,53\n")
     assert measured_speed(run) == pytest.approx(20 / 3)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vla_mini.envs import EnvSpec, get_spec
-from vla_mini.evaluation.metrics import headline, summarize, summarize_check, summarize_split, table, wilson
+from vla_mini.evaluation.metrics import headline, summarize, summarize_split, table, wilson
 from vla_mini.evaluation.rollout import EpisodeResult
 from vla_mini.utils.features import Features
 
@@ -52,7 +52,8 @@ def test_a_split_of_toy_pick():
 def test_a_check_of_toy_pick():
     results = [result(0, chance=0.5), *(result(i, success=i == 3, original_object=False) for i in (1, 2, 3))]
     rates = {"success_rate": 0.5, "original_object_rate": 0.25, "chance_rate": 1.25 / 4}
-    assert summarize_check(results, TOY_PICK) == {"episodes": 4, **rates}
+    metrics = summarize({"seen": results}, {"swapped": results}, TOY_PICK, seed=0, seconds=1.0)
+    assert metrics["grounding"] == {"swapped": {"episodes": 4, **rates}}
 
 
 def test_all_of_metrics_json():
@@ -68,7 +69,7 @@ def test_all_of_metrics_json():
         "steps_mean": 15.0,
         "seconds": 1.235,
         "splits": {split: summarize_split(results, TOY_PICK) for split, results in splits.items()},
-        "grounding": {"blank": summarize_check([result(0)], TOY_PICK)},
+        "grounding": {"blank": {"episodes": 1, "success_rate": 1.0, "original_object_rate": 1.0, "chance_rate": 0.25}},
     }
 
 

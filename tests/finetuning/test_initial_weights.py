@@ -144,11 +144,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_collected(folder, tmp_p
 
 def test_no_folder_and_a_damaged_one_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="init_from=/nowhere: there is no such folder"):
-        dry_run(settings("init_from=/nowhere"), ENV)
+        dry_run(settings("init_from=/nowhere"))
     make_policy().save_pretrained(tmp_path / "policy")
     (tmp_path / "policy" / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
-        dry_run(settings(f"init_from={tmp_path / 'policy'}"), ENV)
+        dry_run(settings(f"init_from={tmp_path / 'policy'}"))
 
 
 def test_data_of_other_features_are_refused(folder, demonstrations):

@@ -1,10 +1,12 @@
 """Finished runs -> what comparison.json holds: success, speed and curves of each run, and of all runs of a variant together."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from vla_mini.comparison.runs import Comparison, Run, Trained, code_digest
+from vla_mini.comparison.runs import Run, code_digest, variant_settings
+from vla_mini.config.command_settings import CompareSettings
 from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.latency import act_milliseconds
 from vla_mini.evaluation.metrics import wilson
@@ -16,37 +18,35 @@ from vla_mini.utils.machine import describe_machine, versions
 TARGET = 0.9  # success rate on the selection scenes, the time to which is reported
 
 
-def comparison_results(comparison: Comparison, trained: Trained, *, name: str, question: str | None) -> dict[str, Any]:
-    """What comparison.json holds."""
+def comparison_results(comparison: CompareSettings, runs: Sequence[Run], speeds: Mapping[str, float]) -> dict[str, Any]:
+    """What comparison.json holds, from what `train_all` returned."""
     return {
-        "name": name,
+        "name": comparison.name,
         "machine": describe_machine(),
         "versions": versions(),
         "code": code_digest(),
-        "question": question,
+        "question": comparison.question,
         "seeds": list(comparison.seeds),
         "budget": comparison.budget.model_dump(),
-        "variants": variant_results(comparison, trained),
+        "variants": variant_results(comparison, runs, speeds),
     }
 
 
-def variant_results(comparison: Comparison, trained: Trained) -> dict[str, dict[str, Any]]:
+def variant_results(comparison: CompareSettings, runs: Sequence[Run], speeds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """By variant: its figures over all runs that finished, each of these runs, and the runs that failed."""
-    runs, failures, speeds = trained
     results: dict[str, dict[str, Any]] = {}
+    policies: dict[str, Policy] = {}  # of the first run of each variant
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == variant]
-        finished = [read_run(run) for run in own if run.folder not in failures]
-        failed = [{"seed": run.seed, "reason": failures[run.folder]} for run in own if run.folder in failures]
+        failed = [{"seed": run.seed, "reason": run.failure} for run in own if run.failure]
+        finished = [read_run(run) for run in own if not run.failure]
         results[variant] = {"arguments": own[0].arguments[:-1], "steps_per_second": speeds.get(variant)}
         results[variant] |= pool(finished) | {"failed": failed, "runs": finished}
-    first_runs = {run.variant: run for run in reversed(runs) if run.folder not in failures}
-    policies = {}
-    for variant, run in first_runs.items():
-        trust = trusts_remote_code(comparison.load_settings(run.arguments))
-        policies[variant] = Policy.from_pretrained(run.folder / "policy", trust_remote_code=trust)
+        if finished:
+            trust = trusts_remote_code(variant_settings(comparison, variant))
+            policies[variant] = Policy.from_pretrained(Path(finished[0]["folder"]) / "policy", trust_remote_code=trust)
     if policies:
-        env_id = comparison.settings(next(iter(policies))).env.id
+        env_id = next(iter(policies.values())).source["env"]
         for variant, times in act_milliseconds(policies, env_id).items():
             results[variant]["act_milliseconds"] = median(times)
             results[variant]["parameters"] = sum(parameter.numel() for parameter in policies[variant].parameters())
@@ -77,11 +77,10 @@ def pool(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not runs:
         return {}
     evaluations = [run["evaluation"] for run in runs]
-    return {
-        **{
-            kind: {name: _pool([each[kind][name] for each in evaluations]) for name in evaluations[0][kind]}
-            for kind in ("splits", "grounding")
-        },
+    pooled: dict[str, Any] = {}
+    for kind in ("splits", "grounding"):
+        pooled[kind] = {name: _pool([each[kind][name] for each in evaluations]) for name in evaluations[0][kind]}
+    return pooled | {
         "training_seconds": _mean(run["training_seconds"] for run in runs),
         "samples_per_second": _mean(run["samples_per_second"] for run in runs),
         "seconds_to_90": [run["seconds_to_90"] for run in runs],

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from vla_mini import pretrained
-from vla_mini.config.command_settings import Budget
+from vla_mini import config, pretrained
+from vla_mini.config.command_settings import Budget, CompareSettings
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
@@ -50,27 +50,6 @@ EXCLUDED = {"comparison", "config", "doctor", "reports", "testing"}  # folders w
 FINISHED = "finished.json"
 
 
-class Comparison(NamedTuple):
-    """What is compared, and how.
-
-    - variants: name -> arguments of train.py
-    - seeds: one run of each variant with each
-    - folder: runs/<name>, in which the folders of the runs are
-    - load_settings: arguments of train.py -> its checked settings
-    """
-
-    variants: Mapping[str, Sequence[str]]
-    seeds: Sequence[int]
-    budget: Budget
-    folder: Path
-    load_settings: Callable[[Sequence[str]], TrainSettings]
-
-    def settings(self, variant: str) -> TrainSettings:
-        """The settings of a variant. It is not yet known how many steps a budget of seconds will be."""
-        steps = [f"trainer.max_steps={self.budget.steps}"] if self.budget.steps else []
-        return self.load_settings([*self.variants[variant], *steps])
-
-
 class Run(NamedTuple):
     """A variant with one seed."""
 
@@ -78,39 +57,28 @@ class Run(NamedTuple):
     seed: int
     arguments: list[str]  # of train.py
     folder: Path
+    failure: str | None = None  # the reason, where it has failed
 
 
-class Trained(NamedTuple):
-    """All runs of a comparison after training.
-
-    - failures: folder of a failed run -> the reason
-    - steps_per_second: measured, by variant; empty for a budget of steps
-    """
-
-    runs: list[Run]
-    failures: dict[Path, str]
-    steps_per_second: dict[str, float]
+def variant_settings(comparison: CompareSettings, variant: str) -> TrainSettings:
+    """The settings of a variant. It is not yet known how many steps a budget of seconds will be."""
+    steps = [f"trainer.max_steps={comparison.budget.steps}"] if comparison.budget.steps else []
+    return config.load("train", [*comparison.variants[variant], *steps])
 
 
-def dry_run(comparison: Comparison) -> None:
+def dry_run(comparison: CompareSettings) -> None:
     """All that train.py checks before it starts to work, for every variant: mistakes are refused before the first run."""
     for variant in comparison.variants:
         with as_value_error(f"variant {variant}", ValueError):
-            settings = comparison.settings(variant)
+            settings = variant_settings(comparison, variant)
             if settings.env.id is None:
                 raise ValueError("env=none has no success rate to compare: choose an environment")
             setup.check_start(settings)
-            if Path(settings.data.root).exists() or not settings.data.episodes:
+            if setup.must_collect(settings):
+                setup.dry_run(settings)
+            else:
                 demonstrations = read_dataset(settings.data.root)
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
-            else:
-                setup.dry_run(settings, settings.env.id)
-
-
-def collect_missing(comparison: Comparison) -> None:
-    """Collect the demonstrations of all variants that are missing. The identity of a run depends on them."""
-    for variant in comparison.variants:
-        setup.collect_missing(comparison.settings(variant))
 
 
 @contextmanager
@@ -127,17 +95,17 @@ def exclusive() -> Iterator[None]:
 # ---- which runs
 
 
-def plan(comparison: Comparison, variant: str, arguments: Sequence[str], *, seed: int, purpose: str = "") -> Run:
-    """The run, in a folder that is named after its settings, the files that they name, and the code."""
+def plan(comparison: CompareSettings, variant: str, arguments: Sequence[str], *, seed: int, purpose: str = "") -> Run:
+    """The run, in a folder of runs/<name>/ that is named after its settings, the files that they name, and the code."""
     arguments = [*arguments, f"seed={seed}"]
-    settings = comparison.load_settings(arguments)
+    settings = config.load("train", arguments)
     content = settings.model_dump(mode="json", exclude={"seed", "run_dir"}) | {"files": file_digests(settings)}
     digest = hashlib.sha256((json.dumps(content, sort_keys=True) + code_digest()).encode()).hexdigest()[:10]
     parts = [re.sub(r"[^\w.=+-]+", "_", variant), digest, purpose, f"seed{seed}"]
-    return Run(variant, seed, arguments, comparison.folder / "-".join(filter(None, parts)))
+    return Run(variant, seed, arguments, Path("runs") / comparison.name / "-".join(filter(None, parts)))
 
 
-def plan_calibration(comparison: Comparison, variant: str) -> Run:
+def plan_calibration(comparison: CompareSettings, variant: str) -> Run:
     """The short run that measures a variant's speed: with as little evaluation as possible, and its time logged often."""
     steps = comparison.budget.calibration_steps
     short = [f"trainer.max_steps={steps}", f"trainer.log_every_n_steps={max(1, steps // 6)}"]
@@ -162,9 +130,7 @@ def measured_speed(calibration: Run) -> float:
 
 def file_digests(settings: TrainSettings) -> dict[str, Any]:
     """Digests of the files that the settings name: other weights or demonstrations under the same name make another run."""
-    found: dict[str, Any] = {}
-    if settings.init_from is not None:
-        found["init_from"] = pretrained.fingerprint(settings.init_from)
+    found: dict[str, Any] = {"init_from": pretrained.fingerprint(settings.init_from)} if settings.init_from else {}
     arguments = {"vision": settings.vision.arguments(), "language": settings.language.arguments()}
     paths = {name: part.get("path") for name, part in arguments.items()} | {"data": settings.data.root}
     for name, path in paths.items():
@@ -192,48 +158,46 @@ def _digest(sources: tuple[str, ...]) -> str:
 # ---- training
 
 
-def train_all(comparison: Comparison) -> Trained:
+def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]:
     """Train every variant with every seed, after the calibration runs, and print how each run ended.
 
-    The other runs continue after a failure. A variant whose calibration failed is not trained.
+    Returns the runs, and the measured steps per second by variant, of which a budget of steps needs none. The other runs
+    continue after a failure. A variant whose calibration failed is not trained.
     """
     variants, seeds, budget = comparison.variants, comparison.seeds, comparison.budget
-    trained = Trained([], {}, {})
+    runs: list[Run] = []
+    speeds: dict[str, float] = {}
     with tqdm(total=len(variants) * (len(seeds) + bool(budget.seconds)), unit=" runs", disable=None) as bar:
 
-        def run_once(run: Run, label: str) -> bool:
-            """Whether the run has finished, now or before."""
+        def run_once(run: Run, label: str) -> Run:
             bar.set_description(f"{run.variant}, {label}")
-            outcome = "finished before" if (run.folder / FINISHED).is_file() else "finished"
-            if reason := train(run):
-                trained.failures[run.folder] = reason
-                outcome = f"failed: {reason}"
+            outcome, failure = "finished before", None
+            if not (run.folder / FINISHED).is_file():
+                failure = train(run)
+                outcome = f"failed: {failure}" if failure else "finished"
             bar.write(f"{run.variant}, {label}: {outcome}")
             bar.update()
-            return reason is None
+            return run._replace(failure=failure)
 
         for variant in variants if budget.seconds else ():
-            calibration = plan_calibration(comparison, variant)
-            if run_once(calibration, "calibration"):
-                trained.steps_per_second[variant] = measured_speed(calibration)
+            calibration = run_once(plan_calibration(comparison, variant), "calibration")
+            if calibration.failure:
+                runs.append(calibration)
             else:
-                trained.runs.append(calibration)
+                speeds[variant] = measured_speed(calibration)
         for seed, (variant, arguments) in itertools.product(seeds, variants.items()):
-            speed = trained.steps_per_second.get(variant)
+            speed = speeds.get(variant)
             if budget.steps or speed:
                 run = plan(comparison, variant, with_budget(arguments, budget, steps_per_second=speed), seed=seed)
-                trained.runs.append(run)
-                run_once(run, f"seed {seed}")
-    return trained
+                runs.append(run_once(run, f"seed {seed}"))
+    return runs, speeds
 
 
 def train(run: Run) -> str | None:
-    """Train in a process of its own, unless the run has finished before. Returns the reason of a failure in one line, or None.
+    """Train in a process of its own. Returns the reason of a failure in one line, or None.
 
     The folder of an earlier attempt that did not finish is renamed. The process is terminated where this one is interrupted.
     """
-    if (run.folder / FINISHED).is_file():
-        return None
     if run.folder.exists():
         number = 1 + len(list(run.folder.parent.glob(f"{run.folder.name}.unfinished-*")))
         run.folder.rename(run.folder.with_name(f"{run.folder.name}.unfinished-{number}"))

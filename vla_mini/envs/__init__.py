@@ -4,19 +4,19 @@ All are Gymnasium environments that derive from `Environment`. Importing this pa
 """
 
 import functools
+from typing import Any
 
 import gymnasium
+import numpy as np
 
 from vla_mini.envs.spec import Environment, EnvSpec
 from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
-from vla_mini.envs.vector import PauseAfterEpisode
 from vla_mini.utils.errors import as_value_error, show
 from vla_mini.utils.features import Features
 
 __all__ = ["EnvSpec", "Environment", "check_fits", "get_spec", "make", "make_vec"]
 
-ENTRY_POINT = "vla_mini.envs.toy_pick.environment:ToyPick"
-gymnasium.register(TOY_PICK.id, ENTRY_POINT, max_episode_steps=TOY_PICK.max_episode_steps)
+gymnasium.register(TOY_PICK.id, "vla_mini.envs.toy_pick.environment:ToyPick", max_episode_steps=TOY_PICK.max_episode_steps)
 
 
 def make(env_id: str) -> gymnasium.Env:
@@ -43,6 +43,22 @@ def get_spec(env_id: str) -> EnvSpec:
     env = make(env_id)
     env.close()
     return env.unwrapped.env_spec
+
+
+class PauseAfterEpisode(gymnasium.Wrapper):
+    """An environment that does nothing after a reset without a seed: it costs nothing once no episode is left for it."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._paused, info = seed is None, {}
+        if not self._paused:
+            self._observation, info = self.env.reset(seed=seed, options=options)
+        return self._observation, info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._paused:
+            return self._observation, 0.0, False, False, {}
+        self._observation, *outcome = self.env.step(action)
+        return self._observation, *outcome
 
 
 def make_vec(env_id: str, num_envs: int) -> gymnasium.vector.VectorEnv:

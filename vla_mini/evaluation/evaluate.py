@@ -6,8 +6,7 @@ with another instruction or none, which measures whether the policy follows its 
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -16,14 +15,6 @@ from vla_mini.evaluation.metrics import summarize
 from vla_mini.evaluation.rollout import EpisodeResult, rollout
 from vla_mini.policy import Policy
 from vla_mini.utils.errors import did_you_mean
-from vla_mini.utils.files import write_json
-
-
-class Evaluation(NamedTuple):
-    """The figures of metrics.json, and the episodes of each split."""
-
-    metrics: dict[str, Any]
-    episodes: dict[str, list[EpisodeResult]]
 
 
 def evaluate(
@@ -38,8 +29,10 @@ def evaluate(
     ensemble: float | Literal["none"] | None = None,
     num_recordings: int = 0,
     progress: bool = False,
-) -> Evaluation:
+) -> tuple[dict[str, Any], dict[str, list[EpisodeResult]]]:
     """Plays `episodes` of each split and each check, on the scenes of `seed`. Nothing is written.
+
+    Returns what metrics.json holds, and the episodes of each split.
 
     - further_splits: some of those that the environment evaluates on request only
     - num_envs, execute, ensemble, num_recordings: see `rollout`
@@ -60,7 +53,7 @@ def evaluate(
 
         by_split = {split: play(split, num_recordings, split=split) for split in splits}
         by_check = {check: play(check, 0, split=splits[0], instruction=check) for check in spec.checks}
-    return Evaluation(summarize(by_split, by_check, spec, seed=seed, seconds=time.perf_counter() - start), by_split)
+    return summarize(by_split, by_check, spec, seed=seed, seconds=time.perf_counter() - start), by_split
 
 
 def evaluation_splits(env_id: str, further_splits: Sequence[str] = (), *, setting: str = "further_splits") -> tuple[str, ...]:
@@ -71,9 +64,3 @@ def evaluation_splits(env_id: str, further_splits: Sequence[str] = (), *, settin
             hint = did_you_mean(split, spec.further_splits)
             raise ValueError(f"{setting}: {env_id} has no split {split!r}; {hint}")
     return *spec.splits, *further_splits
-
-
-def save_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics.json into `folder`, which is made where it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", metrics)

@@ -31,11 +31,6 @@ def summarize_split(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str
     return figures | {"success_ci95": list(interval)} | _rates(results, spec.rates) | subsets
 
 
-def summarize_check(results: Sequence[EpisodeResult], spec: EnvSpec) -> dict[str, Any]:
-    """One entry of "grounding": success, and the spec's `check_rates`."""
-    return _success(results) | _rates(results, spec.check_rates)
-
-
 def summarize(
     splits: dict[str, Sequence[EpisodeResult]],
     checks: dict[str, Sequence[EpisodeResult]],
@@ -55,11 +50,16 @@ def summarize(
         "steps_mean": _mean(result.steps for result in first),
         "seconds": round(seconds, 3),
         "splits": summaries,
-        "grounding": {check: summarize_check(results, spec) for check, results in checks.items()},
+        "grounding": {check: _success(results) | _rates(results, spec.check_rates) for check, results in checks.items()},
     }
     by_task = {name: [r for r in first if r.instruction == instruction] for name, instruction in spec.tasks.items()}
     tasks = {name: summarize_split(results, spec) for name, results in by_task.items() if results}
     return metrics | ({"tasks": tasks} if tasks else {})
+
+
+def words(name: str) -> str:
+    """The name of a split or of a rate as words: "wrong_object_rate" -> "wrong object"."""
+    return name.removesuffix("_rate").replace("_", " ")
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -72,7 +72,7 @@ def table(metrics: dict[str, Any]) -> str:
     """All splits and checks as lines of text for a terminal."""
     first = next(iter(metrics["splits"].values()))
     subsets = [key for key, figure in first.items() if isinstance(figure, dict)]
-    columns = ["success", "95 % interval", *further_rates(first), *(key.replace("_", " ") for key in subsets)]
+    columns = ["success", "95 % interval", *further_rates(first), *map(words, subsets)]
     widths = [9, 18, *(max(12, len(name) + 2) for name in columns[2:])]
     rows = {"": columns}
     for name, split in metrics["splits"].items():
@@ -90,8 +90,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 def further_rates(figures: dict[str, Any]) -> dict[str, float]:
     """The rates beside success in metrics.json or an entry of it: name in words -> fraction."""
-    rates = {key.removesuffix("_rate"): figure for key, figure in figures.items() if key.endswith("_rate")}
-    return {key.replace("_", " "): rate for key, rate in rates.items() if key != "success"}
+    return {words(key): rate for key, rate in figures.items() if key.endswith("_rate") and key != "success_rate"}
 
 
 def _interval(figures: dict[str, Any]) -> str:

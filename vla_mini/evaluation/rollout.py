@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import iterate
 
 from vla_mini.acting import Controller, step_together
 from vla_mini.envs import EnvSpec, get_spec, make_vec
@@ -97,7 +98,8 @@ def _play(
         running = [i for i, episode in enumerate(playing) if episode is not None]
         if not running:
             return
-        observations = [_select(batch, i) for i in running]
+        single = iterate(envs.observation_space, batch)
+        observations = [observation for observation, episode in zip(single, playing, strict=True) if episode is not None]
         chosen = step_together([controllers[i] for i in running], observations)
         actions[running] = np.clip(chosen, bounds.low, bounds.high)
         for i, observation in zip(running, observations, strict=True):
@@ -109,11 +111,6 @@ def _play(
             images = np.stack([*frames[i], batch["images"][camera][i]]) if record else None
             success, info = _metrics(infos, i, spec)
             yield EpisodeResult(playing[i], batch["instruction"][i], steps[i], success, info, images)
-
-
-def _select(batch: Mapping[str, Any], i: int) -> dict[str, Any]:
-    """The observation of one of the environments."""
-    return {key: _select(value, i) if isinstance(value, Mapping) else value[i] for key, value in batch.items()}
 
 
 def _metrics(infos: Mapping[str, Any], i: int, spec: EnvSpec) -> tuple[bool, dict[str, float | int | bool]]:

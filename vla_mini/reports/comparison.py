@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from vla_mini.evaluation.curves import Curve
-from vla_mini.evaluation.metrics import further_rates
+from vla_mini.evaluation.metrics import further_rates, words
 from vla_mini.reports.charts import CYCLE, Panel, line_plot
-from vla_mini.reports.page import NOTHING, explanations, number, percent, render, standalone, words
+from vla_mini.reports.page import NOTHING, explanations, number, percent, standalone, write_page
 from vla_mini.utils import files
 
 COSTS = ("parameters", "samples/s", "act", "to 90 %", "training")
@@ -17,10 +17,10 @@ LOSSES = "Losses of different action heads measure different things: compare onl
 
 def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write comparison.json, .md, .html and, where there are curves, .svg into `folder`; returns the path of the page."""
-    variants, finished, panels = results["variants"], _finished(results), _panels(results)
-    env_id = next((found["runs"][0]["evaluation"]["env"] for found in finished.values()), None)
-    explained = explanations(env_id)
-    legend = _legend(results, explained)
+    variants, panels = results["variants"], _panels(results)
+    finished = {variant: found for variant, found in variants.items() if found["runs"]}
+    explained = explanations(next((found["runs"][0]["evaluation"]["env"] for found in finished.values()), None))
+    legend = _legend(results, finished.values(), explained)
     failures = [
         f"{variant}, seed {failure['seed']}: failed: {failure['reason']}"
         for variant, found in variants.items()
@@ -30,9 +30,12 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
     if panels:
         markdown += [f"![Success and loss of {', '.join(variants)}, by step and by second](comparison.svg)", f"*{LOSSES}*"]
         files.write_text(folder / "comparison.svg", standalone(line_plot("comparison", panels, columns=2)))
-    success = {variant: _first_split(found)["success_rate"] for variant, found in finished.items()}
+    files.write_json(folder / "comparison.json", results)
+    files.write_text(folder / "comparison.md", "\n\n".join(filter(None, markdown)) + "\n")
+    success = {variant: next(iter(found["splits"].values()))["success_rate"] for variant, found in finished.items()}
     rows = table_rows(results, intervals=False)
-    page = render(
+    return write_page(
+        folder / "comparison.html",
         "comparison.html.j2",
         title=f"comparison · {results['name']}",
         results=results,
@@ -50,10 +53,6 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
         arguments=[f"{variant}: {' '.join(found['arguments'])}" for variant, found in variants.items()],
         versions=[f"{package:<14}{version}" for package, version in results["versions"].items()],
     )
-    files.write_json(folder / "comparison.json", results)
-    files.write_text(folder / "comparison.md", "\n\n".join(filter(None, markdown)) + "\n")
-    files.write_text(folder / "comparison.html", page)
-    return folder / "comparison.html"
 
 
 def comparison_table(results: Mapping[str, Any]) -> str:
@@ -81,7 +80,7 @@ def _cells(variant: str, found: Mapping[str, Any], *, intervals: bool) -> dict[s
     for name, entry in found["splits"].items():
         bounds = " ({:.1f}–{:.1f})".format(*(100 * bound for bound in entry["success_ci95"])) if intervals else ""
         cells[words(name)] = percent(entry["success_rate"]) + bounds
-    cells |= {name: percent(rate) for name, rate in further_rates(_first_split(found)).items()}
+    cells |= {name: percent(rate) for name, rate in further_rates(next(iter(found["splits"].values()))).items()}
     cells |= {words(name): percent(check["success_rate"]) for name, check in found["grounding"].items()}
     seconds, reached = found["training_seconds"], [time for time in found["seconds_to_90"] if time is not None]
     some = f" ({len(reached)} of {finished})" if len(reached) < finished else ""
@@ -95,23 +94,14 @@ def _cells(variant: str, found: Mapping[str, Any], *, intervals: bool) -> dict[s
     return cells | dict(zip(COSTS, costs, strict=True))
 
 
-def _finished(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The variants of which at least one run finished."""
-    return {variant: found for variant, found in results["variants"].items() if found["runs"]}
-
-
-def _first_split(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(iter(found["splits"].values()))
-
-
 def _names(found: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
     """The splits, or the checks ("grounding"), that any variant was evaluated on."""
     return list(dict.fromkeys(name for one in found for name in one[kind]))
 
 
-def _legend(results: Mapping[str, Any], explained: Mapping[str, str]) -> str:
+def _legend(results: Mapping[str, Any], finished: Iterable[Mapping[str, Any]], explained: Mapping[str, str]) -> str:
     """What the columns are, and under which conditions the runs were trained and evaluated."""
-    finished, budget, machine = _finished(results).values(), results["budget"], results["machine"]
+    budget, machine = results["budget"], results["machine"]
     names = [name for name in _names(finished, "grounding") if name in explained]
     checks = "".join(f"{words(name).capitalize()}: {explained[name]}. " for name in names)
     amount = f"{budget['steps']:,} optimizer steps" if budget["steps"] else f"{budget['seconds']:g} s of training"

@@ -26,7 +26,7 @@ from vla_mini.policy import Policy
 from vla_mini.reports.charts import flow_plot, matrix, norms_histogram
 from vla_mini.reports.graph import graph_drawing
 from vla_mini.reports.images import Cell, heat_map, image_grid
-from vla_mini.reports.page import number, render, standalone
+from vla_mini.reports.page import number, standalone, write_page
 from vla_mini.types import Batch
 from vla_mini.utils import files
 from vla_mini.utils.machine import machine_text
@@ -113,7 +113,9 @@ def write_report(
     (folder / "figures").mkdir()
     for name, svg in figures.items():
         files.write_text(folder / "figures" / f"{name}.svg", standalone(svg))
-    page = render(
+    files.write_json(folder / "gradients.json", results, allow_nan=False)
+    return write_page(
+        folder / "gradients.html",
         "gradients.html.j2",
         **results,
         title=f"gradients · {results['policy']}",
@@ -123,9 +125,6 @@ def write_report(
         figures=figures,
         versions=machine_text(),
     )
-    files.write_text(folder / "gradients.html", page)
-    files.write_json(folder / "gradients.json", results, allow_nan=False)
-    return folder / "gradients.html"
 
 
 def _draw_figures(

@@ -1,6 +1,6 @@
 """Jinja2 templates -> self-contained HTML pages: no script, no link, nothing that a browser would have to load.
 
-    template + values ──render──▶ HTML page        <svg> of a page ──standalone──▶ SVG file in the light colours
+    template + values ──write_page──▶ HTML page    <svg> of a page ──standalone──▶ SVG file in the light colours
 
 All text is escaped, except for the SVGs that this package draws itself: they are `Markup`.
 """
@@ -9,20 +9,23 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vla_mini import envs
-from vla_mini.evaluation.metrics import further_rates, wilson
+from vla_mini.evaluation.metrics import further_rates, wilson, words
+from vla_mini.utils.files import write_text
 
 NOTHING = "–"  # shown where a value is missing
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of templates/`template`, with `values` as its variables. A variable that is missing is an error."""
-    return ENVIRONMENT.get_template(template).render(values)
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Write the page of templates/`template`, with `values` as its variables, to `path`, which is returned."""
+    write_text(path, ENVIRONMENT.get_template(template).render(values))
+    return path
 
 
 def standalone(svg: Markup) -> str:
@@ -51,11 +54,6 @@ def number(value: float | None) -> str:
 def memory(size: int) -> str:
     """A number of bytes in MB or kB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB" if size else "0"
-
-
-def words(name: str) -> str:
-    """The name of a split or of a rate as words: "wrong_object_rate" -> "wrong object"."""
-    return name.removesuffix("_rate").replace("_", " ")
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -13,10 +13,10 @@ import yaml
 from markupsafe import Markup
 
 from vla_mini.evaluation.curves import Curve, read_curves
-from vla_mini.evaluation.metrics import further_rates
+from vla_mini.evaluation.metrics import further_rates, words
 from vla_mini.reports.charts import Panel, line_plot
-from vla_mini.reports.page import NOTHING, explanations, number, percent, render, words
-from vla_mini.utils import files
+from vla_mini.reports.page import NOTHING, explanations, number, percent, write_page
+from vla_mini.utils.files import read_json
 from vla_mini.utils.machine import machine_text
 
 STEP = "optimizer step"
@@ -26,16 +26,17 @@ def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html and return its path. Raises ValueError where there is no such folder."""
     if not run_dir.is_dir():
         raise ValueError(f"run folder {run_dir} does not exist")
-    metrics = _read_json(run_dir / "evaluation" / "metrics.json", default={})
+    evaluation, videos = run_dir / "evaluation", run_dir / "evaluation" / "videos"
+    metrics = read_json(evaluation / "metrics.json") if (evaluation / "metrics.json").is_file() else {}
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
     env_id = metrics["env"] if metrics else ((yaml.safe_load(config) or {}).get("env") or {}).get("id")
     curves = read_curves(run_dir / "metrics.csv")
-    videos = run_dir / "evaluation" / "videos"
     episodes = [
         entry | {"gif": (videos / f"{entry['name']}.gif").read_bytes(), "strip": (videos / f"{entry['name']}.png").read_bytes()}
-        for entry in _read_json(videos / "index.json", default=[])
+        for entry in (read_json(videos / "index.json") if (videos / "index.json").is_file() else [])
     ]
-    page = render(
+    return write_page(
+        run_dir / "report.html",
         "run.html.j2",
         title=" · ".join(filter(None, (env_id, run_dir.name))),
         **_headline(metrics, curves, has_env=env_id is not None),
@@ -47,8 +48,6 @@ def write_report(run_dir: Path) -> Path:
         config=config,
         versions=machine_text(),
     )
-    files.write_text(run_dir / "report.html", page)
-    return run_dir / "report.html"
 
 
 def _headline(metrics: Mapping[str, Any], curves: Mapping[str, Curve], *, has_env: bool) -> dict[str, Any]:
@@ -90,7 +89,3 @@ def _panels(curves: Mapping[str, Curve]) -> list[tuple[Markup, str, str]]:
         ("rate", "warm-up and decay", Panel("Learning rate", STEP, named("(learning_rate)"))),
     )
     return [(line_plot(name, [panel]), panel.title, caption) for name, caption, panel in panels if panel.curves]
-
-
-def _read_json(path: Path, *, default: Any) -> Any:
-    return files.read_json(path) if path.is_file() else default

@@ -22,8 +22,8 @@ NUM_STILLS, STILL_SCALE, STILL_GAP = 8, 2, 6  # of a film strip: frames, how far
 BACKGROUND, INK, QUIET, GREEN, RED = (31, 35, 40), (240, 240, 236), (160, 165, 170), (63, 160, 108), (208, 84, 76)
 
 
-def write_videos(folder: Path, episodes: Mapping[str, Sequence[EpisodeResult]], *, rates: Sequence[str] = ()) -> list[Path]:
-    """Write the files of every episode that was recorded, split by split; returns the GIFs.
+def write_videos(folder: Path, episodes: Mapping[str, Sequence[EpisodeResult]], *, rates: Sequence[str] = ()) -> None:
+    """Write the files of every episode that was recorded, split by split.
 
     - rates: those of the environment's spec; the first one that is true of a failure is its outcome, as "wrong object"
     """
@@ -41,7 +41,6 @@ def write_videos(folder: Path, episodes: Mapping[str, Sequence[EpisodeResult]], 
             entry = {"name": name, "split": split, "episode": result.episode, "instruction": result.instruction}
             index.append(entry | {"steps": result.steps, "outcome": outcome})
     files.write_json(folder / "index.json", index)
-    return [folder / f"{entry['name']}.gif" for entry in index]
 
 
 def write_gif(path: Path, result: EpisodeResult, outcome: str) -> None:

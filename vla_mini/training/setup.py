@@ -41,27 +41,31 @@ def check_start(settings: TrainSettings) -> None:
         evaluation_splits(settings.env.id, settings.evaluation.further_splits, setting="evaluation.further_splits")
 
 
+def must_collect(settings: TrainSettings) -> bool:
+    """Whether the demonstrations have to be collected. Where they cannot be, `read_dataset` refuses what does not exist."""
+    return settings.env.id is not None and bool(settings.data.episodes) and not Path(settings.data.root).exists()
+
+
 def collect_missing(settings: TrainSettings) -> None:
-    """Collect the demonstrations that the settings ask for, where they are missing and there is an environment."""
-    data, env_id = settings.data, settings.env.id
-    if Path(data.root).exists() or not data.episodes or env_id is None:
-        return  # read_dataset refuses what is not there
-    dry_run(settings, env_id)
-    total = data.episodes + data.validation_episodes
+    """Collect the demonstrations where they have to be."""
+    if not must_collect(settings):
+        return
+    dry_run(settings)
+    data, total = settings.data, settings.data.episodes + settings.data.validation_episodes
     with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
         collect(
-            env_id,
+            settings.env.id,
             data.root,
             episodes=data.episodes,
             validation_episodes=data.validation_episodes,
             seed=data.seed,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=bar.update,
         )
 
 
-def dry_run(settings: TrainSettings, env_id: str) -> None:
+def dry_run(settings: TrainSettings) -> None:
     """Build policy and data once, for two episodes of nothing: what does not fit is refused before thousands are collected."""
-    data, spec = settings.data, vla_mini.envs.get_spec(env_id)
+    data, spec = settings.data, vla_mini.envs.get_spec(settings.env.id)
     samples = settings.trainer.devices * data.batch_size
     if samples > data.episodes * spec.max_episode_steps:
         most = f"{data.episodes} episodes of at most {spec.max_episode_steps} frames"

@@ -11,13 +11,14 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vla_mini.utils.errors import did_you_mean, one_line
+from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
 
 Encoder = Literal["vision", "text"]
 # What is downloaded from the hub: no weights but safetensors, none for other libraries, no code.
@@ -30,6 +31,7 @@ EXPLANATIONS = {  # what the library's errors mean, by a piece of their text
     "does not recognize this architecture": "transformers has no model of that type",
     "Unrecognized model": "transformers has no model of that type",
 }
+transformers_errors = partial(as_value_error, explanations=EXPLANATIONS, max_length=300)
 
 
 def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -40,7 +42,7 @@ def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
     arguments = dict(config)
     kind = arguments.pop("model_type", None)
-    with _quiet(), as_value_error(f"model_type={kind}"):
+    with _quiet(), transformers_errors(f"model_type={kind}"):
         known = AutoConfig.for_model(kind).to_dict()
         for name in arguments.keys() - known.keys():
             if arguments.pop(name) is not None:
@@ -63,7 +65,7 @@ def load(folder: Path, *, part: Encoder, trust_remote_code: bool = False) -> tup
     """
     from transformers import AutoConfig, AutoModel
 
-    with _quiet(), as_value_error(f"path={folder}"):
+    with _quiet(), transformers_errors(f"path={folder}"):
         whole, report = AutoModel.from_pretrained(
             folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
         )
@@ -138,17 +140,6 @@ def freeze_unused(model: nn.Module, output: Tensor) -> None:
     gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
-
-
-@contextmanager
-def as_value_error(prefix: str) -> Iterator[None]:
-    """Turn whatever the library raises into a ValueError of one line."""
-    try:
-        yield
-    except Exception as error:
-        text = one_line(error)
-        text = next((meaning for piece, meaning in EXPLANATIONS.items() if piece in text), text[:300])
-        raise ValueError(f"{prefix}: {text}") from error
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_mini.config import folders
-from vla_mini.config.compose import compose, compose_run, dotted, groups_of, model_of, split
+from vla_mini.config.compose import compose, compose_run, dotted, groups_of, key_of, model_of, split
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -30,11 +30,7 @@ def main(name: str) -> Callable[[Main], Callable[[], None]]:
     """Decorate the `main(settings)` of scripts/<name>.py: called without arguments, it reads sys.argv and ends the process."""
 
     def decorate(function: Main) -> Callable[[], None]:
-        @functools.wraps(function)
-        def command() -> None:
-            sys.exit(run(name, sys.argv[1:], function))
-
-        return command
+        return functools.update_wrapper(lambda: sys.exit(run(name, sys.argv[1:], function)), function)
 
     return decorate
 
@@ -52,7 +48,8 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
 def compose_command(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of a command, not yet validated, with those of train.py (`training`) where it begins as train.py does."""
     if name == "train":
-        return compose_run(arguments)
+        composed = compose_run(arguments) if "resume" in map(key_of, arguments) else compose(name, arguments)
+        return composed | ({"run_dir": os.environ[folders.RUN_DIR]} if folders.rank() else {})
     if name == "compare":
         from vla_mini.config.variants import compose_comparison
 

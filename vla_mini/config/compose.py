@@ -8,7 +8,6 @@ which Hydra merges silently, are both found when the settings are validated.
 """
 
 import inspect
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,15 +200,11 @@ def _refuse_second_config(arguments: Sequence[str]) -> None:
 
 
 def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings of train.py, resolved and not yet validated; with resume=RUN_DIR those of that run, with what may change.
-
-    ValueError for an argument that may not change when a run is resumed.
-    """
-    joined = {"run_dir": os.environ[folders.RUN_DIR]} if folders.rank() else {}
-    resume = [argument.partition("=")[2] for argument in arguments if key_of(argument) == "resume"][-1:]
-    if resume in ([], ["null"]):
-        return compose("train", arguments) | joined
-    folder = Path(joined.get("run_dir") or folders.run_to_resume(*resume))
+    """The settings of the run that `resume=` names, with the changes in other arguments. ValueError for any other change."""
+    resume = [argument for argument in arguments if key_of(argument) == "resume"][-1].partition("=")[2]
+    if resume == "null":
+        return compose("train", arguments)
+    folder = folders.run_to_resume(resume)
     changes = [argument for argument in arguments if key_of(argument) != "resume"]
     for argument in changes:
         if not {key_of(argument), key_of(argument).partition(".")[0]} & set(settings.CHANGEABLE_ON_RESUME):

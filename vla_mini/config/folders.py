@@ -71,6 +71,8 @@ def save_settings(settings: TrainSettings, folder: Path) -> None:
 
 def run_to_resume(resume: str) -> Path:
     """The run's own folder, also where `resume` is `latest`, which may come to name another one."""
+    if rank():
+        return Path(os.environ[RUN_DIR])
     if not resume.strip():
         raise ValueError(f"resume={resume} names no run: give the folder of one, or leave it out")
     folder = Path(resume)

@@ -55,21 +55,14 @@ def one_line(text: object) -> str:
 
 
 @contextmanager
-def as_value_error(
-    prefix: str, *kinds: type[Exception], explanations: Mapping[str, str] = {}, max_length: int | None = None
-) -> Iterator[None]:
-    """Turn an exception of these `kinds` (default: any) into `ValueError("prefix: its message in one line")`.
-
-    - explanations: what to say instead of a message that contains one of the keys
-    - max_length: where to cut off other messages
-    """
-    kinds = kinds or (Exception,)
+def as_value_error(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an exception of these `kinds` (default: any) into `ValueError("prefix: its message in one line")`."""
     try:
         yield
-    except kinds as error:
-        text = one_line(error) or type(error).__name__
-        meanings = (meaning for piece, meaning in explanations.items() if piece in text)
-        raise ValueError(f"{prefix}: {next(meanings, text[:max_length])}") from error
+    except Exception as error:
+        if kinds and not isinstance(error, kinds):
+            raise
+        raise ValueError(f"{prefix}: {one_line(error) or type(error).__name__}") from error
 
 
 def show(value: Any) -> str:

@@ -11,14 +11,13 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
+from vla_mini.utils.errors import did_you_mean, one_line
 
 Encoder = Literal["vision", "text"]
 # What is downloaded from the hub: no weights but safetensors, none for other libraries, no code.
@@ -31,7 +30,6 @@ EXPLANATIONS = {  # what the library's errors mean, by a piece of their text
     "does not recognize this architecture": "transformers has no model of that type",
     "Unrecognized model": "transformers has no model of that type",
 }
-transformers_errors = partial(as_value_error, explanations=EXPLANATIONS, max_length=300)
 
 
 def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -140,6 +138,17 @@ def freeze_unused(model: nn.Module, output: Tensor) -> None:
     gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
+
+
+@contextmanager
+def transformers_errors(prefix: str) -> Iterator[None]:
+    """Turn whatever the library raises into a ValueError of one line."""
+    try:
+        yield
+    except Exception as error:
+        text = one_line(error)
+        text = next((meaning for piece, meaning in EXPLANATIONS.items() if piece in text), text[:300])
+        raise ValueError(f"{prefix}: {text}") from error
 
 
 def _plain(config: Any) -> dict[str, Any]:

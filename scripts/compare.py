@@ -13,7 +13,6 @@ makes a variant. Variants that differ in more have names: variants.NAME="argumen
 """
 
 import sys
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ def main(settings: "CompareSettings") -> None:
     comparison = Comparison(settings.variants, settings.seeds, settings.budget, folder, load_settings)
     with exclusive():
         dry_run(comparison)
-        output = config.new_folder(settings.output or folder / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+        output = config.new_folder(settings.output or config.default_output(None, "comparisons", folder))
         collect_missing(comparison)
         trained = train_all(comparison)
         results = comparison_results(comparison, trained, name=settings.name, question=settings.question)

@@ -68,7 +68,9 @@ def read_frames(settings: "InferSettings", policy: Any) -> list[dict[str, Any]]:
     frames, rest = divmod(len(images), len(cameras))
     if rest or not 1 <= frames <= policy.history:
         each = f" in each of 1 to {policy.history} frames, the newest first" if policy.history > 1 else ""
-        raise ValueError(f"image={','.join(settings.image)}: the policy has {len(cameras)} camera(s){each}: {', '.join(cameras)}")
+        raise ValueError(
+            f"image={','.join(settings.image)}: the policy has {len(cameras)} camera(s){each}: {', '.join(cameras)}"
+        )
     if len(settings.state) != frames * len(state_names):
         each = f" for each of {frames} frames, as many as there are images of" if policy.history > 1 else ""
         raise ValueError(f"state={list(settings.state)}: the policy takes {', '.join(state_names)}{each}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from vla_mini.utils import files
 from vla_mini.utils.errors import did_you_mean
-from vla_mini.utils.machine import describe_machine, versions
+from vla_mini.utils.machine import describe_machine, matrix_product_rate, versions
 
 
 def read_arguments(**defaults: Any) -> dict[str, Any]:
@@ -32,6 +32,11 @@ def read_arguments(**defaults: Any) -> dict[str, Any]:
         else:
             raise SystemExit(f"{argument}: there is no such argument; {did_you_mean(key, defaults)}")
     return arguments
+
+
+def matrix_product_rates(*, device: str = "cpu") -> dict[str, float]:
+    """GFLOP/s in both of the precisions that training uses."""
+    return {dtype: matrix_product_rate(dtype, device=device) for dtype in ("float32", "bfloat16")}
 
 
 def save(figures: dict[str, Any], output: str) -> None:

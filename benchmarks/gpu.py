@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._machine import print_table, read_arguments, save
-from vla_mini.utils.machine import matrix_product_rates
+from benchmarks._machine import matrix_product_rates, print_table, read_arguments, save
 
 MODES = ("none", "default", "reduce-overhead", "max-autotune")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._machine import print_table, read_arguments, save
-from vla_mini.utils.machine import matrix_product_rates
+from benchmarks._machine import matrix_product_rates, print_table, read_arguments, save
 
 TARGETS = {"seconds_median": 90.0, "seconds_worst": 90.0, "teraflop_equivalents_median": 80.0}
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._machine import print_table, read_arguments, save
+from benchmarks._machine import matrix_product_rates, print_table, read_arguments, save
 from benchmarks._training import build
-from vla_mini.utils.machine import matrix_product_rates
 
 TARGET_COST, TARGET_SHARE = 0.05, 0.40
 WARM_UP_ROUNDS = 1

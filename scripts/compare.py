@@ -13,7 +13,6 @@ makes a variant. Variants that differ in more have names: variants.NAME="argumen
 """
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +31,7 @@ def main(settings: "CompareSettings") -> None:
 
     with exclusive():
         dry_run(settings)
-        new = Path("runs") / settings.name / "comparisons" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-        output = config.new_folder(settings.output or new)
+        output = config.new_folder(settings.output or config.default_output(None, "comparisons", Path("runs") / settings.name))
         for variant in settings.variants:  # before the runs, which are identified by the demonstrations, too
             collect_missing(variant_settings(settings, variant))
         runs, speeds = train_all(settings)

@@ -51,7 +51,10 @@ def convert(old: Path, new: Path) -> None:
         raise ValueError(f"policy={old}: its format is {config['format']!r}; only 'vla-mini-1' is converted")
     weights = {_renamed(name): tensor for name, tensor in load_file(old / "model.safetensors").items()}
     auxiliary = config["parts"].pop("auxiliary")
-    parts = {name: _convert_part(part) for name, part in config["parts"].items()} | {"auxiliary": {}}
+    parts = {
+        name: part and {SETTINGS.get(key, key): value for key, value in part.items()} for name, part in config["parts"].items()
+    }
+    parts["auxiliary"] = {}
     if auxiliary is not None:
         actions = config["features"]["action"]
         closes = "close" if "close" in actions else actions[-1]
@@ -86,10 +89,6 @@ def _renamed(name: str) -> str:
     for pattern, replacement in WEIGHTS.items():
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _convert_part(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return part and {SETTINGS.get(name, name): value for name, value in part.items()}
 
 
 def _keyframe_statistics(config: Mapping[str, Any], weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:

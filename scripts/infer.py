@@ -64,12 +64,13 @@ def main(settings: "InferSettings") -> None:
 def read_frames(settings: "InferSettings", policy: Any) -> list[dict[str, Any]]:
     """The observation as an environment gives it, and those before it as far as they are given: the newest first."""
     cameras, state_names = policy.features.cameras, policy.features.state
-    paths = [settings.image] if isinstance(settings.image, str) else list(settings.image)
-    images = [read_image(path) for path in paths]
+    images = [read_image(path) for path in settings.image]
     frames, rest = divmod(len(images), len(cameras))
     if rest or not 1 <= frames <= policy.history:
         each = f" in each of 1 to {policy.history} frames, the newest first" if policy.history > 1 else ""
-        raise ValueError(f"image={','.join(paths)}: the policy has {len(cameras)} camera(s){each}: {', '.join(cameras)}")
+        raise ValueError(
+            f"image={','.join(settings.image)}: the policy has {len(cameras)} camera(s){each}: {', '.join(cameras)}"
+        )
     if len(settings.state) != frames * len(state_names):
         each = f" for each of {frames} frames, as many as there are images of" if policy.history > 1 else ""
         raise ValueError(f"state={list(settings.state)}: the policy takes {', '.join(state_names)}{each}")

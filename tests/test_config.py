@@ -157,7 +157,7 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["seed=${sed}"], ["sed"]),
         ("train", ["seed={a: 1}"], ["seed"]),
         ("train", ["auxiliary.keyframe=x"], ["auxiliary.keyframe='x'", "a group of settings"]),
-        ("train", ["auxiliary.keyfrme.weight=1"], ["auxiliary.keyfrme._target_=None", "vla_mini.auxiliary.keyframe"]),
+        ("train", ["auxiliary.keyfrme.weight=1"], ["auxiliary.keyfrme._target_ is missing", "vla_mini.auxiliary.keyframe"]),
         ("train", ["auxiliary.keyframe.weigth=1"], ["'auxiliary.keyframe.weigth'", "'auxiliary.keyframe.weight'"]),
         ("train", ["run_dri=x"], ["'run_dri'", "'run_dir'"]),
         ("train", ["env=none", "evaluation.further_splits=[synonyms]"], ["further_splits=['synonyms']", "env=none"]),

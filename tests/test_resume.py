@@ -67,6 +67,8 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
     assert "damaged" in refused(capsys, f"resume={tmp_path}")
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text().replace("batch_size", "batch_seize"))
     assert "did you mean 'data.batch_size'?" in refused(capsys, f"resume={tmp_path}")
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text().replace("ablate:", "blind:"))
+    assert refused(capsys, f"resume={tmp_path}").endswith("made by vla-mini 0.1, and cannot be resumed by this version")
 
 
 @pytest.mark.parametrize("kind", ["link", "text"])

@@ -6,6 +6,7 @@ defined in the variant folders, or that the caller hands over, are built: a desc
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,22 @@ def class_path(cls: type) -> str:
 
 
 def resolve(target: Any, kind: str, *, classes: Sequence[type] = ()) -> type[Part]:
-    """The class of a path: one of `classes`, or one that is defined in a module of `vla_mini/<kind>/`; else ValueError."""
+    """The class of a path: one of `classes`, or one that is defined in a module of `vla_mini/<kind>/`; else ValueError, which
+    begins with `_target_`."""
     for candidate in classes:
         if target == class_path(candidate):
             return candidate
     modules = [f"vla_mini.{kind}.{variant}" for variant in variants(kind)]
     module, _, name = str(target).rpartition(".")
     if module not in modules:
-        raise ValueError(f"{kind}._target_={target!r} is not a class of vla_mini/{kind}/: {did_you_mean(module, modules)}")
+        mistake = f"={target!r} is not a class of vla_mini/{kind}/" if target else " is missing"
+        raise ValueError(f"_target_{mistake}: {did_you_mean(module, modules)}")
     found = vars(importlib.import_module(module))
     # A class that the module only imported is not one that it defines.
     names = [key for key, value in found.items() if inspect.isclass(value) and value.__module__ == module]
     if name not in names or not issubclass(found[name], KINDS[kind]):
-        raise ValueError(
-            f"{kind}._target_={target!r} is not a {KINDS[kind].__name__} class of {module}: {did_you_mean(name, names)}"
-        )
+        hint = did_you_mean(name, names)
+        raise ValueError(f"_target_={target!r} is not a {KINDS[kind].__name__} class of {module}: {hint}")
     return found[name]
 
 
@@ -71,22 +73,17 @@ def build(
     Raises ValueError for settings that the constructor does not have, or of another type or out of bounds.
     """
     key = name or kind
-    cls = resolve(settings.get("_target_"), kind, classes=classes)
+    names = {"_target_"}
     try:
-        arguments = settings_model(cls).model_validate(dict(settings)).arguments()
+        cls = resolve(settings.get("_target_"), kind, classes=classes)
+        model = settings_model(cls)
+        names |= {field.alias for field in model.model_fields.values()}
+        part = cls(spec, **model.model_validate(dict(settings)).arguments())
+        part.fit(data) if assets is None else part.load_assets(assets)
     except ValidationError as error:
         raise ValueError(validation_message(error, value=settings, prefix=key)) from None
-    try:
-        part = cls(spec, **arguments)
-        part.fit(data) if assets is None else part.load_assets(assets)
     except ValueError as error:  # a part names its settings without knowing their key
-        text = str(error)
-        if text.partition("=")[0].partition(".")[0] in part_settings(cls):
-            raise ValueError(f"{key}.{text}") from error
+        if re.split("[ =.]", str(error))[0] in names:
+            raise ValueError(f"{key}.{error}") from error
         raise
     return part
-
-
-def part_settings(cls: type[Part]) -> list[str]:
-    """The names of a part's settings."""
-    return [field.alias or name for name, field in settings_model(cls).model_fields.items() if name != "target"]

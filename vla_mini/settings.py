@@ -35,10 +35,7 @@ def part_settings(kind: str) -> Any:
     def find_class(target: Any) -> type:
         from vla_mini.registry import resolve
 
-        try:
-            return resolve(target, kind)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix(f"{kind}.")) from error
+        return resolve(target, kind)
 
     return object_settings(find_class)
 

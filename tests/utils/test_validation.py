@@ -16,7 +16,10 @@ MISTAKES = {
         (lambda t: t[0], "is (1, 3, 64, 64), the policy takes (b, k=1, c=3, h=64, w=64); k: top"),
         (lambda t: t.expand(4, 2, 3, 64, 64), "is (4, 2, 3, 64, 64), the policy takes (b=4, k=1, c=3, h=64, w=64); k: top"),
     ],
-    "observation.tokens": [(lambda t: t.int(), "is torch.int32, the policy takes torch.int64")],
+    "observation.tokens": [
+        (lambda t: t.int(), "is torch.int32, the policy takes torch.int64"),
+        (lambda t: t[:3], "is (3, 6), the policy takes (b=4, l=6)"),
+    ],
     "observation.token_mask": [
         (lambda t: t.long(), "is torch.int64, the policy takes torch.bool"),
         (lambda t: t[:, 1:], "is (4, 5), the policy takes (b=4, l=6)"),

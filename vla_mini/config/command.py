@@ -20,10 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_mini.config import folders
-from vla_mini.config.command_settings import COMMANDS
-from vla_mini.config.compose import compose, groups_of, key_of, split
-from vla_mini.config.resume import compose_run
-from vla_mini.config.variants import check_variants, compose_comparison
+from vla_mini.config.compose import compose, compose_run, dotted, groups_of, key_of, model_of, split
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -33,11 +30,7 @@ def main(name: str) -> Callable[[Main], Callable[[], None]]:
     """Decorate the `main(settings)` of scripts/<name>.py: called without arguments, it reads sys.argv and ends the process."""
 
     def decorate(function: Main) -> Callable[[], None]:
-        @functools.wraps(function)
-        def command() -> None:
-            sys.exit(run(name, sys.argv[1:], function))
-
-        return command
+        return functools.update_wrapper(lambda: sys.exit(run(name, sys.argv[1:], function)), function)
 
     return decorate
 
@@ -46,17 +39,21 @@ def load(name: str, arguments: Sequence[str] = ()) -> Any:
     """The settings of a command: composed, resolved, validated, frozen. ValueError, in one line, for any mistake."""
     settings = validate(name, compose_command(name, arguments))
     if name == "compare":
+        from vla_mini.config.variants import check_variants
+
         check_variants(settings, functools.partial(load, "train"))
     return settings
 
 
 def compose_command(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of a command, not yet validated, with those of train.py (`training`) where it begins as train.py does."""
-    if name == "compare":
-        return compose_comparison(arguments)
     if name == "train":
         composed = compose_run(arguments) if "resume" in map(key_of, arguments) else compose(name, arguments)
         return composed | ({"run_dir": os.environ[folders.RUN_DIR]} if folders.rank() else {})
+    if name == "compare":
+        from vla_mini.config.variants import compose_comparison
+
+        return compose_comparison(arguments)
     own, training = split(name, arguments)
     return compose(name, own) | ({"training": compose("train", training)} if training else {})
 
@@ -66,18 +63,10 @@ def validate(name: str, composed: Mapping[str, Any]) -> Any:
     if isinstance(composed.get("training"), Mapping):
         composed = {**composed, "training": validate("train", composed["training"])}
     try:
-        return COMMANDS[name].model_validate(composed)
+        return model_of(name).model_validate(composed)
     except ValidationError as error:
-        keys = [*groups_of(name), *_dotted_keys(composed)]
+        keys = [*groups_of(name), *dict(dotted(composed))]
         raise ValueError(validation_message(error, value=composed, full_keys=keys)) from None
-
-
-def _dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """All keys within, as they are written on the command line: seed, optimizer, optimizer.lr, ..."""
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def run(name: str, arguments: Sequence[str], function: Main) -> int:

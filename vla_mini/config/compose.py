@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vla_mini import settings
-from vla_mini.config.command_settings import COMMANDS
+from vla_mini.config import folders
 from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
 from vla_mini.utils.schema import ObjectSettings, StrictModel
 
@@ -55,6 +55,23 @@ def known_keys(name: str) -> list[str]:
     return list(dict.fromkeys([*groups_of(name), *(key for key in read_command(name) if key != "defaults")]))
 
 
+def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys within, as they are written on the command line (seed, optimizer, optimizer.lr, ...), with their values."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def model_of(name: str) -> type[StrictModel]:
+    """The settings of a command as a type."""
+    if name == "train":
+        return settings.TrainSettings
+    from vla_mini.config import command_settings
+
+    return vars(command_settings)[f"{name.capitalize()}Settings"]
+
+
 def key_of(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+")
 
@@ -89,7 +106,7 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
             raise ValueError(f"{argument!r} is not of the form key=value (see --help)")
         if key == RUN_DIR and name == "train":
             key = "run_dir"
-        kind = type_of(COMMANDS[name], key.split("."))
+        kind = type_of(model_of(name), key.split("."))
         if is_text(kind):
             texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:
@@ -123,11 +140,6 @@ def parse_values(override: str, *, several: bool = False) -> list[str]:
     return list(parsed.sweep_string_iterator())
 
 
-def escape(text: str | None) -> str | None:
-    r"""Make OmegaConf read a text as it stands: `${` is a reference for it unless it is written `\${`."""
-    return text if text is None else re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
-
-
 def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of a command, resolved and not yet validated. ValueError, in one line, for all that Hydra refuses."""
     from hydra import compose as hydra_compose
@@ -136,7 +148,7 @@ def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf, open_dict
 
     texts, overrides = sort_arguments(name, arguments)
-    _refuse_second_config(texts, overrides)
+    _refuse_second_config(arguments)
     with _hydra_errors():
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             config = hydra_compose(name, list(overrides.values()), return_hydra_config=True)
@@ -145,7 +157,8 @@ def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"configs/{group}/{choices[group]}.yaml must begin with the line '# @package _global_'")
         with open_dict(config):
             for key, text in texts.items():
-                OmegaConf.update(config, key, escape(text), force_add=True)
+                escaped = text and re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)  # else `${` is a reference
+                OmegaConf.update(config, key, escaped, force_add=True)
             HydraConfig.instance().set_config(config)  # for ${hydra:...}
             del config["hydra"]
         return OmegaConf.to_container(config, resolve=True)
@@ -176,13 +189,35 @@ def _hydra_errors() -> Iterator[None]:
         HydraConfig.instance().cfg = None  # else Lightning would add hydra.* to the arguments of the processes that it starts
 
 
-def _refuse_second_config(texts: Mapping[str, str | None], overrides: Mapping[str, str]) -> None:
+def _refuse_second_config(arguments: Sequence[str]) -> None:
     """ValueError for vision.config.* or language.config.* beside a path: a pretrained model has its own config."""
-    for part in ("vision", "language"):
-        for key, override in overrides.items():
-            if texts.get(f"{part}.path") and key.startswith(f"{part}.config"):
-                path = texts[f"{part}.path"]
-                raise ValueError(f"{override.lstrip('+')}: {part}.path={path} has its own config; leave one out")
+    given = {key_of(argument): argument.partition("=")[2] for argument in arguments}
+    for key, value in given.items():
+        part = key.partition(".")[0]
+        path = given.get(f"{part}.path", "null")
+        if key.startswith(("vision.config", "language.config")) and path not in ("", "null"):
+            raise ValueError(f"{key}={value}: {part}.path={path} has its own config; leave one out")
+
+
+def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run that `resume=` names, with the changes in other arguments. ValueError for any other change."""
+    resume = [argument for argument in arguments if key_of(argument) == "resume"][-1].partition("=")[2]
+    if resume == "null":
+        return compose("train", arguments)
+    folder = folders.run_to_resume(resume)
+    changes = [argument for argument in arguments if key_of(argument) != "resume"]
+    for argument in changes:
+        if not {key_of(argument), key_of(argument).partition(".")[0]} & set(settings.CHANGEABLE_ON_RESUME):
+            changeable = ", ".join(settings.CHANGEABLE_ON_RESUME)
+            raise ValueError(f"{argument} with resume=: only {changeable} may change when a run is resumed")
+    resumed = folders.saved_settings(folder) | {"resume": str(folder), "run_dir": str(folder)}
+    changed = compose("train", changes) if changes else {}
+    for node in {key_of(argument).partition(".")[0] for argument in changes}:
+        if node == "trainer":
+            resumed["trainer"]["max_steps"] = changed["trainer"]["max_steps"]
+        else:
+            resumed[node] = changed[node]
+    return resumed
 
 
 def split(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

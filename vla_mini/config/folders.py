@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from vla_mini.settings import TrainSettings
 from vla_mini.utils import files
+from vla_mini.utils.errors import as_value_error
 
 CONFIG = "config.yaml"  # a run's settings
 RUN_DIR = "VLA_MINI_RUN_DIR"
@@ -65,6 +67,39 @@ def save_settings(settings: TrainSettings, folder: Path) -> None:
     if settings.init_from and os.path.isdir(settings.init_from):
         saved["init_from"] = os.path.realpath(settings.init_from)  # `latest` may name another run later
     files.write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False, allow_unicode=True))
+
+
+def run_to_resume(resume: str) -> Path:
+    """The run's own folder, also where `resume` is `latest`, which may come to name another one."""
+    if rank():
+        return Path(os.environ[RUN_DIR])
+    if not resume.strip():
+        raise ValueError(f"resume={resume} names no run: give the folder of one, or leave it out")
+    folder = Path(resume)
+    for _ in range(8):  # A link may name itself.
+        if folder.is_symlink():
+            folder = folder.parent / folder.readlink()
+    if folder.name == "latest" and folder.is_file():  # on a file system without links
+        folder = folder.parent / folder.read_text(encoding="utf-8").strip()
+    return folder
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml. ValueError where there is none, it is damaged, or it is of an old version."""
+    import yaml
+
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise ValueError(f"resume={folder}: there is no such folder")
+    if not path.is_file():
+        raise ValueError(f"resume={folder}: there is no {CONFIG} in it; give the folder of a run")
+    with as_value_error(f"{path} is damaged", yaml.YAMLError, UnicodeDecodeError):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings")
+    if "blind" in settings:  # which is `ablate` today
+        raise ValueError(f"resume={folder}: the run was made by vla-mini 0.1, and cannot be resumed by this version")
+    return settings
 
 
 def rank() -> int:

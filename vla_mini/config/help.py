@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from vla_mini.config.compose import configs_folder, groups_of, read_command
+from vla_mini.config.compose import configs_folder, dotted, groups_of, read_command
 from vla_mini.utils.errors import show
 from vla_mini.utils.schema import MISSING
 
@@ -21,7 +21,8 @@ def help_text(name: str, documentation: str) -> str:
         shown = [f"{variant}*" if (group, variant) in chosen else variant for variant in variants]
         lines.append(f"  {group:<12} {'  '.join(shown)}")
     comments = _comments((configs_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    settings = {f"{key}={_value(value)}": comments.get(key, "") for key, value in _leaves(command)}
+    leaves = [(key, value) for key, value in dotted(command) if value == {} or not isinstance(value, dict)]
+    settings = {f"{key}={_value(value)}": comments.get(key, "") for key, value in leaves}
     width = max(map(len, settings))
     lines += ["", "settings:", *(f"  {setting:<{width}}  {comment}".rstrip() for setting, comment in settings.items())]
     return "\n".join([*lines, "", details.strip("\n"), "", "--help: this text; --cfg job: print the composed config and stop"])
@@ -34,14 +35,6 @@ def _comments(text: str) -> dict[str, str]:
         section = section if indent else key
         comments[f"{section}.{key}" if indent else key] = comment
     return comments
-
-
-def _leaves(node: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The dotted key and the value of each setting."""
-    leaves = []
-    for key, value in node.items():
-        leaves += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
-    return leaves
 
 
 def _value(value: Any) -> str:

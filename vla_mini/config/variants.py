@@ -10,6 +10,7 @@ one has several values, separated by commas (Hydra's notation of a sweep), each 
 import itertools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from vla_mini.config.command_settings import CompareSettings
@@ -27,12 +28,7 @@ MANAGED = {
     "resume": "finished runs are found again without it",
 }
 # What decides in which scenes a policy is evaluated, and so has to be the same for all variants.
-SCENES: dict[str, Callable[[TrainSettings], Any]] = {
-    "env.id": lambda settings: settings.env.id,
-    "evaluation.episodes": lambda settings: settings.evaluation.episodes,
-    "evaluation.seed": lambda settings: settings.evaluation.seed,
-    "evaluation.selection_episodes": lambda settings: settings.evaluation.selection_episodes,
-}
+SCENES = ("env.id", "evaluation.episodes", "evaluation.seed", "evaluation.selection_episodes")
 
 
 def compose_comparison(arguments: Sequence[str]) -> dict[str, Any]:
@@ -67,10 +63,8 @@ def _expand(settings: Mapping[str, Any], training: Sequence[str]) -> dict[str, l
 
 def _words(key: str, value: Any) -> list[str]:
     """`action=flow optimizer.lr=1e-3`, split as by the shell; a list is taken as it stands."""
-    try:
+    with as_value_error(f"{key}={value}", ValueError):
         words = shlex.split(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError(f"{key}={value}: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError(f"{key}={show(value)} is no list of train.py's arguments: give text such as 'action=flow', or a list")
     return words
@@ -110,9 +104,10 @@ def check_variants(settings: CompareSettings, load: Callable[[list[str]], TrainS
                 f"budget.seconds={budget.seconds:g}: give budget.steps=400"
             )
     for (first, one), (second, other) in itertools.combinations(loaded.items(), 2):
-        for key, scenes in SCENES.items():
-            if scenes(one) != scenes(other):
-                both = f"{scenes(one)} of variant {first} and {scenes(other)} of {second}"
+        for key in SCENES:
+            here, there = map(attrgetter(key), (one, other))
+            if here != there:
+                both = f"{here} of variant {first} and {there} of {second}"
                 raise ValueError(f"{key}: {both} differ, but all variants are evaluated on the same scenes")
         if one.model_copy(update={"run_dir": ""}) == other.model_copy(update={"run_dir": ""}):
             raise ValueError(f"variants {first} and {second} have the same settings")

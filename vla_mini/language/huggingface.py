@@ -88,7 +88,7 @@ class HuggingFaceLanguage(Language):
         for name, needed in (("vocab_size", tokenizer.get_vocab_size()), ("max_position_embeddings", self.max_words)):
             if (config.get(name) or needed) < needed:
                 raise ValueError(f"config.{name}={config[name]} is too small: {needed} are needed")
-        with hub.as_value_error(f"model_type={config['model_type']} cannot encode text"):
+        with hub.transformers_errors(f"model_type={config['model_type']} cannot encode text"):
             vectors = self._encode(*self.tokenize(["", "a longer one"]))
         self.width = vectors.shape[-1]
         hub.freeze_unused(model, vectors)
@@ -134,7 +134,7 @@ def _pretrained_tokenizer(folder: Path, max_words: int) -> Tokenizer:
     """The tokenizer in a model's folder, as one that needs nothing but its own file; an empty instruction gets one token."""
     from transformers import AutoTokenizer
 
-    with hub.as_value_error(f"path={folder} holds no fast tokenizer"):
+    with hub.transformers_errors(f"path={folder} holds no fast tokenizer"):
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer = found.backend_tokenizer
     if not tokenizer.get_vocab().keys() - set(found.all_special_tokens):  # transformers makes one up

@@ -61,7 +61,7 @@ def build_training(
     average = None if settings.ema.decay is None else WeightAverage(policy, settings.ema.decay)
     if settings.compile != "none":
         compile_policy(policy, settings.compile, dynamic=settings.compile_dynamic)
-    config = settings.model_dump(mode="json", by_alias=True, exclude_unset=True) | dict(provenance)
+    config = settings.model_dump(mode="json") | dict(provenance)
     loggers = [] if rank_zero_only.rank else build_loggers(settings.logger, run_dir=run_dir, config=config, steps=steps)
     step = OptimizerStep(
         policy,

@@ -40,7 +40,7 @@ def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
 
     arguments = dict(config)
     kind = arguments.pop("model_type", None)
-    with _quiet(), as_value_error(f"model_type={kind}"):
+    with _quiet(), transformers_errors(f"model_type={kind}"):
         known = AutoConfig.for_model(kind).to_dict()
         for name in arguments.keys() - known.keys():
             if arguments.pop(name) is not None:
@@ -63,7 +63,7 @@ def load(folder: Path, *, part: Encoder, trust_remote_code: bool = False) -> tup
     """
     from transformers import AutoConfig, AutoModel
 
-    with _quiet(), as_value_error(f"path={folder}"):
+    with _quiet(), transformers_errors(f"path={folder}"):
         whole, report = AutoModel.from_pretrained(
             folder, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
         )
@@ -141,7 +141,7 @@ def freeze_unused(model: nn.Module, output: Tensor) -> None:
 
 
 @contextmanager
-def as_value_error(prefix: str) -> Iterator[None]:
+def transformers_errors(prefix: str) -> Iterator[None]:
     """Turn whatever the library raises into a ValueError of one line."""
     try:
         yield

@@ -65,11 +65,6 @@ def num_cores() -> int:
         return os.cpu_count() or 1
 
 
-def matrix_product_rates(*, device: str = "cpu") -> dict[str, float]:
-    """GFLOP/s in both of the precisions that training uses."""
-    return {dtype: matrix_product_rate(dtype, device=device) for dtype in ("float32", "bfloat16")}
-
-
 def matrix_product_rate(dtype: str, *, seconds: float = 1.0, device: str = "cpu") -> float:
     """GFLOP/s of the product of two square matrices: the best single product of all that fit into `seconds`."""
     import torch

@@ -53,7 +53,8 @@ def check_inputs(value: Any, kind: type, *, device: torch.device, letters: Mappi
         tensor = getattr(tensors[holder], field)
         fits = isinstance(tensor, Tensor) and tensor.device == device and tensor.ndim == len(shape)
         fits = fits and (tensor.dtype == dtype if dtype else tensor.is_floating_point())
-        if not fits or any(sizes.setdefault(at, size) != size for at, size in zip(shape, tensor.shape, strict=True)):
+        # A list, so that each letter gets a size for the message.
+        if not fits or any([sizes.setdefault(at, size) != size for at, size in zip(shape, tensor.shape, strict=True)]):
             raise ValueError(f"{name} is {_mistake(tensor, Rule(dtype, shape), device, sizes, letters)}")
     for name, tensor in value.targets.items() if kind is Batch else ():
         if tensor.device != device or len(tensor) != sizes["b"]:

@@ -84,7 +84,7 @@ class HuggingFaceVision(Vision):
         self.grid = (self.input_size[0] // patch[0], self.input_size[1] // patch[1])
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        with hub.as_value_error(f"model_type={kind} cannot encode images"):
+        with hub.transformers_errors(f"model_type={kind} cannot encode images"):
             tokens = self(torch.zeros(1, 3, *self.input_size))
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"model_type={kind} gives {tokens.shape[1]} tokens for {self.grid} patches")

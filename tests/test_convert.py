@@ -13,15 +13,16 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.mark.parametrize("name", ["regression", "diffusion", "fast"])
-def test_a_converted_policy_acts_the_same_bit_for_bit(tmp_path, name):
+def test_a_converted_policy_acts_the_same(tmp_path, name):
     old, new = FIXTURES / f"policy_v1_{name}", tmp_path / "new"
     with pytest.raises(ValueError, match=r"saved by vla-mini 0\.1: convert it with `python scripts/convert\.py policy="):
         Policy.from_pretrained(old)
     assert command("convert", f"policy={old}", f"output={new}") == 0
     recorded = load_file(FIXTURES / f"policy_v1_{name}_acts.safetensors")
     actions = recorded.pop("actions")
-    policy = Policy.from_pretrained(new)
-    assert torch.equal(policy.act(Observation(**recorded), torch.Generator().manual_seed(0)), actions)
+    acted = Policy.from_pretrained(new).act(Observation(**recorded), torch.Generator().manual_seed(0))
+    # Up to rounding: another processor than the one that recorded them adds in another order.
+    torch.testing.assert_close(acted, actions, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_converted_is_refused_in_one_line(tmp_path, capsys):

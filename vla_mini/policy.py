@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vla_mini.normalization import Normalization
 from vla_mini.parts import (
@@ -64,21 +65,21 @@ class Policy(PretrainedMixin, nn.Module):
         action: ActionHead,
         normalization: Normalization,
         features: Features,
-        auxiliary: Mapping[str, AuxiliaryLoss] | None = None,
+        auxiliary: Mapping[str, AuxiliaryLoss] = {},
         backbone_action: ActionHead | None = None,
         history: int = 1,
-        acting: ActingDefaults | None = None,
+        acting: ActingDefaults = ActingDefaults(),  # noqa: B008 (immutable)
         ablate: Sequence[str] = (),
-        source: Mapping[str, str] | None = None,
+        source: Mapping[str, str] = {},
     ):
         super().__init__()
         if unknown := [name for name in ablate if name not in INPUTS]:
             raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
-        self.features, self.history, self.acting = features, history, acting or ActingDefaults()
-        self.ablate, self.source = tuple(ablate), dict(source or {})
+        self.features, self.history, self.acting = features, history, acting
+        self.ablate, self.source = tuple(ablate), dict(source)
         self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
         self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
-        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary or {}), backbone_action
+        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary), backbone_action
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
         )
@@ -106,11 +107,9 @@ class Policy(PretrainedMixin, nn.Module):
         instructions: Sequence[str] = (),
         action_chunks: np.ndarray | None = None,
         assets: Path | None = None,
-        history: int = 1,
-        acting: ActingDefaults | None = None,
-        ablate: Sequence[str] = (),
-        source: Mapping[str, str] | None = None,
         classes: Sequence[type] = (),
+        history: int = 1,
+        **arguments: Any,
     ) -> "Policy":
         """A policy from the settings of its parts and the facts about the data that they are built for.
 
@@ -118,6 +117,7 @@ class Policy(PretrainedMixin, nn.Module):
           "backbone_action" for knowledge insulation
         - instructions, action_chunks: of the training split, (n, t, a) in raw units: what the parts are fitted to
         - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
+        - arguments: of `Policy`: acting, ablate, source
         """
         normalization = Normalization(statistics, history=history)
         chunks = np.zeros((0, horizon, features.action_size), np.float32) if action_chunks is None else action_chunks
@@ -148,9 +148,7 @@ class Policy(PretrainedMixin, nn.Module):
             auxiliary=auxiliary,
             backbone_action=backbone_action,
             history=history,
-            acting=acting,
-            ablate=ablate,
-            source=source,
+            **arguments,
         )
 
     # ---- training
@@ -165,7 +163,7 @@ class Policy(PretrainedMixin, nn.Module):
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
         actions = self.normalization.action(batch.actions.to(state.dtype))
-        insulated = context if self.backbone_action is None else _detached(context)
+        insulated = context if self.backbone_action is None else tree_map_only(Tensor, Tensor.detach, context)
         terms = {"action": self.action.loss(insulated, actions, batch.is_pad) * valid}
         total = terms["action"]
         if self.backbone_action is not None:
@@ -271,10 +269,3 @@ class Policy(PretrainedMixin, nn.Module):
 def _with_history(names: Sequence[str], history: int) -> list[str]:
     """The newest frame's, and those of the frames before it."""
     return [f"{name} {age} before" if age else name for age in range(history) for name in names]
-
-
-def _detached(context: Context) -> Context:
-    """The context without its graph: gradients stop here."""
-    layers = tuple((keys.detach(), values.detach()) for keys, values in context.layers)
-    attention = None if context.attention is None else context.attention.detach()
-    return Context(context.tokens.detach(), context.mask, attention, layers)

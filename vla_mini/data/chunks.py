@@ -57,7 +57,7 @@ class ActionChunkDataset:
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         data, frames = self._demonstrations, self._first + np.asarray(indices)
-        episodes = _episodes(data, frames)
+        episodes = np.searchsorted(data.episode_ends, frames, side="right")
         observed = np.maximum(frames[:, None] - self._ages, data.episode_starts[episodes, None])
         ends = data.episode_ends[episodes, None]
         steps = frames[:, None] + self._steps
@@ -150,7 +150,7 @@ def sample_chunks(data: Demonstrations, horizon: int, *, most: int = 4096) -> np
     first, last = data.splits["train"]
     start, end = data.episode_starts[first], data.episode_ends[last - 1]
     frames = np.linspace(start, end - 1, min(most, end - start)).astype(int)
-    ends = data.episode_ends[_episodes(data, frames), None]
+    ends = data.episode_ends[np.searchsorted(data.episode_ends, frames, side="right"), None]
     return data.actions[np.minimum(frames[:, None] + np.arange(horizon), ends - 1)]
 
 
@@ -160,7 +160,3 @@ def check_lengths(data: Demonstrations, **lengths: int) -> None:
     for name, length in lengths.items():
         if not 1 <= length <= longest:
             raise ValueError(f"{name}={length} must be 1 to {longest}, the number of frames of the longest episode")
-
-
-def _episodes(data: Demonstrations, frames: np.ndarray) -> np.ndarray:
-    return np.searchsorted(data.episode_ends, frames, side="right")

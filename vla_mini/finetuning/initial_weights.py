@@ -47,21 +47,16 @@ def load_initial_weights(policy: Policy, saved: Policy, *, source: str) -> None:
 
 def warn_about_mismatch(policy: Policy, demonstrations: Demonstrations) -> None:
     """Print to stderr what the demonstrations have beyond the policy's vocabulary and its range of actions."""
-    for line in mismatches(policy, demonstrations):
-        print(f"init_from: {line}", file=sys.stderr)
-
-
-def mismatches(policy: Policy, demonstrations: Demonstrations) -> list[str]:
     words = sorted({word for task in demonstrations.tasks for word in task.split()})
-    unknown = [word for word in words if policy.language.unknown_words(word)]
-    found = [f"the saved policy does not know the words {', '.join(unknown)}: all share one vector"] if unknown else []
+    if unknown := [word for word in words if policy.language.unknown_words(word)]:
+        text = f"init_from: the saved policy does not know the words {', '.join(unknown)}: all share one vector"
+        print(text, file=sys.stderr)
     action = demonstrations.statistics.action
     with torch.no_grad():
         ranges = policy.normalization.action(torch.from_numpy(np.stack([action.min, action.max])).float()).abs().amax(0)
     for name, times in zip(policy.features.action, ranges.tolist(), strict=True):
         if times > WIDER:
-            found.append(f"the data's {name} has {times:.1f} times the saved range, which is kept")
-    return found
+            print(f"init_from: the data's {name} has {times:.1f} times the saved range, which is kept", file=sys.stderr)
 
 
 def _facts(policy: Policy) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import nn
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import further_rates, summarize_split
 from vla_mini.evaluation.rollout import rollout
+from vla_mini.finetuning.freezing import TrainableParameters
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
 from vla_mini.training.loggers import log, print_above_bar
@@ -145,13 +146,12 @@ class BestPolicy(Callback):
 @contextmanager
 def evaluating(policy: nn.Module) -> Iterator[None]:
     """Eval mode inside. Afterwards each module is in the mode that it was in, frozen ones included."""
-    modes = {module: module.training for module in policy.modules()}
+    before = TrainableParameters(policy)
     policy.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        before.restore(policy)
 
 
 class Checkpoints(Callback):
@@ -178,13 +178,11 @@ class Checkpoints(Callback):
                 signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        # Not within a window, whose gradients so far would be lost, nor before a validation that belongs to the step.
-        if trainer.global_step != self._step and not validation_follows(trainer):
+        if not validation_follows(trainer):
             self._at_step_boundary(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.global_step != self._step:
-            self._at_step_boundary(trainer, module)
+        self._at_step_boundary(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._at_step_boundary(trainer, module, ended=True)
@@ -200,9 +198,10 @@ class Checkpoints(Callback):
         self._random_states = state["random_states"]  # set once Lightning has prepared everything
 
     def _at_step_boundary(self, trainer: Trainer, module: LightningModule, *, ended: bool = False) -> None:
+        # Not within a window, whose gradients so far would be lost, nor before `on_train_end`, which belongs to the last step.
+        if not ended and trainer.global_step in (self._step, trainer.max_steps):
+            return
         self._step = trainer.global_step
-        if self._step == trainer.max_steps and not ended:
-            return  # `on_train_end` belongs to this step, too: a checkpoint without it would be resumed after it
         stop = self._is_stopped(trainer)
         due = stop or ended or self._step % self.every_n_steps == 0
         if self.best.unsaved or (due and self._saved_at != self._step):
@@ -214,8 +213,7 @@ class Checkpoints(Callback):
             self._stop(trainer)
 
     def _is_stopped(self, trainer: Trainer) -> bool:
-        stopped = self._signal is not None
-        return stopped if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(stopped, all=False)
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)  # of any process
 
     def _stop(self, trainer: Trainer) -> None:
         number = signal.Signals(self._signal or signal.SIGTERM)

@@ -12,10 +12,9 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vla_mini.autograd.norms import foreach_norms, noise_scale
+from vla_mini.autograd.norms import by_component, foreach_norms, noise_scale
 from vla_mini.types import Batch
 
 Parameters = Mapping[str, nn.Parameter]
@@ -139,13 +138,12 @@ def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_para
 
 
 def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str, list[int]]]:
-    """The places of each component's parameters, by the first part of their names; and of each parameter, by its name."""
-    components = [name.partition(".")[0] for name in parameters]
-    yield from ((name, [i for i, each in enumerate(components) if each == name]) for name in dict.fromkeys(components))
-    yield from ((name, [i]) for i, name in enumerate(parameters) if per_parameter)
+    """The indices of each component's parameters, by the first part of their names; and of each parameter, by its name."""
+    indices = {name: index for index, name in enumerate(parameters)}
+    yield from by_component(indices).items()
+    yield from ((name, [index]) for name, index in indices.items() if per_parameter)
 
 
-@rank_zero_only
 def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
     """`gradients/<parameter>` for W&B: 64 bins between the smallest and the largest finite value."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
@@ -153,9 +151,8 @@ def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
         return
     import wandb
 
-    histograms = {
-        f"gradients/{name}": wandb.Histogram(np_histogram=histogram(parameter.grad)) for name, parameter in parameters.items()
-    }
+    counts = {f"gradients/{name}": histogram(parameter.grad) for name, parameter in parameters.items()}
+    histograms = {name: wandb.Histogram(np_histogram=found) for name, found in counts.items()}
     for logger in loggers:
         logger.experiment.log(histograms | {"trainer/global_step": trainer.global_step})
 

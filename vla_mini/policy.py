@@ -158,7 +158,7 @@ class Policy(PretrainedMixin, nn.Module):
 
         A term without a time axis counts once for every valid action of its sample, so that one denominator serves all.
         """
-        self._check(batch, Batch)
+        check_inputs(batch, Batch, device=self.device, letters=self._letters)
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
@@ -213,7 +213,7 @@ class Policy(PretrainedMixin, nn.Module):
         self, observation: Observation
     ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
-        self._check(observation, Observation)
+        check_inputs(observation, Observation, device=self.device, letters=self._letters)
         dtype = self.normalization.state_mean.dtype
         images, tokens, mask, state = observation
         images, state = images.to(dtype) / 255, state.to(dtype)
@@ -261,9 +261,6 @@ class Policy(PretrainedMixin, nn.Module):
     def components(self) -> dict[str, nn.Module]:
         """The direct submodules that hold parameters, by name: vision, language, trunk, action, state, projection ..."""
         return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
-
-    def _check(self, value: Any, kind: type) -> None:
-        check_inputs(value, kind, device=self.device, letters=self._letters)
 
 
 def _with_history(names: Sequence[str], history: int) -> list[str]:

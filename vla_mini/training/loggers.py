@@ -134,11 +134,7 @@ def print_above_bar(trainer: Trainer, text: str) -> None:
 
 
 def build_loggers(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
-    """The loggers of a run.
-
-    - config: what the services keep beside the curves
-    - steps: that a resumed run has made before
-    """
+    """The loggers of a run, which has made so many `steps` before; the services keep its `config` beside the curves."""
     loggers: list[Logger] = [CSVLogger(run_dir / "metrics.csv", steps=steps)]
     if settings.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=steps or None))

@@ -80,18 +80,14 @@ def _check_part(name: str, ours: Part | None, theirs: Part | None, source: str) 
         if name == "backbone_action":
             setting = f"insulate={show(ours is None)}"
         else:
-            setting = f"{name.partition('.')[0]}={'none' if theirs is None else _variant(theirs)}"
+            variant = "none" if theirs is None else type(theirs).__module__.rpartition(".")[2]  # flow, of action/flow.py
+            setting = f"{name.partition('.')[0]}={variant}"
         raise ValueError(f"init_from={source}: its {name} is {found}, here it is {here}: use {setting}")
     mine, saved = ({} if part is None else _flat(json.loads(json.dumps(part.settings))) for part in (ours, theirs))
     for key in saved | mine:
         if key not in FREE and mine.get(key) != saved.get(key):
             value, here = _show(saved.get(key)), _show(mine.get(key))
             raise ValueError(f"init_from={source}: its {name}.{key} is {value}, here it is {here}: use {name}.{key}={value}")
-
-
-def _variant(part: Part) -> str:
-    """`flow`, for a class of vla_mini/action/flow.py."""
-    return type(part).__module__.rpartition(".")[2]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

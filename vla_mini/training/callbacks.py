@@ -21,7 +21,7 @@ from vla_mini.evaluation.rollout import rollout
 from vla_mini.finetuning.freezing import TrainableParameters
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
-from vla_mini.training.loggers import log, print_above_bar
+from vla_mini.training.loggers import gather, log, print_above_bar
 
 
 class WeightAverage(Callback):
@@ -188,11 +188,7 @@ class Checkpoints(Callback):
         self._at_step_boundary(trainer, module, ended=True)
 
     def state_dict(self) -> dict[str, Any]:
-        states: list[Any] = [random_state()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states *= torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, states[0])
-        return {"random_states": states}
+        return {"random_states": gather(random_state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random_states = state["random_states"]  # set once Lightning has prepared everything

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
@@ -108,7 +109,7 @@ class TrainingBar(Callback):
     """A bar over all optimizer steps, shown on a terminal by the first process. A resumed run begins where it was stopped."""
 
     def __init__(self) -> None:
-        self.bar: tqdm | None = None  # until training starts: `on_exception` may come before
+        self.bar = tqdm(disable=True)  # until training starts: `on_exception` may come before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         disable = None if trainer.is_global_zero else True  # None = where there is no terminal
@@ -123,14 +124,22 @@ class TrainingBar(Callback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 def print_above_bar(trainer: Trainer, text: str) -> None:
     """Print once, in the first process."""
     if trainer.is_global_zero:
         tqdm.write(text)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def build_loggers(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:

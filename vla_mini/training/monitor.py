@@ -5,7 +5,6 @@ docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, see the gr
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from vla_mini.autograd.norms import by_component, foreach_norms, noise_scale
+from vla_mini.training.loggers import gather
 from vla_mini.types import Batch
 
 Parameters = Mapping[str, nn.Parameter]
@@ -52,7 +52,7 @@ class GradientMonitor:
             if clip_norm:  # as torch computes it
                 self._metrics["gradients/clip_factor"] = min(1.0, clip_norm / (self._metrics["gradients/total"] + 1e-6))
             if self._hooks is not None:
-                self._metrics |= self._noise_metrics(trainer)
+                self._metrics |= self._noise_metrics()
 
     def measure_update(self) -> dict[str, float]:
         """All metrics of the step, after its update."""
@@ -60,12 +60,9 @@ class GradientMonitor:
         self._metrics, self._measured, self._weights = {}, {}, []
         return metrics | update_metrics(parameters, weights, per_parameter=self.per_parameter) if metrics else metrics
 
-    def _noise_metrics(self, trainer: Trainer) -> dict[str, float]:
-        found, self._hooks = self._hooks.remove(), None
-        if trainer.world_size > 1:
-            ranks: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, found)
-            found = [micro_batch for rank in ranks for micro_batch in rank]
+    def _noise_metrics(self) -> dict[str, float]:
+        found = [micro_batch for rank in gather(self._hooks.remove()) for micro_batch in rank]
+        self._hooks = None
         if len(found) < 2:
             return {}
         noise = noise_scale(*zip(*found, strict=True), square=self._metrics["gradients/total"] ** 2)

@@ -117,7 +117,7 @@ class PretrainedMixin:
                 needed = f"{name} needs code of {part['path']!r}, which is run only with trust_remote_code=true"
                 raise ValueError(f"{folder}: {needed}")
         features = Features(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["features"].items()})
-        policy = cls.build(
+        policy = cls(
             config["parts"],
             features=features,
             statistics=unit_statistics(features),

@@ -116,7 +116,7 @@ def _replace_norms(module: nn.Module, norm: str) -> None:
         channels = child.num_features
         new = FrozenBatchNorm2d(channels, eps=child.eps) if norm == "frozen" else nn.GroupNorm(math.gcd(channels, 16), channels)
         if norm == "frozen":
-            new.load_state_dict({key: value for key, value in child.state_dict().items() if key != "num_batches_tracked"})
+            new.load_state_dict(child.state_dict())
         setattr(module, name, new)
 
 

@@ -227,10 +227,9 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             link_last(path)
-            kept = {step for step, _ in numbered(self.folder)[: self.keep]}
-            kept |= {self.best.best["step"]} if self.best.best else set()
-            for step, old in numbered(self.folder):
-                if step not in kept:
+            best = self.best.best["step"] if self.best.best else None
+            for step, old in numbered(self.folder)[self.keep :]:
+                if step != best:
                     trainer.strategy.remove_checkpoint(old)
         self.best.save(trainer, module)
 

@@ -178,7 +178,7 @@ class Checkpoints(Callback):
                 signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if not validation_follows(trainer):
+        if not validation_follows(trainer):  # which belongs to the step
             self._at_step_boundary(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -194,7 +194,8 @@ class Checkpoints(Callback):
         self._random_states = state["random_states"]  # set once Lightning has prepared everything
 
     def _at_step_boundary(self, trainer: Trainer, module: LightningModule, *, ended: bool = False) -> None:
-        # Not within a window, whose gradients so far would be lost, nor before `on_train_end`, which belongs to the last step.
+        # Not within a window, whose gradients so far would be lost. Nor after the last step, to which `on_train_end` belongs:
+        # a checkpoint without it would be resumed after it.
         if not ended and trainer.global_step in (self._step, trainer.max_steps):
             return
         self._step = trainer.global_step

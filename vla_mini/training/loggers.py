@@ -109,7 +109,7 @@ class TrainingBar(Callback):
     """A bar over all optimizer steps, shown on a terminal by the first process. A resumed run begins where it was stopped."""
 
     def __init__(self) -> None:
-        self.bar = tqdm(disable=True)  # until training starts: `on_exception` may come before
+        self.bar: tqdm | None = None  # until training starts: `on_exception` may come before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         disable = None if trainer.is_global_zero else True  # None = where there is no terminal
@@ -124,7 +124,8 @@ class TrainingBar(Callback):
         self.bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def print_above_bar(trainer: Trainer, text: str) -> None:

@@ -4,7 +4,7 @@
     tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
     state   b s ─────────────────────────────── state ─┘                  └── auxiliary losses (training only)
 
-It knows no concrete variant: the parts are handed in, and it holds the projections, the normalisation and the loss.
+It knows no concrete variant: its parts are built by their class paths. It holds the projections, the normalisation, the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vla_mini.normalization import Normalization
-from vla_mini.parts import (
-    ActingDefaults,
-    ActionHead,
-    AuxiliaryLoss,
-    AuxiliarySpec,
-    EpisodeData,
-    FitData,
-    HeadSpec,
-    Language,
-    ObservationSpec,
-    Trunk,
-    TrunkSpec,
-    Vision,
-)
+from vla_mini.parts import ActingDefaults, AuxiliarySpec, EpisodeData, FitData, HeadSpec, ObservationSpec, TrunkSpec
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
 from vla_mini.types import Batch, Context, Features, Observation, Statistics
@@ -42,14 +30,17 @@ INPUTS = ("images", "instruction", "state")  # what can be ablated
 
 
 class Policy(PretrainedMixin, nn.Module):
-    """A Vision-Language-Action policy.
+    """A Vision-Language-Action policy, from the settings of its parts and the facts about the data that they are built for.
 
-    - vision, language, trunk, action: the parts; parts.py says what each promises
-    - auxiliary: further losses in training, by name
-    - backbone_action: an optional second head, for knowledge insulation (Driess et al. 2025): the backbone is trained by this
-      one alone, and the gradient of `action` stops before it
-    - normalization: raw units <-> network units, with the dataset's statistics
+    - parts: {"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}; what
+      each promises is in parts.py. "backbone_action" is an optional second head, for knowledge insulation (Driess et al.
+      2025): the backbone is trained by this one alone, and the gradient of `action` stops before it
     - features: what a frame of the dataset holds; observations of other sizes are refused
+    - statistics: of the dataset, for raw units <-> network units
+    - horizon: number of actions in a chunk
+    - instructions, action_chunks: of the training split, (n, t, a) in raw units: what the parts are fitted to
+    - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
+    - classes: those of the parts that are not vla_mini's own
     - history: how many frames are observed, the newest first; to the parts, past frames are further cameras
     - acting: defaults of the Controller (acting.py), kept for saving
     - ablate: names of inputs, of `INPUTS`, that are replaced by a constant: black images, an empty instruction, the mean state
@@ -58,47 +49,6 @@ class Policy(PretrainedMixin, nn.Module):
 
     def __init__(
         self,
-        *,
-        vision: Vision,
-        language: Language,
-        trunk: Trunk,
-        action: ActionHead,
-        normalization: Normalization,
-        features: Features,
-        auxiliary: Mapping[str, AuxiliaryLoss] | None = None,
-        backbone_action: ActionHead | None = None,
-        history: int = 1,
-        acting: ActingDefaults | None = None,
-        ablate: Sequence[str] = (),
-        source: Mapping[str, str] | None = None,
-    ):
-        super().__init__()
-        if unknown := [name for name in ablate if name not in INPUTS]:
-            raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
-        self.features, self.history, self.acting = features, history, acting or ActingDefaults()
-        self.ablate, self.source = tuple(ablate), dict(source or {})
-        self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
-        self.vision, self.language, self.trunk, self.action = vision, language, trunk, action
-        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary or {}), backbone_action
-        self.projection = nn.ModuleDict(
-            {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(language.width, trunk.width)}
-        )
-        num_images = history * len(features.cameras)
-        # Distinguishes cameras and frames of history; a single image needs no embedding.
-        self.camera_embedding = nn.Embedding(num_images, trunk.width) if num_images > 1 else None
-        self.state = nn.Linear(history * features.state_size, trunk.width)
-        self.normalization = normalization
-        (height, width), cameras = features.image_size, _with_history(features.cameras, history)
-        # The sizes of inputs, or the names of their entries, by the letters of types.py.
-        self._letters = {"k": cameras, "c": 3, "h": height, "w": width, "s": _with_history(features.state, history)}
-        self._letters |= {"a": features.action, "t": self.horizon}
-        if "instruction" in self.ablate:  # tokenized here, since a compiled policy cannot
-            for name, tensor in zip(("empty_tokens", "empty_mask"), self.tokenize([""]), strict=True):
-                self.register_buffer(name, tensor, persistent=False)
-
-    @classmethod
-    def build(
-        cls,
         parts: Mapping[str, Any],
         *,
         features: Features,
@@ -107,52 +57,54 @@ class Policy(PretrainedMixin, nn.Module):
         instructions: Sequence[str] = (),
         action_chunks: np.ndarray | None = None,
         assets: Path | None = None,
-        history: int = 1,
-        acting: ActingDefaults | None = None,
-        ablate: Sequence[str] = (),
-        source: Mapping[str, str] | None = None,
         classes: Sequence[type] = (),
-    ) -> "Policy":
-        """A policy from the settings of its parts and the facts about the data that they are built for.
-
-        - parts: {"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}, and
-          "backbone_action" for knowledge insulation
-        - instructions, action_chunks: of the training split, (n, t, a) in raw units: what the parts are fitted to
-        - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
-        """
+        history: int = 1,
+        acting: ActingDefaults = ActingDefaults(),  # noqa: B008 (immutable)
+        ablate: Sequence[str] = (),
+        source: Mapping[str, str] = {},
+    ):
+        super().__init__()
+        if unknown := [name for name in ablate if name not in INPUTS]:
+            raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
+        self.features, self.history, self.acting = features, history, acting
+        self.ablate, self.source = tuple(ablate), dict(source)
+        self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
         normalization = Normalization(statistics, history=history)
         chunks = np.zeros((0, horizon, features.action_size), np.float32) if action_chunks is None else action_chunks
         data = FitData(tuple(instructions), normalization.action(torch.from_numpy(chunks)), statistics)
         options = {"classes": classes, "data": data, "assets": assets}
-        cameras = features.cameras * history
-        observation = ObservationSpec(cameras, features.image_size, features.state)
-        vision = build("vision", parts["vision"], observation, **options)
-        language = build("language", parts["language"], observation, **options)
-        trunk = build("trunk", parts["trunk"], TrunkSpec(vision.grid, len(cameras)), **options)
+
+        num_images = history * len(features.cameras)
+        observation = ObservationSpec(features.cameras * history, features.image_size, features.state)
+        self.vision = vision = build("vision", parts["vision"], observation, **options)
+        self.language = build("language", parts["language"], observation, **options)
+        self.trunk = trunk = build("trunk", parts["trunk"], TrunkSpec(vision.grid, num_images), **options)
         head = HeadSpec(trunk.width, trunk.num_tokens, horizon, features.action_size)
-        action, backbone_action = (
+        self.action, backbone_action = (
             build("action", parts[name], head, name=name, **options) if parts.get(name) else None
             for name in ("action", "backbone_action")
         )
-        spec = AuxiliarySpec(vision.grid, len(cameras), trunk.num_queries, trunk.width, features.state, features.action)
+        spec = AuxiliarySpec(vision.grid, num_images, trunk.num_queries, trunk.width, features.state, features.action)
         auxiliary = {
             name: build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
             for name, settings in (parts.get("auxiliary") or {}).items()
         }
-        return cls(
-            vision=vision,
-            language=language,
-            trunk=trunk,
-            action=action,
-            normalization=normalization,
-            features=features,
-            auxiliary=auxiliary,
-            backbone_action=backbone_action,
-            history=history,
-            acting=acting,
-            ablate=ablate,
-            source=source,
+        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary), backbone_action
+        self.projection = nn.ModuleDict(
+            {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(self.language.width, trunk.width)}
         )
+        # Distinguishes cameras and frames of history; a single image needs no embedding.
+        self.camera_embedding = nn.Embedding(num_images, trunk.width) if num_images > 1 else None
+        self.state = nn.Linear(history * features.state_size, trunk.width)
+        self.normalization = normalization
+
+        (height, width), cameras = features.image_size, _with_history(features.cameras, history)
+        # The sizes of inputs, or the names of their entries, by the letters of types.py.
+        self._letters = {"k": cameras, "c": 3, "h": height, "w": width, "s": _with_history(features.state, history)}
+        self._letters |= {"a": features.action, "t": horizon}
+        if "instruction" in self.ablate:  # tokenized here, since a compiled policy cannot
+            for name, tensor in zip(("empty_tokens", "empty_mask"), self.tokenize([""]), strict=True):
+                self.register_buffer(name, tensor, persistent=False)
 
     # ---- training
 
@@ -161,12 +113,12 @@ class Policy(PretrainedMixin, nn.Module):
 
         A term without a time axis counts once for every valid action of its sample, so that one denominator serves all.
         """
-        self._check(batch, Batch)
+        check_inputs(batch, Batch, device=self.device, letters=self._letters)
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
         actions = self.normalization.action(batch.actions.to(state.dtype))
-        insulated = context if self.backbone_action is None else _detached(context)
+        insulated = context if self.backbone_action is None else tree_map_only(Tensor, Tensor.detach, context)
         terms = {"action": self.action.loss(insulated, actions, batch.is_pad) * valid}
         total = terms["action"]
         if self.backbone_action is not None:
@@ -226,7 +178,7 @@ class Policy(PretrainedMixin, nn.Module):
         self, observation: Observation
     ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
-        self._check(observation, Observation)
+        check_inputs(observation, Observation, device=self.device, letters=self._letters)
         dtype = self.normalization.state_mean.dtype
         images, tokens, mask, state = observation
         images, state = images.to(dtype) / 255, state.to(dtype)
@@ -275,17 +227,7 @@ class Policy(PretrainedMixin, nn.Module):
         """The direct submodules that hold parameters, by name: vision, language, trunk, action, state, projection ..."""
         return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
 
-    def _check(self, value: Any, kind: type) -> None:
-        check_inputs(value, kind, device=self.device, letters=self._letters)
-
 
 def _with_history(names: Sequence[str], history: int) -> list[str]:
     """The newest frame's, and those of the frames before it."""
     return [f"{name} {age} before" if age else name for age in range(history) for name in names]
-
-
-def _detached(context: Context) -> Context:
-    """The context without its graph: gradients stop here."""
-    layers = tuple((keys.detach(), values.detach()) for keys, values in context.layers)
-    attention = None if context.attention is None else context.attention.detach()
-    return Context(context.tokens.detach(), context.mask, attention, layers)

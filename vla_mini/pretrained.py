@@ -5,14 +5,13 @@ A folder from elsewhere runs no code: only vla_mini's own classes are built (reg
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from vla_mini.parts import ActingDefaults, Part
 from vla_mini.registry import describe
@@ -40,8 +39,8 @@ import vla_mini
 policy = vla_mini.Policy.from_pretrained("{repo_id}")
 ```
 
-Inputs: images of {cameras} ({height} x {width} pixels), the state ({state}) and an instruction. Output: {horizon} actions
-({action}), {fps} a second.
+Inputs: images of {cameras} ({size} pixels), the state ({state}) and an instruction. Output: {policy.horizon} actions
+({action}), {policy.features.fps} a second.
 
 | part | class |
 |---|---|
@@ -52,20 +51,7 @@ Inputs: images of {cameras} ({height} x {width} pixels), the state ({state}) and
 
 
 class PretrainedMixin:
-    """Saving and loading, for `Policy`."""
-
-    vision: Part
-    language: Part
-    trunk: Part
-    action: Part
-    backbone_action: Part | None
-    auxiliary: nn.ModuleDict
-    features: Features
-    history: int
-    acting: ActingDefaults
-    ablate: tuple[str, ...]
-    source: dict[str, str]
-    lora: dict[str, Any] | None
+    """Saving and loading, for `Policy`, whose attributes it reads."""
 
     SINGLE_PARTS: ClassVar = ("vision", "language", "trunk", "action", "backbone_action")
 
@@ -86,11 +72,10 @@ class PretrainedMixin:
         weights = {WEIGHTS: lora.plain_weights(self, merged=not separate)}
         weights |= {ADAPTERS: lora.adapters(self)} if separate else {}
         described = {name: describe(part) for name, part in self.parts()}
-        prefix = "auxiliary."
+        auxiliary = {name: described[f"auxiliary.{name}"] for name in self.auxiliary}
         config = {
             "format": FORMAT,
-            "parts": {name: described.get(name) for name in self.SINGLE_PARTS}
-            | {"auxiliary": {k.removeprefix(prefix): v for k, v in described.items() if k.startswith(prefix)}},
+            "parts": {name: described.get(name) for name in self.SINGLE_PARTS} | {"auxiliary": auxiliary},
             "features": self.features._asdict(),
             "horizon": self.horizon,
             "history": self.history,
@@ -127,12 +112,12 @@ class PretrainedMixin:
         """
         folder = locate(source, setting=setting)
         config = read_config(folder)
-        for name, part in _single_parts(config["parts"]):
-            if part.get("trust_remote_code") and not trust_remote_code:
+        for name, part in [*config["parts"].items(), *config["parts"]["auxiliary"].items()]:
+            if part and part.get("trust_remote_code") and not trust_remote_code:
                 needed = f"{name} needs code of {part['path']!r}, which is run only with trust_remote_code=true"
                 raise ValueError(f"{folder}: {needed}")
         features = Features(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["features"].items()})
-        policy = cls.build(
+        policy = cls(
             config["parts"],
             features=features,
             statistics=unit_statistics(features),
@@ -180,19 +165,16 @@ class PretrainedMixin:
 
     def model_card(self, repo_id: str) -> str:
         """The README.md of the policy's repository on the hub."""
-        features, (height, width) = self.features, self.features.image_size
         return MODEL_CARD.format(
             name=repo_id.rpartition("/")[2],
             repo_id=repo_id,
             parameters=sum(parameter.numel() for parameter in self.parameters()),
             env=self.source.get("env", "its own environment"),
-            cameras=", ".join(features.cameras),
-            height=height,
-            width=width,
-            state=", ".join(features.state),
-            action=", ".join(features.action),
-            horizon=self.horizon,
-            fps=features.fps,
+            cameras=", ".join(self.features.cameras),
+            size=" x ".join(map(str, self.features.image_size)),
+            state=", ".join(self.features.state),
+            action=", ".join(self.features.action),
+            policy=self,
             parts="\n".join(f"| {name} | {type(part).__name__} |" for name, part in self.parts()),
         )
 
@@ -225,17 +207,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def unit_statistics(features: Features) -> Statistics:
     """Placeholders for the saved statistics, which are loaded with the weights."""
-
-    def unit(size: int) -> FeatureStatistics:
-        return FeatureStatistics(*(np.full(size, value, np.float32) for value in (-1, 1, 0, 1, -1, 1)))
-
-    return Statistics(unit(features.state_size), unit(features.action_size))
-
-
-def _single_parts(parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, settings) of each part in config.json."""
-    for name, part in parts.items():
-        if name == "auxiliary":
-            yield from part.items()
-        elif part:
-            yield name, part
+    sizes, values = (features.state_size, features.action_size), (-1, 1, 0, 1, -1, 1)
+    return Statistics(*(FeatureStatistics(*(np.full(size, value, np.float32) for value in values)) for size in sizes))

@@ -1,23 +1,17 @@
-"""Norms of gradients, and the noise scale of gradients with known noise."""
-
-import math
+"""Gradients by name, and the noise scale of gradients with known noise."""
 
 import numpy as np
 import pytest
-import torch
 
 from tests.factory import make_batch, make_policy, mean_loss
-from vla_mini.autograd.norms import foreach_norms, gradients_of, noise_scale
+from vla_mini.autograd.norms import gradients_of, noise_scale
 
 
-def test_norms_are_those_of_one_long_vector():
+def test_gradients_have_the_names_of_the_parameters():
     policy = make_policy()
     assert gradients_of(policy) == {}
     mean_loss(policy, make_batch(policy)).backward()
-    gradients = gradients_of(policy)
-    expected = torch.cat([gradient.flatten() for gradient in gradients.values()]).double().norm().item()
-    assert gradients.keys() == dict(policy.named_parameters()).keys()
-    assert math.hypot(*foreach_norms(gradients.values())) == pytest.approx(expected, rel=1e-6)
+    assert gradients_of(policy).keys() == dict(policy.named_parameters()).keys()
 
 
 def test_the_noise_scale_is_unbiased():

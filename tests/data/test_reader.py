@@ -46,9 +46,7 @@ def test_vectors_of_one_element_and_many_files(made_up, tmp_path, monkeypatch):
 
 
 def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_again(made_up, dataset, tmp_path, truth, monkeypatch):
-    counted = []
-    first = read_dataset(dataset, progress=lambda done, total: counted.append((done, total)))
-    assert counted == [(23, 23)]
+    first = read_dataset(dataset)
     moved = tmp_path / "elsewhere"
     shutil.copytree(dataset, moved)
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from tests.utils.test_lora import adapted
 from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
-from vla_mini.finetuning.initial_weights import load_initial_weights, mismatches
+from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about_mismatch
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
 from vla_mini.training.setup import dry_run, untrained_policy
@@ -174,5 +174,6 @@ def test_what_the_data_have_beyond_it_is_printed(folder, demonstrations, capsys)
     action = demonstrations.statistics.action
     wide = action._replace(max=action.max * np.array([1, 3, 1, 1], np.float32))
     far = demonstrations._replace(statistics=demonstrations.statistics._replace(action=wide))
-    _, second = mismatches(Policy.from_pretrained(folder), far)
-    assert second == "the data's dy has 2.9 times the saved range, which is kept"
+    warn_about_mismatch(Policy.from_pretrained(folder), far)
+    _, second = capsys.readouterr().err.splitlines()
+    assert second == "init_from: the data's dy has 2.9 times the saved range, which is kept"

@@ -64,7 +64,8 @@ class DiffusionHead(ActionHead):
         timestep = (uniform * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         noisy = self.add_noise(actions[:, None], noise, timestep)
         condition = repeat(self.denoiser.condition(context), "b d -> (b repeats) d", repeats=repeats)
-        output = self._output(noisy.flatten(0, 1), timestep.flatten(), condition).unflatten(0, noise.shape[:2])
+        time = timestep.flatten().to(noisy.dtype) / self.num_train_timesteps
+        output = self.denoiser(noisy.flatten(0, 1), time, condition).unflatten(0, noise.shape[:2])
         target = actions[:, None] if self.target == "action" else noise
         return (output - target).square().mean(dim=(1, 3))
 
@@ -75,8 +76,8 @@ class DiffusionHead(ActionHead):
         spacing = self.num_train_timesteps / self.num_steps
         timesteps = [round((step + 1) * spacing) - 1 for step in reversed(range(self.num_steps))]
         for timestep, next_timestep in pairwise([*timesteps, -1]):
-            output = self._output(x, torch.full((len(x),), timestep, device=x.device), condition)
-            x = self.step(output, x, timestep, next_timestep)
+            time = torch.full((len(x),), timestep, dtype=x.dtype, device=x.device) / self.num_train_timesteps
+            x = self.step(self.denoiser(x, time, condition), x, timestep, next_timestep)
         return x
 
     def expected_initial_loss(self, actions: Float[Tensor, "n a"]) -> float:
@@ -99,11 +100,6 @@ class DiffusionHead(ActionHead):
         action = action.clamp(-1, 1)
         noise = (x - math.sqrt(alpha) * action) / math.sqrt(1 - alpha)
         return math.sqrt(next_alpha) * action + math.sqrt(1 - next_alpha) * noise
-
-    def _output(
-        self, noisy: Float[Tensor, "n t a"], timestep: Int64[Tensor, " n"], condition: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n t a"]:
-        return self.denoiser(noisy, timestep.to(noisy.dtype) / self.num_train_timesteps, condition)
 
 
 def squared_cosine_schedule(num_train_timesteps: int) -> list[float]:

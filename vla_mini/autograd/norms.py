@@ -1,11 +1,10 @@
-"""Gradients by parameter, their norms and their noise scale."""
+"""Gradients by parameter, and their noise scale."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 
@@ -17,12 +16,6 @@ def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
             assert parameter.requires_grad, f"{name} is frozen, yet it has a gradient"
             gradients[name] = parameter.grad
     return gradients
-
-
-def foreach_norms(tensors: Iterable[Tensor], order: float = 2.0) -> list[float]:
-    """Their norms, Euclidean ones by default, in one fused pass and one transfer to the host."""
-    tensors = list(tensors)
-    return torch.stack(torch._foreach_norm(tensors, order)).tolist() if tensors else []
 
 
 class NoiseScale(NamedTuple):

@@ -57,7 +57,7 @@ class ActionChunkDataset:
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         data, frames = self._demonstrations, self._first + np.asarray(indices)
-        episodes = _episodes(data, frames)
+        episodes = np.searchsorted(data.episode_ends, frames, side="right")
         observed = np.maximum(frames[:, None] - self._ages, data.episode_starts[episodes, None])
         ends = data.episode_ends[episodes, None]
         steps = frames[:, None] + self._steps
@@ -76,28 +76,20 @@ class ActionChunkDataset:
 
 
 class EpochSampler:
-    """The order of an epoch's samples: a permutation drawn from (seed, epoch) alone. Without a seed, in order."""
+    """Holds the number of the epoch, which Lightning sets at its start, as on any sampler."""
 
-    def __init__(self, length: int, *, seed: int | None) -> None:
-        self.epoch = 0
-        self.shuffles = seed is not None
-        self._length, self._seed = length, seed
+    epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of each epoch, as on any sampler."""
         self.epoch = epoch
-
-    def order(self) -> np.ndarray:
-        if not self.shuffles:
-            return np.arange(self._length)
-        return np.random.default_rng([self._seed, self.epoch]).permutation(self._length)
 
 
 class BatchLoader:
     """The batches of an epoch, for Lightning and for loops of one's own, which call `loader.sampler.set_epoch(epoch)`.
 
     - batch_size: samples of one process
-    - seed: with one, the order is random and a last, smaller batch is dropped; without, in order and complete
+    - seed: with one, the order is a permutation drawn from (seed, epoch) alone, and a last, smaller batch is dropped; without,
+      the samples are in order and complete
     - rank, world_size: each process gets its own part of every global batch of `batch_size * world_size` samples; a rest of
       fewer samples than processes is dropped
 
@@ -108,9 +100,9 @@ class BatchLoader:
     def __init__(
         self, dataset: ActionChunkDataset, *, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.sampler = EpochSampler(len(dataset), seed=seed)
+        self.sampler = EpochSampler()
         self.batch_sampler = None  # Lightning looks for one beside a sampler.
-        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+        self._dataset, self._seed, self._rank, self._world_size = dataset, seed, rank, world_size
         self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
         self._stride = batch_size * world_size
         self._position = (0, 0)  # the epoch, and how many of its batches were yielded
@@ -121,10 +113,11 @@ class BatchLoader:
 
     def __len__(self) -> int:
         complete, rest = divmod(len(self._dataset), self._stride)
-        return complete + (rest >= self._world_size and not self.sampler.shuffles)
+        return complete + (rest >= self._world_size and self._seed is None)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, order = self.sampler.epoch, self.sampler.order()
+        epoch, size = self.sampler.epoch, len(self._dataset)
+        order = np.arange(size) if self._seed is None else np.random.default_rng([self._seed, epoch]).permutation(size)
         first = self._position[1] if self._resuming and self._position[0] == epoch else 0
         self._resuming = False
         for number in range(first, len(self)):
@@ -150,7 +143,7 @@ def sample_chunks(data: Demonstrations, horizon: int, *, most: int = 4096) -> np
     first, last = data.splits["train"]
     start, end = data.episode_starts[first], data.episode_ends[last - 1]
     frames = np.linspace(start, end - 1, min(most, end - start)).astype(int)
-    ends = data.episode_ends[_episodes(data, frames), None]
+    ends = data.episode_ends[np.searchsorted(data.episode_ends, frames, side="right"), None]
     return data.actions[np.minimum(frames[:, None] + np.arange(horizon), ends - 1)]
 
 
@@ -160,7 +153,3 @@ def check_lengths(data: Demonstrations, **lengths: int) -> None:
     for name, length in lengths.items():
         if not 1 <= length <= longest:
             raise ValueError(f"{name}={length} must be 1 to {longest}, the number of frames of the longest episode")
-
-
-def _episodes(data: Demonstrations, frames: np.ndarray) -> np.ndarray:
-    return np.searchsorted(data.episode_ends, frames, side="right")

@@ -7,8 +7,9 @@ pixels, as in the policy's input, so that a batch is a single gather.
 """
 
 import io
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -26,16 +27,12 @@ from vla_mini.utils.errors import as_value_error
 BLOCK = 1024
 SLICE = 64
 
-Progress = Callable[[int, int], None]  # (done, total)
 
-
-def map_frames(
-    cache: Path, *, data_files: list[Path], columns: list[str], shape: tuple[int, ...], progress: Progress | None = None
-) -> np.ndarray:
+def map_frames(cache: Path, *, data_files: list[Path], columns: list[str], shape: tuple[int, ...]) -> np.ndarray:
     """The frames in the file `cache`; where it is missing, it is decoded first from the image `columns` of `data_files`.
 
-    `shape` is (n, k, c, h, w); `progress(done, total)` counts frames. The mapping is copy-on-write: writing to the
-    array changes neither the file nor what other processes see.
+    `shape` is (n, k, c, h, w). The mapping is copy-on-write: writing to the array changes neither the file nor what other
+    processes see.
 
     Raises ValueError, naming the file, for an image that does not decode or has another size, and for a `cache` that
     cannot be written.
@@ -45,13 +42,8 @@ def map_frames(
             cache.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(cache) as temporary:
                 with temporary.open("wb") as file:
-                    done = 0
-                    for block in _decode(data_files, columns=columns, shape=shape[1:]):
-                        file.write(block)
-                        done += len(block)
-                        if progress is not None:
-                            progress(done, shape[0])
-                assert done == shape[0]
+                    file.writelines(_decode(data_files, columns=columns, shape=shape[1:]))
+                assert temporary.stat().st_size == math.prod(shape)
                 files.write_checksum(cache, files.crc32(temporary))
     return np.memmap(cache, dtype=np.uint8, mode="c", shape=shape)
 

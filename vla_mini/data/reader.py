@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla_mini.data import layout
-from vla_mini.data.frames import Progress, map_frames
+from vla_mini.data.frames import map_frames
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
 from vla_mini.utils.errors import as_value_error
@@ -41,8 +41,8 @@ class Demonstrations(NamedTuple):
     fingerprint: str  # SHA-256 over the dataset's files
 
 
-def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None) -> Demonstrations:
-    """Read the dataset at `root`. Images that were not decoded before are decoded now; `progress(done, total)` counts them.
+def read_dataset(root: str | Path, *, cache: str | Path | None = None) -> Demonstrations:
+    """Read the dataset at `root`. Images that were not decoded before are decoded now.
 
     Decoded frames are kept in the folder `cache` (None: `.cache` beside `root`). Raises ValueError, naming the file,
     for whatever is missing, cut short or not understood.
@@ -69,7 +69,6 @@ def read_dataset(root: str | Path, *, cache: str | Path | None = None, progress:
         data_files=data_files,
         columns=image_columns,
         shape=(int(ends[-1]), len(features.cameras), 3, *features.image_size),
-        progress=progress,
     )
     return Demonstrations(
         features=features,

@@ -78,7 +78,7 @@ class DatasetWriter:
     """
 
     def __init__(self, root: str | Path, *, features: Features, robot_type: str) -> None:
-        self.num_frames = 0
+        self.num_episodes = self.num_frames = 0
         self._root, self._features, self._robot_type = Path(root), features, robot_type
         self._schema = layout.data_schema(features)
         self._values: list[EpisodeValues] = []
@@ -99,10 +99,6 @@ class DatasetWriter:
             self._open_files.close()
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)  # after `finish` there is nothing there
-
-    @property
-    def num_episodes(self) -> int:
-        return len(self._episodes)
 
     def add_episode(self, episode: EncodedEpisode) -> None:
         """Append one episode as one row group; files are split by size, never inside an episode."""
@@ -128,6 +124,7 @@ class DatasetWriter:
         for feature, described in describe_episode(self._values[-1]).items():
             row |= {f"stats/{feature}/{statistic}": value for statistic, value in described.items()}
         self._episodes.append(row)
+        self.num_episodes += 1
         self.num_frames += length
 
     def finish(self, *, splits: dict[str, tuple[int, int]]) -> None:

@@ -47,21 +47,16 @@ def load_initial_weights(policy: Policy, saved: Policy, *, source: str) -> None:
 
 def warn_about_mismatch(policy: Policy, demonstrations: Demonstrations) -> None:
     """Print to stderr what the demonstrations have beyond the policy's vocabulary and its range of actions."""
-    for line in mismatches(policy, demonstrations):
-        print(f"init_from: {line}", file=sys.stderr)
-
-
-def mismatches(policy: Policy, demonstrations: Demonstrations) -> list[str]:
     words = sorted({word for task in demonstrations.tasks for word in task.split()})
-    unknown = [word for word in words if policy.language.unknown_words(word)]
-    found = [f"the saved policy does not know the words {', '.join(unknown)}: all share one vector"] if unknown else []
+    if unknown := [word for word in words if policy.language.unknown_words(word)]:
+        text = f"init_from: the saved policy does not know the words {', '.join(unknown)}: all share one vector"
+        print(text, file=sys.stderr)
     action = demonstrations.statistics.action
     with torch.no_grad():
         ranges = policy.normalization.action(torch.from_numpy(np.stack([action.min, action.max])).float()).abs().amax(0)
     for name, times in zip(policy.features.action, ranges.tolist(), strict=True):
         if times > WIDER:
-            found.append(f"the data's {name} has {times:.1f} times the saved range, which is kept")
-    return found
+            print(f"init_from: the data's {name} has {times:.1f} times the saved range, which is kept", file=sys.stderr)
 
 
 def _facts(policy: Policy) -> dict[str, Any]:
@@ -85,18 +80,14 @@ def _check_part(name: str, ours: Part | None, theirs: Part | None, source: str) 
         if name == "backbone_action":
             setting = f"insulate={show(ours is None)}"
         else:
-            setting = f"{name.partition('.')[0]}={'none' if theirs is None else _variant(theirs)}"
+            variant = "none" if theirs is None else type(theirs).__module__.rpartition(".")[2]  # flow, of action/flow.py
+            setting = f"{name.partition('.')[0]}={variant}"
         raise ValueError(f"init_from={source}: its {name} is {found}, here it is {here}: use {setting}")
     mine, saved = ({} if part is None else _flat(json.loads(json.dumps(part.settings))) for part in (ours, theirs))
     for key in saved | mine:
         if key not in FREE and mine.get(key) != saved.get(key):
             value, here = _show(saved.get(key)), _show(mine.get(key))
             raise ValueError(f"init_from={source}: its {name}.{key} is {value}, here it is {here}: use {name}.{key}={value}")
-
-
-def _variant(part: Part) -> str:
-    """`flow`, for a class of vla_mini/action/flow.py."""
-    return type(part).__module__.rpartition(".")[2]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

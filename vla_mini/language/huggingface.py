@@ -1,7 +1,6 @@
 """A text encoder of the transformers library (BERT, MiniLM, T5, CLIP ...): instruction -> one contextual vector for each token,
 "b l width". A frozen encoder computes the vectors of an instruction once and caches them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vla_mini.language._tokenizer import FILE, PAD, begin_with, pad_and_truncate, read_tokenizer, train_tokenizer
 from vla_mini.parts import FitData, Language, ObservationSpec
 from vla_mini.utils import hub
-from vla_mini.utils.files import read_json
+from vla_mini.utils.files import read_json, write_json
 
 CONFIG = "language_model.json"  # in a saved policy
 CACHE_SIZE = 16384  # instructions; a full cache is emptied
@@ -66,7 +65,7 @@ class HuggingFaceLanguage(Language):
 
     def save_assets(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / FILE))
-        (folder / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+        write_json(folder / CONFIG, self.config)
 
     def load_assets(self, folder: Path) -> None:
         model, config = hub.make_again(read_json(folder / CONFIG), part="text", settings=self.settings)

@@ -52,7 +52,7 @@ def make_policy(
     torch.manual_seed(seed)
     parts = DEFAULTS | parts
     auxiliary = parts.pop("auxiliary") or {}
-    policy = Policy.build(
+    policy = Policy(
         {name: _settings(part) for name, part in parts.items()}
         | {"auxiliary": {name: _settings(part) for name, part in auxiliary.items()}},
         features=features,

@@ -18,9 +18,10 @@ from torch import nn
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import further_rates, summarize_split
 from vla_mini.evaluation.rollout import rollout
+from vla_mini.finetuning.freezing import TrainableParameters
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
-from vla_mini.training.loggers import log, print_above_bar
+from vla_mini.training.loggers import gather, log, print_above_bar
 
 
 class WeightAverage(Callback):
@@ -145,13 +146,12 @@ class BestPolicy(Callback):
 @contextmanager
 def evaluating(policy: nn.Module) -> Iterator[None]:
     """Eval mode inside. Afterwards each module is in the mode that it was in, frozen ones included."""
-    modes = {module: module.training for module in policy.modules()}
+    before = TrainableParameters(policy)
     policy.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        before.restore(policy)
 
 
 class Checkpoints(Callback):
@@ -178,31 +178,27 @@ class Checkpoints(Callback):
                 signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        # Not within a window, whose gradients so far would be lost, nor before a validation that belongs to the step.
-        if trainer.global_step != self._step and not validation_follows(trainer):
+        if not validation_follows(trainer):  # which belongs to the step
             self._at_step_boundary(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.global_step != self._step:
-            self._at_step_boundary(trainer, module)
+        self._at_step_boundary(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._at_step_boundary(trainer, module, ended=True)
 
     def state_dict(self) -> dict[str, Any]:
-        states: list[Any] = [random_state()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states *= torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, states[0])
-        return {"random_states": states}
+        return {"random_states": gather(random_state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random_states = state["random_states"]  # set once Lightning has prepared everything
 
     def _at_step_boundary(self, trainer: Trainer, module: LightningModule, *, ended: bool = False) -> None:
+        # Not within a window, whose gradients so far would be lost. Nor after the last step, to which `on_train_end` belongs:
+        # a checkpoint without it would be resumed after it.
+        if not ended and trainer.global_step in (self._step, trainer.max_steps):
+            return
         self._step = trainer.global_step
-        if self._step == trainer.max_steps and not ended:
-            return  # `on_train_end` belongs to this step, too: a checkpoint without it would be resumed after it
         stop = self._is_stopped(trainer)
         due = stop or ended or self._step % self.every_n_steps == 0
         if self.best.unsaved or (due and self._saved_at != self._step):
@@ -214,8 +210,7 @@ class Checkpoints(Callback):
             self._stop(trainer)
 
     def _is_stopped(self, trainer: Trainer) -> bool:
-        stopped = self._signal is not None
-        return stopped if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(stopped, all=False)
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)  # of any process
 
     def _stop(self, trainer: Trainer) -> None:
         number = signal.Signals(self._signal or signal.SIGTERM)
@@ -233,10 +228,9 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             link_last(path)
-            kept = {step for step, _ in numbered(self.folder)[: self.keep]}
-            kept |= {self.best.best["step"]} if self.best.best else set()
-            for step, old in numbered(self.folder):
-                if step not in kept:
+            best = self.best.best["step"] if self.best.best else None
+            for step, old in numbered(self.folder)[self.keep :]:
+                if step != best:
                     trainer.strategy.remove_checkpoint(old)
         self.best.save(trainer, module)
 

@@ -182,12 +182,11 @@ def check_provenance(run_dir: Path, found: Mapping[str, Any]) -> None:
         old, new = _compared(before), _compared(found)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it does not hold what the run began with") from error
-    for name, value in old.items():
-        if value != new[name] and name in ("the dataset in data.root", "the policy in init_from"):
+    for name in [name for name, value in old.items() if value != new[name]]:
+        if name in ("the dataset in data.root", "the policy in init_from"):
             raise ValueError(f"resume={run_dir}: {name} is not the one that the run began with")
-        if value != new[name]:
-            text = f"resume={run_dir}: it began with {name} {value}, now {new[name]}: its numbers may differ"
-            warnings.warn(text, stacklevel=2)
+        text = f"resume={run_dir}: it began with {name} {old[name]}, now {new[name]}: its numbers may differ"
+        warnings.warn(text, stacklevel=2)
 
 
 def _compared(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
 from vla_mini import settings as schemas
@@ -49,6 +49,8 @@ class CSVLogger(Logger):
     - steps: of a resumed run: the rows of the steps before it are kept, later ones are removed
     """
 
+    name = version = ""  # Lightning asks for both
+
     def __init__(self, path: Path, *, steps: int = 0) -> None:
         super().__init__()
         self.path = path
@@ -56,27 +58,16 @@ class CSVLogger(Logger):
         self._row: dict[str, Any] = {}
         self._start = 0  # of the last row in the file: it may still change, a validation within the next window adds to it
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = _complete_rows(path, steps=steps)
-        if not rows:
+        if rows := _complete_rows(path, steps=steps):
+            self._columns = list(rows[0])
+            self._row = {name: cell for name, cell in rows[-1].items() if cell} | {"step": int(rows[-1]["step"])}
+            self._rewrite(rows)
+        else:
             path.unlink(missing_ok=True)
-            return
-        self._columns = list(rows[0])
-        self._row = {name: cell for name, cell in rows[-1].items() if cell} | {"step": int(rows[-1]["step"])}
-        self._rewrite(rows)
 
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step != self._row.get("step"):
             self._row, self._start = {"step": step}, self.path.stat().st_size if self.path.exists() else 0
@@ -91,7 +82,6 @@ class CSVLogger(Logger):
             csv.DictWriter(file, self._columns).writerow(self._row)
             file.truncate()  # last, so that the old row is in the file until the new one is
 
-    @rank_zero_only
     def save(self) -> None:
         """To the disk: a checkpoint relies on all that was logged before it."""
         if self.path.exists():
@@ -144,12 +134,17 @@ def print_above_bar(trainer: Trainer, text: str) -> None:
         tqdm.write(text)
 
 
-def build_loggers(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
-    """The loggers of a run.
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
-    - config: what the services keep beside the curves
-    - steps: that a resumed run has made before
-    """
+
+def build_loggers(settings: schemas.Logger, *, run_dir: Path, config: Mapping[str, Any], steps: int = 0) -> list[Logger]:
+    """The loggers of a run, which has made so many `steps` before; the services keep its `config` beside the curves."""
     loggers: list[Logger] = [CSVLogger(run_dir / "metrics.csv", steps=steps)]
     if settings.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=steps or None))

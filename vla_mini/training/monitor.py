@@ -4,18 +4,17 @@ docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, see the gr
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vla_mini.autograd.norms import foreach_norms, noise_scale
+from vla_mini.autograd.norms import noise_scale
+from vla_mini.training.loggers import gather
 from vla_mini.types import Batch
 
 Parameters = Mapping[str, nn.Parameter]
@@ -53,7 +52,7 @@ class GradientMonitor:
             if clip_norm:  # as torch computes it
                 self._metrics["gradients/clip_factor"] = min(1.0, clip_norm / (self._metrics["gradients/total"] + 1e-6))
             if self._hooks is not None:
-                self._metrics |= self._noise_metrics(trainer)
+                self._metrics |= self._noise_metrics()
 
     def measure_update(self) -> dict[str, float]:
         """All metrics of the step, after its update."""
@@ -61,12 +60,9 @@ class GradientMonitor:
         self._metrics, self._measured, self._weights = {}, {}, []
         return metrics | update_metrics(parameters, weights, per_parameter=self.per_parameter) if metrics else metrics
 
-    def _noise_metrics(self, trainer: Trainer) -> dict[str, float]:
-        found, self._hooks = self._hooks.remove(), None
-        if trainer.world_size > 1:
-            ranks: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, found)
-            found = [micro_batch for rank in ranks for micro_batch in rank]
+    def _noise_metrics(self) -> dict[str, float]:
+        found = [micro_batch for rank in gather(self._hooks.remove()) for micro_batch in rank]
+        self._hooks = None
         if len(found) < 2:
             return {}
         noise = noise_scale(*zip(*found, strict=True), square=self._metrics["gradients/total"] ** 2)
@@ -113,7 +109,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
     With `per_parameter` the same for each parameter, whose norm is `gradients/<parameter>/norm`.
     """
     gradients = [parameter.grad for parameter in parameters.values()]
-    norms, largest = (np.array(foreach_norms(gradients, order)) for order in (2.0, math.inf))
+    norms, largest = (np.array(torch.stack(torch._foreach_norm(gradients, order)).tolist()) for order in (2.0, math.inf))
     sizes = np.array([gradient.numel() for gradient in gradients])
     zeros = sizes - np.array(torch.stack([torch.count_nonzero(gradient) for gradient in gradients]).tolist())
     # Where the norm is finite all values are, so that they are rarely counted.
@@ -127,10 +123,11 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
     return metrics
 
 
-def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
+def update_metrics(parameters: Parameters, before: list[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
     """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
-    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], list(before))
-    weights, updates, metrics = np.array(foreach_norms(before)), np.array(foreach_norms(moved)), {}
+    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], before)
+    weights, updates = (np.array(torch.stack(torch._foreach_norm(tensors)).tolist()) for tensors in (before, moved))
+    metrics: dict[str, float] = {}
     for name, rows in groups(parameters, per_parameter=per_parameter):
         metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
         if weight:
@@ -139,13 +136,14 @@ def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_para
 
 
 def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str, list[int]]]:
-    """The places of each component's parameters, by the first part of their names; and of each parameter, by its name."""
-    components = [name.partition(".")[0] for name in parameters]
-    yield from ((name, [i for i, each in enumerate(components) if each == name]) for name in dict.fromkeys(components))
-    yield from ((name, [i]) for i, name in enumerate(parameters) if per_parameter)
+    """The indices of each component's parameters, by the first part of their names; and of each parameter, by its name."""
+    components: dict[str, list[int]] = {}
+    for index, name in enumerate(parameters):
+        components.setdefault(name.partition(".")[0], []).append(index)
+    yield from components.items()
+    yield from ((name, [index]) for index, name in enumerate(parameters) if per_parameter)
 
 
-@rank_zero_only
 def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
     """`gradients/<parameter>` for W&B: 64 bins between the smallest and the largest finite value."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
@@ -153,9 +151,8 @@ def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
         return
     import wandb
 
-    histograms = {
-        f"gradients/{name}": wandb.Histogram(np_histogram=histogram(parameter.grad)) for name, parameter in parameters.items()
-    }
+    counts = {f"gradients/{name}": histogram(parameter.grad) for name, parameter in parameters.items()}
+    histograms = {name: wandb.Histogram(np_histogram=found) for name, found in counts.items()}
     for logger in loggers:
         logger.experiment.log(histograms | {"trainer/global_step": trainer.global_step})
 

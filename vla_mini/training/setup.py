@@ -154,7 +154,7 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
     parts["auxiliary"] = {name: loss.as_dict() for name, loss in settings.auxiliary.items()}
     if settings.insulate:
         parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
-    policy = Policy.build(
+    policy = Policy(
         parts,
         features=demonstrations.features,
         statistics=demonstrations.statistics,

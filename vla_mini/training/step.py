@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vla_mini.autograd.nonfinite import first_nonfinite
 from vla_mini.autograd.norms import gradients_of
 from vla_mini.policy import Policy
-from vla_mini.training.loggers import log
+from vla_mini.training.loggers import gather, log
 from vla_mini.training.monitor import GradientMonitor, due, loss_scaler
 from vla_mini.types import Batch
 
@@ -207,9 +207,7 @@ class OptimizerStep:
         """What was not finite first, found by computing the micro-batches once more, with the same random numbers."""
         place = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self.window)), None)
         if trainer.world_size > 1:
-            ranks: list[str | None] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, place)
-            place = next((f"{found} (rank {rank})" for rank, found in enumerate(ranks) if found), None)
+            place = next((f"{found} (rank {rank})" for rank, found in enumerate(gather(place)) if found), None)
         if place is not None:
             return place
         bad = [name for name, gradient in gradients_of(self.policy).items() if not gradient.isfinite().all()]

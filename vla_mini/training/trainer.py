@@ -100,11 +100,10 @@ def build_callbacks(settings: TrainSettings, policy: Policy, average: WeightAver
 
 
 def trainer_arguments(settings: TrainSettings) -> dict[str, Any]:
-    """The arguments of Lightning's Trainer that are the user's choice. Clipping is a part of our own step (step.py)."""
-    arguments = settings.trainer.arguments()
-    for name in ("gradient_clip_val", "gradient_clip_algorithm"):
-        arguments.pop(name, None)
-    return arguments | {
+    """The arguments of Lightning's Trainer that are the user's choice."""
+    return settings.trainer.arguments() | {
+        "gradient_clip_val": None,  # clipping is a part of our own step (step.py)
+        "gradient_clip_algorithm": None,
         "precision": choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator),
         "strategy": choose_strategy(settings.trainer.strategy, devices=settings.trainer.devices),
         "deterministic": settings.deterministic,

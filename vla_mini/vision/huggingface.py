@@ -1,7 +1,6 @@
 """A vision transformer of the transformers library (SigLIP, DINOv2, ViT, CLIP ...): images "b c h w" in [0, 1] -> one token for
 each patch, row by row, "b n width"."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from vla_mini.parts import FitData, ObservationSpec, Vision
 from vla_mini.utils import hub
-from vla_mini.utils.files import read_json
+from vla_mini.utils.files import read_json, write_json
 from vla_mini.utils.layers import resize, resolve_input_size
 
 FILE = "vision_model.json"  # in a saved policy: the model's config and how its images are normalised
@@ -54,7 +53,7 @@ class HuggingFaceVision(Vision):
             self._build(model, config, _read_processor(folder))
 
     def save_assets(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps({"config": self.config, "processor": self.processor}, indent=2) + "\n")
+        write_json(folder / FILE, {"config": self.config, "processor": self.processor})
 
     def load_assets(self, folder: Path) -> None:
         saved = read_json(folder / FILE)

@@ -6,14 +6,12 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from pydantic import PositiveInt
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -102,8 +100,7 @@ def _load(network: nn.Module, path: str) -> None:
     """Read the weights in the file `path`, and no other objects that it may hold."""
     if not Path(path).is_file():
         raise ValueError(f"path={path}: there is no such file of weights")
-    errors = (SafetensorError, UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError)
-    with as_value_error(f"path={path} holds no state_dict of {type(network).__name__}", *errors):
+    with as_value_error(f"path={path} holds no state_dict of {type(network).__name__}"):  # whatever a wrong file leads to
         weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
 
@@ -116,7 +113,7 @@ def _replace_norms(module: nn.Module, norm: str) -> None:
         channels = child.num_features
         new = FrozenBatchNorm2d(channels, eps=child.eps) if norm == "frozen" else nn.GroupNorm(math.gcd(channels, 16), channels)
         if norm == "frozen":
-            new.load_state_dict({key: value for key, value in child.state_dict().items() if key != "num_batches_tracked"})
+            new.load_state_dict(child.state_dict())
         setattr(module, name, new)
 
 

@@ -33,6 +33,7 @@ def test_an_in_place_change_of_a_saved_tensor_is_caught():
 HARMLESS = {
     "self._cache[row] = self._encode_one(row, tokens.device)": "a dict of embeddings, by instruction",
     "terms[name] = auxiliary.loss(context, batch)[:, None] * valid": "a dict of loss terms, by name",
+    "targets |= found": "a dict of arrays, before training",
     "closes[data.episode_starts] = closed[data.episode_starts]": "a NumPy array, before training",
 }
 SETUP = ("__init__", "fit", "load_assets", "_build")

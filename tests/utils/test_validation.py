@@ -1,5 +1,5 @@
-"""What a policy refuses as input. Since the tests' type checker refuses arguments of wrong types first, `_check`, which takes
-anything, is called directly for these."""
+"""What a policy refuses as input. Since the tests' type checker refuses arguments of wrong types first, `check_inputs`, which
+takes anything, is called directly for these."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch
 from tests.factory import make_batch, make_policy
 from vla_mini.acting import observe
 from vla_mini.types import Batch, Observation
-from vla_mini.utils.validation import RULES
+from vla_mini.utils.validation import RULES, check_inputs
 
 MISTAKES = {
     "observation.images": [
@@ -49,7 +49,7 @@ def test_a_wrong_tensor_is_named_with_what_it_should_be(name, change, message):
     changed = whole._replace(**{field: change(getattr(whole, field))})
     batch = batch._replace(observation=changed) if kind == "observation" else changed
     with pytest.raises(ValueError) as raised:
-        policy._check(batch, Batch)
+        check_inputs(batch, Batch, device=policy.device, letters=policy._letters)
     assert str(raised.value) == f"{name} {message}"
 
 
@@ -92,7 +92,8 @@ def test_act_prepare_and_loss_check_their_inputs():
 )
 def test_other_types_are_refused_with_the_function_that_makes_the_right_one(kind, wrong, source):
     with pytest.raises(TypeError) as raised:
-        make_policy()._check(wrong, kind)
+        policy = make_policy()
+        check_inputs(wrong, kind, device=policy.device, letters=policy._letters)
     assert str(raised.value) == f"the policy takes {source} makes, not {type(wrong).__name__}"
 
 

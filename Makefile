@@ -8,8 +8,8 @@ INSTALLED := .venv/.installed
 train: $(INSTALLED)
 	$(PYTHON) scripts/train.py experiment=toy_pick
 
-test: $(INSTALLED) # two tests at a time, those of a file together, since they share what was made for them
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+test: $(INSTALLED) # two tests at a time, those of a file together, in their order, since they share what was made for them
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check

@@ -45,14 +45,15 @@ def write_videos(folder: Path, episodes: Mapping[str, Sequence[EpisodeResult]], 
 
 def write_gif(path: Path, result: EpisodeResult, outcome: str) -> None:
     """The episode as an endless loop at 10 frames a second that stops at the last frame, with a green or red border there."""
-    frames = _enlarge(result.frames, max(1, WIDTH // result.frames.shape[2]))
+    scale = max(1, WIDTH // result.frames.shape[2])
+    frames = _enlarge(result.frames, scale)
     pictures = [_annotate(frame, result.instruction, step) for step, frame in enumerate(frames[:-1])]
     colour = GREEN if result.success else RED
     pictures.append(_annotate(frames[-1], result.instruction, len(pictures), outcome=outcome, colour=colour))
     durations = [1000 * FRAME_SECONDS] * (len(pictures) - 1) + [1000 * LAST_FRAME_SECONDS]
     # One palette for all and no dithering: pixels that do not change stay equal, so that only the others are stored again.
-    # 128 colours leave room for one more, which Pillow uses for "unchanged".
-    palette = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures])).quantize(128)
+    # 128 colours leave room for one more, which Pillow uses for "unchanged". One pixel of each enlarged one is enough to choose.
+    palette = Image.fromarray(np.concatenate([np.asarray(picture)[::scale, ::scale] for picture in pictures])).quantize(128)
     quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     quantized[0].save(path, save_all=True, append_images=quantized[1:], duration=durations, loop=0, optimize=True)
 

@@ -52,7 +52,7 @@ def write_gif(path: Path, result: EpisodeResult, outcome: str) -> None:
     pictures.append(_annotate(frames[-1], result.instruction, len(pictures), outcome=outcome, colour=colour))
     durations = [1000 * FRAME_SECONDS] * (len(pictures) - 1) + [1000 * LAST_FRAME_SECONDS]
     # One palette for all and no dithering: pixels that do not change stay equal, so that only the others are stored again.
-    # 128 colours leave room for one more, which Pillow uses for "unchanged". One pixel of each enlarged one is enough to choose.
+    # 128 colours leave room for one more, which Pillow uses for "unchanged". One pixel of each that was enlarged is enough.
     palette = Image.fromarray(np.concatenate([np.asarray(picture)[::scale, ::scale] for picture in pictures])).quantize(128)
     quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     quantized[0].save(path, save_all=True, append_images=quantized[1:], duration=durations, loop=0, optimize=True)

@@ -96,7 +96,7 @@ def by_hand(run):
 def check(logged, expected):
     assert {name for name in logged if name.startswith(("gradient", "weights/", "updates/"))} == expected.keys()
     for name, value in expected.items():
-        few = 1e-3 if name.endswith("/zeros") else 1e-7  # rounding makes some values 0, not the same on each processor
+        few = 0.05 if name.endswith("/zeros") else 1e-7  # rounding makes some values 0, not the same on each processor
         assert logged[name] == pytest.approx(value, rel=2e-3 if "noise" in name else 1e-4, abs=few), name
 
 

@@ -207,7 +207,7 @@ def test_two_processes_make_the_run_that_one_makes(runs):
     assert expected["train/loss"] != [expected["train/loss"][0]] * 5
     assert found.keys() == expected.keys()
     for name in expected:
-        few = 1e-3 if name.endswith("/zeros") else 1e-12  # a sum in another order may be exactly 0
+        few = 0.05 if name.endswith("/zeros") else 1e-12  # a sum in another order may be exactly 0
         assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=few), name
 
 

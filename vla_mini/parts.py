@@ -93,13 +93,14 @@ class ActingDefaults(NamedTuple):
     """How a policy's chunks are executed unless the command that acts sets it otherwise."""
 
     execute: int = 1  # actions of a chunk that are executed before the next chunk is predicted
-    ensemble: float | None = None  # None: the newest chunk alone; else all chunks, weighted by exp(-ensemble * index)
+    # None: the newest chunk alone; else the mean of all chunks, weighted exp(-ensemble * i), where the oldest has i = 0.
+    ensemble: float | None = None
 
 
 class Part(nn.Module, ABC):
     """A part of a policy.
 
-    - spec, settings: what the constructor was called with, defaults filled in
+    - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs
     - changeable: names of settings that may be changed after training; each is also an attribute
     """
 
@@ -115,8 +116,8 @@ class Part(nn.Module, ABC):
         part = super().__new__(cls)
         bound = signature.bind(part, *args, **kwargs)
         bound.apply_defaults()
-        (_, _), (_, spec), *settings = bound.arguments.items()
-        part.__dict__.update(spec=spec, settings=dict(settings))
+        (_, _), (_, spec), *settings = bound.arguments.items()  # self, the spec, then the settings by name
+        part.__dict__.update(spec=spec, settings=dict(settings))  # not as attributes: nn.Module.__init__ is yet to come
         return part
 
     def fit(self, data: FitData) -> None:
@@ -217,7 +218,7 @@ class Trunk(Part):
 class ActionHead(Part):
     """Context -> a chunk of actions, in normalised units: [-1, 1] is the range of the training data.
 
-    - samples: whether `predict` starts from noise
+    - samples: True for a head that draws samples: its `predict` starts from noise
     """
 
     spec_class = HeadSpec
@@ -225,7 +226,8 @@ class ActionHead(Part):
 
     @abstractmethod
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """The loss of each action, unreduced; the policy masks what is padded."""
+        """The loss of each action, unreduced. The policy sets it to zero where padded; `is_pad` is for heads whose loss of one
+        action depends on others."""
 
     @abstractmethod
     def predict(self, context: Context, noise: Float[Tensor, "b t a"] | None = None) -> Float[Tensor, "b t a"]:

@@ -2,7 +2,7 @@
 
     images  b k c h w ── vision ──── b n . ── project ─┐
     tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
-    state   b s ─────────────────────────────── state ─┘                  └── auxiliary losses (training only)
+    state   b s ──────────────────────── . ── project ─┘                  └── auxiliary losses (training only)
 
 It knows no concrete variant: its parts are built by their class paths. It holds the projections, the normalisation, the loss.
 """
@@ -34,7 +34,7 @@ class Policy(PretrainedMixin, nn.Module):
 
     - parts: {"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}; what
       each promises is in parts.py. "backbone_action" is an optional second head, for knowledge insulation (Driess et al.
-      2025): the backbone is trained by this one alone, and the gradient of `action` stops before it
+      2025): it and the auxiliary losses train the backbone, and the gradient of `action` stops before it
     - features: what a frame of the dataset holds; observations of other sizes are refused
     - statistics: of the dataset, for raw units <-> network units
     - horizon: number of actions in a chunk
@@ -80,10 +80,9 @@ class Policy(PretrainedMixin, nn.Module):
         self.language = build("language", parts["language"], observation, **options)
         self.trunk = trunk = build("trunk", parts["trunk"], TrunkSpec(vision.grid, num_images), **options)
         head = HeadSpec(trunk.width, trunk.num_tokens, horizon, features.action_size)
-        self.action, backbone_action = (
-            build("action", parts[name], head, name=name, **options) if parts.get(name) else None
-            for name in ("action", "backbone_action")
-        )
+        self.action = build("action", parts["action"], head, **options)
+        second = parts.get("backbone_action")
+        backbone_action = build("action", second, head, name="backbone_action", **options) if second else None
         spec = AuxiliarySpec(vision.grid, num_images, trunk.num_queries, trunk.width, features.state, features.action)
         auxiliary = {
             name: build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
@@ -111,7 +110,8 @@ class Policy(PretrainedMixin, nn.Module):
     def loss(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
         """The loss of every action of every chunk, zero where padded, and its terms, detached, for the log.
 
-        A term without a time axis counts once for every valid action of its sample, so that one denominator serves all.
+        An auxiliary loss has one value a sample, which is repeated for each valid action: the mean of every term is the one over
+        all valid actions. The terms are not multiplied by their weights.
         """
         check_inputs(batch, Batch, device=self.device, letters=self._letters)
         images, words, mask, state = self.prepare(batch.observation)

@@ -112,7 +112,8 @@ class PretrainedMixin:
         """
         folder = locate(source, setting=setting)
         config = read_config(folder)
-        for name, part in [*config["parts"].items(), *config["parts"]["auxiliary"].items()]:
+        parts = {name: config["parts"].get(name) for name in cls.SINGLE_PARTS} | (config["parts"].get("auxiliary") or {})
+        for name, part in parts.items():
             if part and part.get("trust_remote_code") and not trust_remote_code:
                 needed = f"{name} needs code of {part['path']!r}, which is run only with trust_remote_code=true"
                 raise ValueError(f"{folder}: {needed}")

@@ -5,6 +5,9 @@ The legend of shape letters, used in every signature, einops pattern and docstri
     b batch · k cameras · c h w image · n image tokens · l words · s state · m context tokens · q queries
     d width · t action horizon · a action size
 
+Image tokens n are those of one camera in a vision part, and of all cameras from the trunk on; d is the width of the part in
+question. Elsewhere n counts what the docstring says (frames, chunks).
+
 Where a policy observes `history` frames, each past one counts as further cameras and further state features: k and s then
 run over the newest frame first, and over the one before it next.
 
@@ -32,7 +35,7 @@ class Observation(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Observations with the actions that the expert took from there on."""
+    """Observations with the actions to imitate: those of the demonstrations from there on."""
 
     observation: Observation
     actions: Float[Tensor, "*b t a"]  # raw units
@@ -46,4 +49,4 @@ class Context(NamedTuple):
     tokens: Float[Tensor, "b m d"]
     mask: Bool[Tensor, "b m"]  # True = attend
     attention: Float[Tensor, "b q n"] | None = None  # log-probabilities over the image tokens, where the trunk has queries
-    layers: tuple[tuple[Tensor, Tensor], ...] = ()  # keys and values of each layer, for an expert that attends to them
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()  # keys and values of each layer, for a head that attends to them; or none

@@ -58,7 +58,7 @@ class DiffusionHead(ActionHead):
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """The squared error of the prediction, averaged over the action's size and the noise samples."""
-        actions, repeats = at_least_fp32(actions), self.noise_samples  # noise needs the digits
+        actions, repeats = at_least_fp32(actions), self.noise_samples  # noise is too inexact in bf16
         noise = torch.randn(len(actions), repeats, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
         uniform = torch.rand(len(actions), repeats, device=actions.device)
         timestep = (uniform * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)

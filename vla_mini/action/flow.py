@@ -48,7 +48,7 @@ class FlowHead(ActionHead):
 
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """The squared error of the velocity, averaged over the action's size and the noise samples."""
-        actions, repeats = at_least_fp32(actions), self.noise_samples  # times and noise need the digits
+        actions, repeats = at_least_fp32(actions), self.noise_samples  # times and noise are too inexact in bf16
         noise = torch.randn(len(actions), repeats, *actions.shape[1:], dtype=actions.dtype, device=actions.device)
         uniform = torch.rand(len(actions), repeats, dtype=actions.dtype, device=actions.device)
         time = LAST_TIME * (1 - uniform ** (1 / 1.5))[..., None, None]  # u^(1/1.5) is distributed as Beta(1.5, 1)

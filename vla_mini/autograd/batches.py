@@ -53,7 +53,10 @@ def select(tensors: Tensors, index: int | slice | list[int]) -> Tensors:
 
 @contextmanager
 def forward_hooks(policy: nn.Module, hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
-    """Inside, `hook(name, inputs, output)` follows each forward pass of a submodule; it may return another output."""
+    """Inside, `hook(name, (args, kwargs), output)` follows each forward pass of each submodule, not of the policy itself.
+
+    It may return another output.
+    """
 
     def named(name: str) -> Callable[..., Any]:
         return lambda _module, args, kwargs, output: hook(name, (args, kwargs), output)

@@ -74,6 +74,7 @@ def gradient_flow(policy: Policy, batch: Batch) -> tuple[dict[str, GradientFlow]
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """The norm of each tensor, in one fused pass and one transfer to the host."""
     return torch.stack(torch._foreach_norm(tensors)).tolist()
 
 

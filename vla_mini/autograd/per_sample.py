@@ -76,7 +76,8 @@ def per_sample_gradients(
         return scale * loss.sum()
 
     parameters = {name: parameter.detach() for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    with seeded(seed, policy.device):  # vmap draws noise for all samples at once, as a batch does
+    # vmap draws noise for all samples at once, as a batch does. A call of the policy is compiled where training compiles it.
+    with seeded(seed, policy.device), torch.compiler.set_stance("force_eager"):
         try:
             return vmap(grad(loss_of), in_dims=(None, 0), randomness="different")(parameters, batch), None
         except RuntimeError as error:

@@ -55,7 +55,8 @@ class KeyframeLoss(AuxiliaryLoss):
         self.register_buffer("positions", grid_positions(spec.grid), persistent=False)
         self.calibration = nn.Linear(2, spec.num_cameras * size)
         nn.init.zeros_(self.calibration.bias)
-        with torch.no_grad():  # right up to scale where the camera looks straight down; learned from there
+        # Image positions -> state. For a camera that looks straight down it is right up to a factor; training does the rest.
+        with torch.no_grad():
             self.calibration.weight.copy_(1.5 * torch.eye(size, 2).repeat(spec.num_cameras, 1))
         self.log_std = nn.Parameter(torch.zeros(()))
         self.query_logits = nn.Parameter(torch.zeros(spec.num_queries))

@@ -35,7 +35,7 @@ def comparison_results(comparison: CompareSettings, runs: Sequence[Run], speeds:
 def variant_results(comparison: CompareSettings, runs: Sequence[Run], speeds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """By variant: its figures over all runs that finished, each of these runs, and the runs that failed."""
     results: dict[str, dict[str, Any]] = {}
-    policies: dict[str, Policy] = {}  # of the first run of each variant
+    policies: dict[str, Policy] = {}  # of the first finished run of each variant
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == variant]
         failed = [{"seed": run.seed, "reason": run.failure} for run in own if run.failure]

@@ -194,7 +194,7 @@ def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]
 
 
 def train(run: Run) -> str | None:
-    """Train in a process of its own. Returns the reason of a failure in one line, or None.
+    """Train a run that has not finished in a process of its own. Returns the reason of a failure in one line, or None.
 
     The folder of an earlier attempt that did not finish is renamed. The process is terminated where this one is interrupted.
     """

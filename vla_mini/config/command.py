@@ -30,7 +30,11 @@ def main(name: str) -> Callable[[Main], Callable[[], None]]:
     """Decorate the `main(settings)` of scripts/<name>.py: called without arguments, it reads sys.argv and ends the process."""
 
     def decorate(function: Main) -> Callable[[], None]:
-        return functools.update_wrapper(lambda: sys.exit(run(name, sys.argv[1:], function)), function)
+        @functools.wraps(function)
+        def command() -> None:
+            sys.exit(run(name, sys.argv[1:], function))
+
+        return command
 
     return decorate
 

@@ -121,3 +121,14 @@ class CompareSettings(StrictModel):
             yield f"{shown} given: use budget.steps=400 or budget.seconds=300 (and null for the other)"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             yield f"seeds={show(self.seeds)}: give at least one, and each once"
+
+
+COMMANDS: dict[str, type[StrictModel]] = {  # but train, whose settings are in vla_mini/settings.py
+    "collect": CollectSettings,
+    "evaluate": EvaluateSettings,
+    "convert": ConvertSettings,
+    "infer": InferSettings,
+    "gradients": GradientsSettings,
+    "doctor": DoctorSettings,
+    "compare": CompareSettings,
+}

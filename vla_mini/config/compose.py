@@ -5,6 +5,7 @@
 Hydra never parses free text and paths, in whose values it would find sweeps and function calls: they are set afterwards.
 Settings are forced in (`++`) whether they exist or not, so that a mistyped key on the command line and one in a YAML file,
 which Hydra merges silently, are both found when the settings are validated.
+With resume=RUN_DIR the settings are those in the run's config.yaml, and only some of them may change (`compose_run`).
 """
 
 import inspect
@@ -69,7 +70,7 @@ def model_of(name: str) -> type[StrictModel]:
         return settings.TrainSettings
     from vla_mini.config import command_settings
 
-    return vars(command_settings)[f"{name.capitalize()}Settings"]
+    return command_settings.COMMANDS[name]
 
 
 def key_of(argument: str) -> str:

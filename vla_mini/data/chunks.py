@@ -1,4 +1,4 @@
-"""Demonstrations -> batches: the observation of a frame, and the chunk of actions (b, t, a) that the expert took from there on.
+"""Demonstrations -> batches: the observation of a frame, and the chunk of actions (b, t, a) that were recorded from there on.
 
 `ActionChunkDataset` has a sample for each frame of a split and gathers a whole batch at once: no Python work per sample, no
 copy beyond the gather. Samples never cross an episode's bounds: past its end the last action repeats and `is_pad` is True,

@@ -8,7 +8,8 @@ from vla_mini.utils.errors import one_line
 
 
 class Finding(NamedTuple):
-    """What one check found: `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: impossible here."""
+    """What one check found. `warn`: a healthy run may look like this; `fail`: no healthy run does; `skip`: it could not be
+    checked."""
 
     status: Literal["pass", "warn", "fail", "skip"]
     measured: str

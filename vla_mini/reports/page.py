@@ -23,7 +23,10 @@ NOTHING = "–"  # shown where a value is missing
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write the page of templates/`template`, with `values` as its variables, to `path`, which is returned."""
+    """Write the page of templates/`template`, with `values` as its variables, to `path`, which is returned.
+
+    A variable that is missing is an error.
+    """
     write_text(path, ENVIRONMENT.get_template(template).render(values))
     return path
 

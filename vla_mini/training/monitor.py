@@ -99,7 +99,7 @@ def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
 
 
 def due(step: int, every_n_steps: int) -> bool:
-    """Whether the optimizer step 0, 1, ... is one of every N."""
+    """Whether the optimizer step 0, 1, ... is one of every N: the N-th, the 2N-th ... if one counts from 1."""
     return every_n_steps > 0 and (step + 1) % every_n_steps == 0
 
 
@@ -109,7 +109,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
     With `per_parameter` the same for each parameter, whose norm is `gradients/<parameter>/norm`.
     """
     gradients = [parameter.grad for parameter in parameters.values()]
-    norms, largest = (np.array(torch.stack(torch._foreach_norm(gradients, order)).tolist()) for order in (2.0, math.inf))
+    norms, largest = (norms_of(gradients, order) for order in (2.0, math.inf))
     sizes = np.array([gradient.numel() for gradient in gradients])
     zeros = sizes - np.array(torch.stack([torch.count_nonzero(gradient) for gradient in gradients]).tolist())
     # Where the norm is finite all values are, so that they are rarely counted.
@@ -126,13 +126,17 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
 def update_metrics(parameters: Parameters, before: list[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
     """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
     moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], before)
-    weights, updates = (np.array(torch.stack(torch._foreach_norm(tensors)).tolist()) for tensors in (before, moved))
-    metrics: dict[str, float] = {}
+    weights, updates, metrics = norms_of(before), norms_of(moved), {}
     for name, rows in groups(parameters, per_parameter=per_parameter):
         metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
         if weight:
             metrics[f"updates/{name}"] = float(np.linalg.norm(updates[rows])) / weight
     return metrics
+
+
+def norms_of(tensors: list[Tensor], order: float = 2.0) -> np.ndarray:
+    """The norm of each tensor, in one fused pass and one transfer to the host."""
+    return np.array(torch.stack(torch._foreach_norm(tensors, order)).tolist())
 
 
 def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str, list[int]]]:

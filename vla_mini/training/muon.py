@@ -17,7 +17,7 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """Groups marked `layers=True` (weights of linear and convolutional layers) are updated by Muon, the others by Adam.
 
-    - lr: of the layers; an update has the spectral norm lr, whatever the gradient's size
+    - lr: of the layers; an update has the spectral norm lr times sqrt(max(1, rows / columns)), whatever the gradient's size
     - momentum: of the layers (Nesterov's form)
     - adam_lr, betas, eps: of everything else
     - weight_decay: decoupled, as in AdamW

@@ -42,12 +42,12 @@ def check_start(settings: TrainSettings) -> None:
 
 
 def must_collect(settings: TrainSettings) -> bool:
-    """Whether the demonstrations have to be collected. Where they cannot be, `read_dataset` refuses what does not exist."""
+    """Whether demonstrations are missing that the settings say how to collect. Else `read_dataset` refuses what is missing."""
     return settings.env.id is not None and bool(settings.data.episodes) and not Path(settings.data.root).exists()
 
 
 def collect_missing(settings: TrainSettings) -> None:
-    """Collect the demonstrations where they have to be."""
+    """Collect the demonstrations if they are missing."""
     if not must_collect(settings):
         return
     dry_run(settings)

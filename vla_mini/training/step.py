@@ -3,7 +3,8 @@
     N times:  begin_micro_batch ── loss ── add_losses ── backward, which adds to the gradients
     once:     prepare: learning rate, unscale, divide, check, measure, clip or skip ── optimizer.step() ── finish: log
 
-Lightning calls backward and the optimizer. PolicyModule (module.py) calls the rest from Lightning's hooks.
+Lightning sets the gradients to zero before the first backward, divides each loss by N, and calls backward and the optimizer.
+PolicyModule (module.py) calls the rest from Lightning's hooks; the last backward happens within the optimizer's closure.
 """
 
 import math
@@ -34,8 +35,8 @@ class MicroBatch(NamedTuple):
     """What it takes to compute the loss of a micro-batch once more: the batch and the states of the random generators."""
 
     batch: Batch
-    host: Tensor
-    device: Tensor | None  # of the GPU, where the policy is on one
+    host: Tensor  # state of the CPU's generator
+    device: Tensor | None  # state of the GPU's, where the policy is on one
 
 
 class Stopwatch:

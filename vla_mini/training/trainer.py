@@ -182,8 +182,8 @@ def compile_policy(policy: Policy, mode: str, *, dynamic: bool | None = None) ->
 
     - dynamic: whether one graph serves all batch sizes; None = once a second size has been seen
 
-    Only `training_step` calls the policy itself. Validation, rollouts, the search for the origin of a NaN and all analyses use
-    `policy.loss`, `act` or `predict`, which stay eager. No parameter is renamed, so checkpoints and policy/ stay the same.
+    Only `training_step` calls the policy like this. Validation, rollouts, the search for the origin of a NaN and all analyses
+    stay eager. No parameter is renamed, so checkpoints and policy/ stay the same.
     """
     # Noise is drawn as in eager mode, so that heads that sample are trained alike.
     options = torch._inductor.list_mode_options(mode, dynamic) | {"fallback_random": True}

@@ -1,8 +1,10 @@
-"""The trunk that grounds words quickly: queries made from the instruction attend to the image; what they attend to, and
-*where* it lies, is the context. Image, word and state tokens in, `num_queries` + 1 context tokens out.
+"""Queries made from the instruction attend to the image tokens. Image, word and state tokens in; `num_queries` + 1 context
+tokens out: for each query what it attends to and the mean position of its attention map, and the state token, unchanged.
 
-The instruction conditions the very first look at the image, so that nothing has to be carried through layers that are not
-conditioned on it; and the mean position of an attention map is a coordinate, which an action head can use directly.
+All image features are selected by the instruction in the first attention, and a mean position is a coordinate that an action
+head can use directly: toy_pick is learned in few steps. What it cannot do: word order counts only if the word vectors hold it
+(those of language=table do not), the state does not influence where the queries attend, and positions are averaged over all
+cameras and frames of history.
 """
 
 import math
@@ -19,10 +21,10 @@ from vla_mini.utils.layers import at_least_fp32, grid_positions
 
 
 class QueryTrunk(Trunk):
-    """Two attentions written out: learned slots attend to the words, and queries made from the result to the image tokens.
+    """Two attentions with one head each: learned slots attend to the words, and queries made from the result to the image.
 
     - width: of image, word, state and context tokens
-    - num_queries: slots, and so attention maps over the image
+    - num_queries: number of slots, of queries and of attention maps over the image
     """
 
     def __init__(self, spec: TrunkSpec, *, width: PositiveInt = 64, num_queries: PositiveInt = 4):
@@ -43,10 +45,12 @@ class QueryTrunk(Trunk):
         word_mask: Bool[Tensor, "b l"],
         state: Float[Tensor, "b d"],
     ) -> Context:
+        # The slots attend to the words: "q d" and "b l d" -> "b q d".
         word_scores = self._scores(self.slots, self.word_keys(words)).masked_fill(~word_mask[:, None], -math.inf)
         instruction = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
         queries = F.layer_norm(self.queries(instruction + self.slots), (self.width,)) * self.log_sharpness.exp()
         keys = F.layer_norm(image + self.positional_embedding(self.token_positions), (self.width,))
+        # The queries attend to the image tokens: "b q d" and "b n d" -> log-probabilities "b q n".
         attention = self._scores(queries, keys).log_softmax(dim=-1)
         weights = attention.exp()
         positions = weights @ self.token_positions.to(weights.dtype)  # "b q 2"
@@ -56,5 +60,5 @@ class QueryTrunk(Trunk):
         return Context(tokens, mask, attention)
 
     def _scores(self, queries: Float[Tensor, "*b q d"], keys: Float[Tensor, "b n d"]) -> Float[Tensor, "b q n"]:
-        """Scaled dot products in at least fp32: a softmax over hundreds of tokens needs the digits."""
+        """Scaled dot products in at least fp32: a softmax over hundreds of tokens is too inexact in bf16."""
         return at_least_fp32(queries @ keys.transpose(1, 2) / math.sqrt(self.width))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def at_least_fp32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """bf16 and fp16 to fp32, for sums, exponentials and losses that need the digits; fp32 and fp64 as they are."""
+    """bf16 and fp16 to fp32, for sums, exponentials and losses, which are too inexact in them; fp32 and fp64 as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -218,11 +218,11 @@ class Trunk(Part):
 class ActionHead(Part):
     """Context -> a chunk of actions, in normalised units: [-1, 1] is the range of the training data.
 
-    - samples: True for a head that draws samples: its `predict` starts from noise
+    - needs_noise: True for a head that draws samples: its `predict` starts from noise
     """
 
     spec_class = HeadSpec
-    samples: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:

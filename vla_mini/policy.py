@@ -110,8 +110,8 @@ class Policy(PretrainedMixin, nn.Module):
     def loss(self, batch: Batch) -> tuple[Float[Tensor, "b t"], dict[str, Float[Tensor, "b t"]]]:
         """The loss of every action of every chunk, zero where padded, and its terms, detached, for the log.
 
-        An auxiliary loss has one value a sample, which is repeated for each valid action: the mean of every term is the one over
-        all valid actions. The terms are not multiplied by their weights.
+        An auxiliary loss has one value a sample, which is repeated for each valid action: each term is a mean over all of them.
+        The terms are not multiplied by their weights.
         """
         check_inputs(batch, Batch, device=self.device, letters=self._letters)
         images, words, mask, state = self.prepare(batch.observation)
@@ -167,7 +167,7 @@ class Policy(PretrainedMixin, nn.Module):
 
     def draw_noise(self, size: int, generator: Generator | None = None) -> Float[Tensor, "b t a"] | None:
         """Standard normal noise for `size` chunks; None where the head does not sample."""
-        if not self.action.samples:
+        if not self.action.needs_noise:
             return None
         shape, offset = (size, self.horizon, self.features.action_size), self.normalization.action_offset
         return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)

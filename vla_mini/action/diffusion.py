@@ -34,7 +34,7 @@ class DiffusionHead(ActionHead):
     - noise_samples: noises and timesteps drawn for each training sample
     """
 
-    samples = True
+    needs_noise = True
     changeable = ("num_steps",)
 
     def __init__(

@@ -30,7 +30,7 @@ class FlowHead(ActionHead):
     - noise_samples: noises and times drawn for each training sample
     """
 
-    samples = True
+    needs_noise = True
     changeable = ("num_steps",)
 
     def __init__(

@@ -35,8 +35,8 @@ class MicroBatch(NamedTuple):
     """What it takes to compute the loss of a micro-batch once more: the batch and the states of the random generators."""
 
     batch: Batch
-    host: Tensor  # state of the CPU's generator
-    device: Tensor | None  # state of the GPU's, where the policy is on one
+    cpu_rng_state: Tensor
+    gpu_rng_state: Tensor | None  # where the policy is on a GPU
 
 
 class Stopwatch:
@@ -104,8 +104,8 @@ class OptimizerStep:
             modules = [module for module in self._modules_with_buffers if module.training]
             self._buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers(recurse=False)]
             self._sums: Tensor | float = 0.0
-        device = torch.cuda.get_rng_state(self.policy.device) if self.policy.device.type == "cuda" else None
-        self.window.append(MicroBatch(batch, torch.get_rng_state(), device))
+        gpu_rng_state = torch.cuda.get_rng_state(self.policy.device) if self.policy.device.type == "cuda" else None
+        self.window.append(MicroBatch(batch, torch.get_rng_state(), gpu_rng_state))
         self.num_samples += len(batch.actions) * trainer.world_size
         self.stopwatch.start()
         if trainer.accumulate_grad_batches * trainer.world_size > 1:
@@ -216,11 +216,11 @@ class OptimizerStep:
 
     def _compute_again(self, trainer: Trainer, micro_batch: MicroBatch) -> str | None:
         device = self.policy.device
-        devices = [] if micro_batch.device is None else [device]
+        devices = [] if micro_batch.gpu_rng_state is None else [device]
         with torch.random.fork_rng(devices), torch.enable_grad(), trainer.precision_plugin.forward_context():
-            torch.set_rng_state(micro_batch.host)
-            if micro_batch.device is not None:
-                torch.cuda.set_rng_state(micro_batch.device, device)
+            torch.set_rng_state(micro_batch.cpu_rng_state)
+            if micro_batch.gpu_rng_state is not None:
+                torch.cuda.set_rng_state(micro_batch.gpu_rng_state, device)
             return first_nonfinite(self.policy, micro_batch.batch)
 
 

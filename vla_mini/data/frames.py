@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from einops import rearrange
 from PIL import Image
 
 from vla_mini.utils import files
-from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.errors import as_value_error, one_line
 
 # Rows decoded together: enough for all cores, few enough for the memory.
 BLOCK = 1024
@@ -60,7 +61,7 @@ def is_intact(cache: Path) -> bool:
 
 
 def _decode(data_files: list[Path], *, columns: list[str], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Frames (rows, k, c, h, w), block after block. Pillow releases Python's lock while it decodes, so threads suffice."""
+    """Frames (rows, k, c, h, w), SLICE after SLICE. Pillow releases Python's lock while it decodes, so threads suffice."""
     with ThreadPoolExecutor() as pool:
         for file in data_files:
             first = 0
@@ -70,7 +71,7 @@ def _decode(data_files: list[Path], *, columns: list[str], shape: tuple[int, ...
             ):
                 for rows in parquet.iter_batches(BLOCK, columns=columns):
                     decode = partial(_decode_slice, rows.select(columns), file=file, first=first, shape=shape)
-                    yield np.concatenate([*pool.map(decode, range(0, rows.num_rows, SLICE))])
+                    yield from pool.map(decode, range(0, rows.num_rows, SLICE))
                     first += rows.num_rows
 
 
@@ -79,11 +80,14 @@ def _decode_slice(rows: pa.RecordBatch, start: int, *, file: Path, first: int, s
     rows = rows.slice(start, SLICE)
     frames = np.empty((rows.num_rows, *shape), np.uint8)
     for camera, column in enumerate(rows.columns):
-        for row, encoded in enumerate(column.field("bytes").to_pylist()):
-            place = f"{file}, row {first + start + row}"
-            with as_value_error(f"{place}: its image cannot be decoded"):
-                image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-            if image.shape[:2] != shape[2:]:
-                raise ValueError(f"{place}: an image of {image.shape[:2]} pixels instead of {shape[2:]}")
-            frames[row, camera] = image.transpose(2, 0, 1)
+        images = []
+        for row, encoded in enumerate(column.field("bytes").to_pylist(), start=first + start):
+            try:  # not `as_value_error`, which would take a tenth of the time
+                image = Image.open(io.BytesIO(encoded))
+                images.append(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+            except Exception as error:  # whatever Pillow raises
+                raise ValueError(f"{file}, row {row}: its image cannot be decoded: {one_line(error)}") from error
+            if images[-1].shape[:2] != shape[2:]:
+                raise ValueError(f"{file}, row {row}: an image of {images[-1].shape[:2]} pixels instead of {shape[2:]}")
+        frames[:, camera] = rearrange(images, "rows h w c -> rows c h w")
     return frames

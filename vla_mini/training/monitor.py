@@ -4,7 +4,7 @@ docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, see the gr
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -123,9 +123,9 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
     return metrics
 
 
-def update_metrics(parameters: Parameters, before: list[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
+def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
     """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
-    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], before)
+    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], list(before))
     weights, updates, metrics = norms_of(before), norms_of(moved), {}
     for name, rows in groups(parameters, per_parameter=per_parameter):
         metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
@@ -134,7 +134,7 @@ def update_metrics(parameters: Parameters, before: list[Tensor], *, per_paramete
     return metrics
 
 
-def norms_of(tensors: list[Tensor], order: float = 2.0) -> np.ndarray:
+def norms_of(tensors: Sequence[Tensor], order: float = 2.0) -> np.ndarray:
     """The norm of each tensor, in one fused pass and one transfer to the host."""
     return np.array(torch.stack(torch._foreach_norm(tensors, order)).tolist())
 

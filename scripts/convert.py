@@ -1,4 +1,4 @@
-"""Convert a policy that vla-mini 0.1 saved to today's format. It acts the same, bit for bit.
+"""Convert a policy that vla-mini 0.1 saved to today's format. It has the same weights, bit for bit, and acts the same.
 
 Settings, weights and assets have other names today; nothing else differs.
 

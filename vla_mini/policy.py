@@ -59,14 +59,14 @@ class Policy(PretrainedMixin, nn.Module):
         assets: Path | None = None,
         classes: Sequence[type] = (),
         history: int = 1,
-        acting: ActingDefaults = ActingDefaults(),  # noqa: B008 (immutable)
+        acting: ActingDefaults | None = None,
         ablate: Sequence[str] = (),
         source: Mapping[str, str] = {},
     ):
         super().__init__()
         if unknown := [name for name in ablate if name not in INPUTS]:
             raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
-        self.features, self.history, self.acting = features, history, acting
+        self.features, self.history, self.acting = features, history, acting or ActingDefaults()
         self.ablate, self.source = tuple(ablate), dict(source)
         self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
         normalization = Normalization(statistics, history=history)

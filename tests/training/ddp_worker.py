@@ -1,7 +1,7 @@
 """One of two processes that train together; tests/training/test_processes.py starts them and reads what they wrote."""
 
+import contextlib
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -34,9 +34,13 @@ def micro_batches(batch):
 
 def main(folder: Path, rank: int, port: int) -> None:
     """As rank 0 or 1. What is printed goes to a file, and what was found to another."""
+    with (folder / f"rank{rank}.txt").open("w", buffering=1) as file, contextlib.redirect_stderr(file):
+        work(folder, rank, port)
+
+
+def work(folder: Path, rank: int, port: int) -> None:
     environment = {"LOCAL_RANK": rank, "RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    sys.stderr = open(folder / f"rank{rank}.txt", "w", buffering=1)  # noqa: SIM115 (until the process ends)
     warnings.simplefilter("ignore")
     result = {}
 

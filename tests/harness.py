@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning
 
+from tests.factory import make_policy
 from vla_mini.training.callbacks import BestPolicy, Checkpoints, WeightAverage
 from vla_mini.training.checkpoints import AtomicCheckpointIO
 from vla_mini.training.module import PolicyModule
@@ -26,6 +27,14 @@ def optimizer_settings(settings):
 
 def read_rows(folder):
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def rounded_to_zero(name):
+    """Two values, as a share of what the metric `gradients/<name>/zeros` counts: where the true gradient is zero, a sum in
+    another order, or on another processor, may be exactly zero or not."""
+    name = name.removeprefix("gradients/").removesuffix("/zeros")
+    sizes = (p.numel() for key, p in make_policy().named_parameters() if f"{key}.".startswith(f"{name}."))
+    return 2 / sum(sizes)
 
 
 def forked(function, *arguments):

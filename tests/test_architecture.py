@@ -135,13 +135,22 @@ def test_each_variant_is_one_py_and_one_yaml_and_imports_no_other(kind):
 
 
 def test_folders_and_files_stay_small():
-    """Variants aside, a folder has at most 10 modules; the package has at most 12,730 lines, and shall have 10,500."""
+    """Variants aside, a folder has at most 10 modules, and the package does not grow."""
     folders = {path.parent for path in FILES.values()} - {PACKAGE / kind for kind in KINDS}
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}
+    assert num_lines() <= 12_720
+
+
+@pytest.mark.xfail(strict=True, reason="what the package does today takes more")
+def test_the_package_has_the_size_that_was_planned():
+    assert num_lines() <= 10_500
+
+
+def num_lines() -> int:
+    """Of the package, its templates and styles."""
     templates = [path for pattern in ("*.j2", "*.css", "*.html") for path in PACKAGE.rglob(pattern)]
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in [*FILES.values(), *templates])
-    assert lines <= 12_730
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in [*FILES.values(), *templates])
 
 
 def loaded_by(code: str) -> set[str]:

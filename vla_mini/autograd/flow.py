@@ -10,7 +10,7 @@ Optimizers that rescale gradients (Adam, Muon) hide a small ratio and then train
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -53,10 +53,11 @@ def gradient_flow(policy: Policy, batch: Batch) -> tuple[dict[str, GradientFlow]
     parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     tensors = {name: output for name, output in outputs.items() if output is not None and output.requires_grad}
     inputs = [*parameters.values(), *tensors.values()]
-    gradients = _norms(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    gradients = [gradient.norm().item() for gradient in found]
     grad_norms = dict(zip(parameters, gradients[: len(parameters)], strict=True))
     output_grad_norms = dict(zip(tensors, gradients[len(parameters) :], strict=True))
-    weight_norms = dict(zip(parameters, _norms([parameter.detach() for parameter in parameters.values()]), strict=True))
+    weight_norms = {name: parameter.norm().item() for name, parameter in parameters.items()}
 
     def flow(names: list[str]) -> GradientFlow:
         grad_norm = math.hypot(*(grad_norms[name] for name in names))
@@ -71,11 +72,6 @@ def gradient_flow(policy: Policy, batch: Batch) -> tuple[dict[str, GradientFlow]
     order = [name for name in dict.fromkeys([*outputs, *own]) if name in own]  # modules that were not called are the last
     layers = [Layer(name, flow(own[name]), output_grad_norms.get(name)) for name in order]
     return {component: flow(names) for component, names in components.items()}, layers
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    """The norm of each tensor, in one fused pass and one transfer to the host."""
-    return torch.stack(torch._foreach_norm(tensors)).tolist()
 
 
 def classify(grad_norm: float, weight_norm: float, *, size: int) -> GradientFlow:

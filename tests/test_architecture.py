@@ -26,7 +26,7 @@ IMPORTS: dict[str, str] = {
     "types": "features",
     "parts": "errors features types",
     "hub": "errors",
-    **dict.fromkeys(KINDS, "errors features files hub layers parts types"),
+    **dict.fromkeys(KINDS, "errors files hub layers parts types"),
     "normalization": "features",
     "data": "errors features files types",
     "envs": "errors features",

@@ -10,7 +10,7 @@ def build_data(settings: Any) -> tuple[Any, Any]:
     from vla_mini.training.setup import collect_missing, data_module, untrained_policy
 
     collect_missing(settings)
-    demonstrations = read_dataset(settings.data.root)
+    demonstrations = read_dataset(**settings.data.reading())
     policy = untrained_policy(settings, demonstrations)
     return policy, data_module(settings, demonstrations, policy)
 

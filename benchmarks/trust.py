@@ -58,7 +58,7 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
         trainer.fit(module, datamodule=data)
     training = module.step.stopwatch.seconds
 
-    demonstrations = read_dataset(settings.data.root)
+    demonstrations = read_dataset(**settings.data.reading())
     saved = folder / "run" / "policy"
     cache = Path(settings.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
     return {

@@ -38,7 +38,7 @@ def main(settings: "DoctorSettings") -> None:
     if settings.training.resume:
         raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
     with demonstrations_of(settings.training) as training:
-        demonstrations = read_dataset(training.data.root)
+        demonstrations = read_dataset(**training.data.reading())
         policy = untrained_policy(training, demonstrations)
         data = data_module(training, demonstrations, policy)
 

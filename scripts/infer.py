@@ -86,13 +86,13 @@ def read_frames(settings: "InferSettings", policy: Any) -> list[dict[str, Any]]:
 
 def read_image(path: str) -> Any:
     """An RGB image, uint8 (h, w, 3)."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from pathlib import Path
 
-    try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError(f"image={path} is not an image that Pillow can read") from None
+    from vla_mini.data.images import decode
+    from vla_mini.utils.errors import as_value_error
+
+    with as_value_error(f"image={path}"):
+        return decode(Path(path).read_bytes())
 
 
 if __name__ == "__main__":

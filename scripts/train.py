@@ -34,7 +34,7 @@ def main(settings: "TrainSettings") -> None:
         with warnings.catch_warnings(action="ignore"):  # they are repeated below
             find_checkpoint(settings)  # before anything is collected
     collect_missing(settings)
-    demonstrations = read_dataset(settings.data.root)
+    demonstrations = read_dataset(**settings.data.reading())
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own

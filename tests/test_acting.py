@@ -157,7 +157,7 @@ def test_observe_repeats_the_earliest_frame():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": {"top": np.zeros((8, 8, 3), np.uint8)}}, r"'top' is uint8 \(8, 8, 3\).*uint8 \(8, 6, 3\)"),
+        ({"images": {"top": np.zeros((8, 8), np.uint8)}}, r"'top' is uint8 \(8, 8\).*uint8 \(height, width, 3\)"),
         ({"images": {"top": np.zeros((8, 6, 3), np.float32)}}, "'top' is float32"),
         ({"images": {"wrist": np.zeros((8, 6, 3), np.uint8)}}, "'top' is missing.*wrist"),
         ({"state": np.zeros(3, np.float32)}, r"\(3,\).*x, goal"),

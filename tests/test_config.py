@@ -279,7 +279,8 @@ def complete(name: str, choice: str) -> list[str]:
     """Arguments with all that a command requires, and the variant `choice`."""
     if choice.startswith("study="):
         return [choice, "parameters.encoder=DIR"]
-    return [*REQUIRED[name], *([choice] if choice else [])]
+    data = ["data.root=DIR"] if choice in ("data=lerobot", "experiment=real") else []
+    return [*REQUIRED[name], *data, *([choice] if choice else [])]
 
 
 def nodes(tree: dict, path: tuple = ()) -> list[tuple]:
@@ -316,7 +317,11 @@ def test_every_shipped_config_passes_and_no_mutation_of_it_does(name, choice):
 
 def is_free(parents: list[str]) -> bool:
     """Whether any name is right there."""
-    named = parents[:1] in (["variants"], ["parameters"]) or parents[-1:] in (["transforms"], ["auxiliary"])  # by the user
+    named = (
+        parents[:1] in (["variants"], ["parameters"])
+        or parents == ["data", "cameras"]
+        or parents[-1:] in (["transforms"], ["auxiliary"])
+    )  # by the user
     return named or "config" in parents  # of another library, checked when the model is made (tests/utils/test_hub.py)
 
 
@@ -509,7 +514,11 @@ def test_a_study_requires_a_parameter():
 )
 def test_free_text_arrives_as_it_was_written(text):
     settings = config.load("infer", [f"instruction={text}", f"policy={text}", f"image={text}", "state=[0]"])
-    assert (settings.instruction, settings.policy, settings.image) == (text, text, (text,))
+    assert (settings.instruction, settings.policy, settings.image) == (
+        text,
+        os.path.expanduser(text),
+        (os.path.expanduser(text),),
+    )
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text != "???"))

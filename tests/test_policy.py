@@ -158,9 +158,9 @@ def test_summed_losses_accumulate_to_the_gradient_of_the_whole_batch():
 
 def test_how_chunks_are_executed_is_saved(tmp_path):
     policy = make_policy()
-    policy.acting = ActingDefaults(execute=3, ensemble=0.01)
+    policy.acting = ActingDefaults(execute=3, ensemble=0.01, resize="crop")
     policy.save_pretrained(tmp_path / "policy")
-    assert type(policy).from_pretrained(tmp_path / "policy").acting == (3, 0.01)
+    assert type(policy).from_pretrained(tmp_path / "policy").acting == (3, 0.01, "crop")
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

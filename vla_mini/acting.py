@@ -13,8 +13,9 @@ import torch
 from einops import rearrange
 from torch import Generator
 
+from vla_mini.data.images import resize
 from vla_mini.policy import Policy
-from vla_mini.types import Features, Observation
+from vla_mini.types import Observation
 
 
 class Controller:
@@ -121,7 +122,8 @@ def observe(
     - past: those before each of them, the newest first, for a policy with a history. Where there are fewer than it takes, the
       earliest is repeated.
 
-    Raises ValueError for no observation, a missing camera, another image size or dtype, or a state of another length.
+    Images of another size are resized as in training. Raises ValueError for no observation, a missing camera, an image that is not
+    uint8 (h, w, 3), or a state of another length.
     """
     if isinstance(observations, Mapping) or not observations:
         raise ValueError("observe takes a list of at least one observation, as an environment's reset and step return them")
@@ -129,9 +131,7 @@ def observe(
     for newest, before in zip(observations, past or [()] * len(observations), strict=True):
         seen = [newest, *before]
         frames += (seen + seen[-1:] * policy.history)[: policy.history]
-    for frame in frames:
-        _check(frame, policy.features)
-    images = torch.from_numpy(np.stack([frame["images"][camera] for frame in frames for camera in policy.features.cameras]))
+    images = torch.from_numpy(np.stack([image for frame in frames for image in _images(frame, policy)]))
     images = rearrange(images, "(b k) h w c -> b k c h w", b=len(observations)).contiguous()
     states = torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32))
     states = rearrange(states, "(b age) s -> b (age s)", b=len(observations))
@@ -139,12 +139,18 @@ def observe(
     return Observation(*(tensor.to(policy.device) for tensor in (images, tokens, mask, states)))
 
 
-def _check(frame: Mapping[str, Any], features: Features) -> None:
+def _images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
+    """The images of a frame, by the policy's cameras and of its size."""
+    features, images = policy.features, []
     for camera in features.cameras:
         if camera not in frame["images"]:
             raise ValueError(f"camera {camera!r} is missing: the images are from {', '.join(sorted(frame['images']))}")
-        image, shape = frame["images"][camera], (*features.image_size, 3)
-        if image.shape != shape or image.dtype != np.uint8:
-            raise ValueError(f"the image of {camera!r} is {image.dtype} {image.shape}, but the policy takes uint8 {shape}")
+        image = frame["images"][camera]
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"the image of {camera!r} is {image.dtype} {image.shape}, but the policy takes uint8 (height, width, 3)"
+            )
+        images.append(resize(image, features.image_size, policy.acting.resize))
     if np.shape(frame["state"]) != (features.state_size,):
         raise ValueError(f"state is of shape {np.shape(frame['state'])}, but the policy takes {', '.join(features.state)}")
+    return images

@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 
 import vla_mini.envs
-from vla_mini.data.writer import DatasetWriter, EncodedEpisode, encode_episode
+from vla_mini.data.lerobot.writer import DatasetWriter, EncodedEpisode, encode_episode
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.utils.machine import num_cores
 

@@ -1,35 +1,96 @@
-"""Raw units <-> network units: states to zero mean and unit deviation, actions to [-1, 1].
+"""Raw units <-> network units, by feature and mode: by default states to zero mean and unit deviation, actions to [-1, 1].
 
-The statistics are buffers, so that they are saved with the policy and move with it.
+    "mean_std"   zero mean, unit deviation            "quantiles"  the middle 98 % (q01 to q99) to [-1, 1]
+    "min_max"    the range in the data to [-1, 1]     "none"       as it is
+
+What is learned from are offsets and scales, buffers, which are saved with the policy and move with it. A dimension that does not
+move in the data has the scale 0: a state that is 0 in network units whatever it is later, and an action that stays what it was.
 """
 
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_mini.utils.features import Statistics
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
-MIN_STD = 1e-3  # a dimension that hardly varies is divided by this, not by almost nothing
+Mode = Literal["mean_std", "min_max", "quantiles", "none"]
+
+
+class NormalizationSettings(NamedTuple):
+    """How a policy's states and actions are normalised; saved with it."""
+
+    state: Mode = "mean_std"
+    action: Mode = "min_max"
+    clip: float | None = None  # states are cut off at this many network units
+    relative: tuple[str, ...] = ()  # actions that are predicted relative to the state of the same name
 
 
 class Normalization(nn.Module):
-    """States "... s" are standardised, past ones (`history`) like the present one; actions "... a" are mapped from their range
-    in the data to [-1, 1]."""
+    """States "... s" and actions "... t a" into network units, and actions back.
 
-    def __init__(self, statistics: Statistics, *, history: int = 1):
+    - history: how many frames a state holds, the newest first; past ones are normalised like the newest
+    - features: names of state and action; `settings.relative` is of both
+    """
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        *,
+        history: int = 1,
+        settings: NormalizationSettings = NormalizationSettings(),  # noqa: B008 (immutable)
+        features: Features | None = None,
+    ):
         super().__init__()
-        state, action = statistics
-        self.register_buffer("state_mean", torch.tensor(state.mean, dtype=torch.float32).repeat(history))
-        self.register_buffer("state_std", torch.tensor(state.std, dtype=torch.float32).clamp(min=MIN_STD).repeat(history))
-        self.register_buffer("action_offset", torch.tensor((action.max + action.min) / 2, dtype=torch.float32))
-        scale = torch.tensor((action.max - action.min) / 2, dtype=torch.float32).clamp(min=MIN_STD)
-        self.register_buffer("action_scale", scale)
+        self.settings = settings
+        mean, std = _offset_and_scale(statistics.state, settings.state)
+        offset, scale = _offset_and_scale(statistics.action, settings.action)
+        self.register_buffer("state_mean", torch.from_numpy(mean).repeat(history))
+        self.register_buffer("state_std", torch.from_numpy(std).repeat(history))
+        self.register_buffer("action_offset", torch.from_numpy(offset))
+        self.register_buffer("action_scale", torch.from_numpy(scale))
+        sources = relative_sources(features, settings.relative) if features is not None and settings.relative else None
+        self.register_buffer("sources", None if sources is None else torch.from_numpy(sources), persistent=False)
 
     def state(self, state: Float[Tensor, "*b s"]) -> Float[Tensor, "*b s"]:
-        return (state - self.state_mean) / self.state_std
+        normalized = _divide(state - self.state_mean, self.state_std)
+        return normalized if self.settings.clip is None else normalized.clamp(-self.settings.clip, self.settings.clip)
 
-    def action(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
-        return (action - self.action_offset) / self.action_scale
+    def action(self, action: Float[Tensor, "*b t a"], state: Float[Tensor, "*b s"] | None = None) -> Float[Tensor, "*b t a"]:
+        """Chunks of actions in network units; relative ones are those to the `state` of the chunk's start, in raw units. Without
+        a state they are relative already."""
+        if self.sources is not None and state is not None:
+            action = action - self._origin(state)
+        return _divide(action - self.action_offset, self.action_scale)
 
-    def unnormalize_action(self, action: Float[Tensor, "*b a"]) -> Float[Tensor, "*b a"]:
-        return action * self.action_scale + self.action_offset
+    def unnormalize_action(
+        self, action: Float[Tensor, "*b t a"], state: Float[Tensor, "*b s"] | None = None
+    ) -> Float[Tensor, "*b t a"]:
+        action = action * self.action_scale + self.action_offset
+        return action if self.sources is None or state is None else action + self._origin(state)
+
+    def _origin(self, state: Float[Tensor, "*b s"]) -> Float[Tensor, "*b 1 a"]:
+        """What each action is relative to: an element of the newest state, or 0."""
+        return nn.functional.pad(state, (0, 1))[..., None, :][..., self.sources]
+
+
+def relative_sources(features: Features, relative: Sequence[str]) -> np.ndarray:
+    """For each action the index of the state that it is relative to, or -1, (a,) int64."""
+    return np.array([features.state.index(name) if name in relative else -1 for name in features.action])
+
+
+def _divide(values: Tensor, scale: Tensor) -> Tensor:
+    """0 where the scale is 0."""
+    return values / scale.masked_fill(scale == 0, torch.inf)
+
+
+def _offset_and_scale(found: FeatureStatistics, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+    """What is subtracted from a feature, and what it is then divided by; float32."""
+    low, high = (found.q01, found.q99) if mode == "quantiles" else (found.min, found.max)
+    offset, scale = (found.mean, found.std) if mode == "mean_std" else ((high + low) / 2, (high - low) / 2)
+    if mode == "none":
+        return np.zeros_like(offset, np.float32), np.ones_like(scale, np.float32)
+    return np.asarray(offset, np.float32), found.bounded(scale)

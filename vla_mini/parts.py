@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vla_mini.types import Batch, Context
 from vla_mini.utils.errors import did_you_mean
-from vla_mini.utils.features import Features, Statistics
+from vla_mini.utils.features import Features, Resize, Statistics
 
 UNKNOWN_TOKENS = {"[UNK]", "<unk>"}  # as BERT writes it, and as T5 and RoBERTa do
 
@@ -95,6 +95,7 @@ class ActingDefaults(NamedTuple):
     execute: int = 1  # actions of a chunk that are executed before the next chunk is predicted
     # None: the newest chunk alone; else the mean of all chunks, weighted exp(-ensemble * i), where the oldest has i = 0.
     ensemble: float | None = None
+    resize: Resize = "letterbox"  # camera images of other proportions
 
 
 class Part(nn.Module, ABC):

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from vla_mini.normalization import Normalization
+from vla_mini.normalization import Normalization, NormalizationSettings
 from vla_mini.parts import ActingDefaults, AuxiliarySpec, EpisodeData, FitData, HeadSpec, ObservationSpec, TrunkSpec
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
@@ -38,7 +38,8 @@ class Policy(PretrainedMixin, nn.Module):
     - features: what a frame of the dataset holds; observations of other sizes are refused
     - statistics: of the dataset, for raw units <-> network units
     - horizon: number of actions in a chunk
-    - instructions, action_chunks: of the training split, (n, t, a) in raw units: what the parts are fitted to
+    - normalization: modes, and the actions that are predicted relative to the state at the chunk's start
+    - instructions, action_chunks: of the training split, (n, t, a) in raw units, relative ones as such: what the parts are fitted to
     - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
     - classes: those of the parts that are not vla_mini's own
     - history: how many frames are observed, the newest first; to the parts, past frames are further cameras
@@ -54,6 +55,7 @@ class Policy(PretrainedMixin, nn.Module):
         features: Features,
         statistics: Statistics,
         horizon: int,
+        normalization: NormalizationSettings = NormalizationSettings(),  # noqa: B008 (immutable)
         instructions: Sequence[str] = (),
         action_chunks: np.ndarray | None = None,
         assets: Path | None = None,
@@ -69,9 +71,11 @@ class Policy(PretrainedMixin, nn.Module):
         self.features, self.history, self.acting = features, history, acting or ActingDefaults()
         self.ablate, self.source = tuple(ablate), dict(source)
         self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
-        normalization = Normalization(statistics, history=history)
+        self.normalization = Normalization(statistics, history=history, settings=normalization, features=features)
+        if normalization.relative and "state" in ablate:
+            raise ValueError("ablate=[state]: relative actions cannot be turned into absolute ones without the state")
         chunks = np.zeros((0, horizon, features.action_size), np.float32) if action_chunks is None else action_chunks
-        data = FitData(tuple(instructions), normalization.action(torch.from_numpy(chunks)), statistics)
+        data = FitData(tuple(instructions), self.normalization.action(torch.from_numpy(chunks)), statistics)
         options = {"classes": classes, "data": data, "assets": assets}
 
         num_images = history * len(features.cameras)
@@ -95,7 +99,6 @@ class Policy(PretrainedMixin, nn.Module):
         # Distinguishes cameras and frames of history; a single image needs no embedding.
         self.camera_embedding = nn.Embedding(num_images, trunk.width) if num_images > 1 else None
         self.state = nn.Linear(history * features.state_size, trunk.width)
-        self.normalization = normalization
 
         (height, width), cameras = features.image_size, _with_history(features.cameras, history)
         # The sizes of inputs, or the names of their entries, by the letters of types.py.
@@ -117,7 +120,7 @@ class Policy(PretrainedMixin, nn.Module):
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
-        actions = self.normalization.action(batch.actions.to(state.dtype))
+        actions = self.normalization.action(batch.actions.to(state.dtype), state)
         insulated = context if self.backbone_action is None else tree_map_only(Tensor, Tensor.detach, context)
         terms = {"action": self.action.loss(insulated, actions, batch.is_pad) * valid}
         total = terms["action"]
@@ -163,7 +166,7 @@ class Policy(PretrainedMixin, nn.Module):
         """A chunk of actions in raw units, differentiable by images (in [0, 1]), word vectors and state (raw units)."""
         context = self.context(images, word_vectors, state, word_mask)
         actions = self.action.predict(context, noise)
-        return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype))
+        return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype), state)
 
     def draw_noise(self, size: int, generator: Generator | None = None) -> Float[Tensor, "b t a"] | None:
         """Standard normal noise for `size` chunks; None where the head does not sample."""

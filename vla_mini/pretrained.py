@@ -13,9 +13,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_mini.normalization import NormalizationSettings
 from vla_mini.parts import ActingDefaults, Part
 from vla_mini.registry import describe
-from vla_mini.utils import files, hub, lora
+from vla_mini.utils import download, files, hub, lora
 from vla_mini.utils.errors import as_value_error, one_line
 from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
@@ -80,6 +81,7 @@ class PretrainedMixin:
             "horizon": self.horizon,
             "history": self.history,
             "acting": self.acting._asdict(),
+            "normalization": self.normalization.settings._asdict(),
             "ablate": self.ablate,
             "source": self.source,
             "lora": self.lora if separate else None,
@@ -117,7 +119,7 @@ class PretrainedMixin:
             if part and part.get("trust_remote_code") and not trust_remote_code:
                 needed = f"{name} needs code of {part['path']!r}, which is run only with trust_remote_code=true"
                 raise ValueError(f"{folder}: {needed}")
-        features = Features(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["features"].items()})
+        features = Features(**_tuples(config["features"]))
         policy = cls(
             config["parts"],
             features=features,
@@ -125,6 +127,7 @@ class PretrainedMixin:
             horizon=config["horizon"],
             assets=folder,
             history=config["history"],
+            normalization=NormalizationSettings(**_tuples(config.get("normalization", {}))),
             acting=ActingDefaults(**config["acting"]),
             ablate=config["ablate"],
             source=config["source"],
@@ -148,7 +151,7 @@ class PretrainedMixin:
         """
         from huggingface_hub import CommitOperationAdd, HfApi, constants
 
-        if constants.HF_HUB_OFFLINE or hub.why_unreachable(constants.ENDPOINT):
+        if constants.HF_HUB_OFFLINE or download.why_unreachable(constants.ENDPOINT):
             raise ValueError(f"push_to_hub({repo_id!r}): the hub, {constants.ENDPOINT}, cannot be reached")
         api = HfApi(endpoint=constants.ENDPOINT, token=token)
         with tempfile.TemporaryDirectory() as temporary:
@@ -204,6 +207,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not {FORMAT!r}")
     files.check_manifest(folder, MANIFEST, found, required=[ADAPTERS] if config["lora"] else [])
     return config
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """The lists of JSON as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def unit_statistics(features: Features) -> Statistics:

@@ -7,11 +7,12 @@ is said beside them (`contradictions`). This module imports no torch until it va
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vla_mini.utils.errors import show
 from vla_mini.utils.schema import FROM_LIST, StrictModel, library_class, object_settings
@@ -19,7 +20,7 @@ from vla_mini.utils.schema import FROM_LIST, StrictModel, library_class, object_
 # Free text and paths: on a command line their value is taken as it stands, whatever characters it holds (config/compose.py).
 AS_WRITTEN = object()
 Text = Annotated[str, AS_WRITTEN]
-Path = Annotated[str, AS_WRITTEN]
+Path = Annotated[str, AS_WRITTEN, AfterValidator(os.path.expanduser)]
 Names = Annotated[tuple[str, ...], FROM_LIST]
 
 # The parts of a policy that may hold parameters (`Policy.components`).
@@ -79,15 +80,53 @@ class Env(StrictModel):
     id: str | None  # as registered with Gymnasium; null = none: train and validate on a dataset alone
 
 
+READING = {
+    *("root", "revision", "cameras", "state", "action", "instruction", "image_size", "resize"),
+    *("fps", "subsampled_actions", "cache", "cache_gigabytes", "verify"),
+}
+
+
+class NormalizationModes(StrictModel):
+    """How states and actions become numbers of about 1 (vla_mini/normalization.py)."""
+
+    state: Literal["mean_std", "min_max", "quantiles", "none"] = "mean_std"
+    action: Literal["mean_std", "min_max", "quantiles", "none"] = "min_max"
+    clip: PositiveFloat | None = None
+
+
 class Data(StrictModel):
-    """The demonstrations: where they are, how many are collected where they are missing, how they are batched."""
+    """The demonstrations: where they are, what of them is read, how many are collected where they are missing, how they are
+    batched. What has the name of an argument of `read_dataset` (vla_mini/data/reader.py) is that."""
 
     root: Path
+    revision: Text | None = None
+    cameras: dict[str, Text] | None = None
+    state: Names | None = None
+    action: Text | None = None
+    instruction: Text | None = None
+    image_size: Annotated[tuple[PositiveInt, PositiveInt], FROM_LIST] | None = None
+    resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
+    fps: PositiveFloat | None = None
+    subsampled_actions: Literal["last", "mean", "sum"] = "last"
+    cache: Path | None = None
+    cache_gigabytes: PositiveFloat | None = None
+    verify: bool | None = None
+    actions: Literal["absolute", "relative"] = "absolute"
+    absolute_actions: Names | None = None
+    normalization: NormalizationModes = NormalizationModes()
     episodes: PositiveInt | None  # null = never collect
     validation_episodes: PositiveInt
     seed: NonNegativeInt  # of the scenes that are collected
     horizon: PositiveInt
     batch_size: PositiveInt
+
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `read_dataset`."""
+        return self.model_dump(include=READING)
+
+    def contradictions(self) -> Iterator[str]:
+        if self.absolute_actions is not None and self.actions == "absolute":
+            yield "absolute_actions is for data.actions=relative: all actions are absolute already"
 
 
 class Augmentation(StrictModel):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from vla_mini.data.writer import DatasetWriter, encode_episode
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.utils.features import Features
 
 FEATURES = Features(cameras=("front", "wrist"), image_size=(6, 8), state=("x", "y", "closed"), action=("dx", "close"), fps=5)

@@ -28,6 +28,7 @@ def demonstrations(lengths, *, seed=0, num_validation=1):
     return Demonstrations(
         features=FEATURES,
         tasks=("go", "stay there"),
+        episode_index=np.arange(len(lengths)),
         episode_starts=ends - lengths,
         episode_ends=ends,
         splits={
@@ -40,6 +41,7 @@ def demonstrations(lengths, *, seed=0, num_validation=1):
         frames=generator.integers(0, 256, (num_frames, 2, 3, 2, 3), dtype=np.uint8),
         statistics=training_statistics(states, actions),
         fingerprint="made up",
+        notes=(),
     )
 
 
@@ -102,9 +104,11 @@ def test_sampled_chunks_are_those_of_the_training_samples(most):
     data = demonstrations([4, 1, 6, 9])
     dataset = ActionChunkDataset(data, split="train", tokenize=tokenize, horizon=3)
     expected = dataset.__getitems__(range(len(dataset))).actions.numpy()
-    chunks = sample_chunks(data, 3, most=most)
+    chunks, valid = sample_chunks(data, 3, most=most)
     if most > len(dataset):
         np.testing.assert_array_equal(chunks, expected)
+    if most > len(dataset):
+        np.testing.assert_array_equal(valid, ~dataset.__getitems__(range(len(dataset))).is_pad.numpy())
     found = [np.flatnonzero((expected == chunk).all((1, 2)))[0] for chunk in chunks]
     assert len(chunks) == min(most, 11) and found[0] == 0 and found[-1] == 10 and sorted(set(found)) == found
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vla_mini.data import frames, layout
+from vla_mini.data import frames
+from vla_mini.data.lerobot import layout
 from vla_mini.data.reader import read_dataset
 from vla_mini.utils.features import Features
 
@@ -50,7 +51,7 @@ def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_again(m
     moved = tmp_path / "elsewhere"
     shutil.copytree(dataset, moved)
     with monkeypatch.context() as patch:
-        patch.setattr(frames, "_decode", lambda *_, **__: pytest.fail("decoded again"))
+        patch.setattr(frames, "_decode_all", lambda *_, **__: pytest.fail("decoded again"))
         assert read_dataset(dataset).fingerprint == read_dataset(moved).fingerprint == first.fingerprint
     other = truth._replace(images=[255 - images for images in truth.images])
     changed = read_dataset(made_up.write(tmp_path / "changed", other))
@@ -61,12 +62,12 @@ def test_a_second_start_decodes_nothing_and_a_changed_dataset_is_decoded_again(m
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[::-1], lambda data: data[:-1] + b"?"])
 def test_a_damaged_cache_is_named_and_decoded_again(dataset, tmp_path, damage):
     expected = read_dataset(dataset).frames.copy()
-    cache, manifest = sorted((tmp_path / ".cache").iterdir())
+    cache, manifest = sorted((tmp_path / ".cache").glob("[!.]*"))
     cache.write_bytes(damage(cache.read_bytes()))
     with pytest.warns(UserWarning, match=f"{cache.name} is damaged: its images are decoded again"):
         np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
     np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
-    assert sorted((tmp_path / ".cache").iterdir()) == [cache, manifest]
+    assert sorted((tmp_path / ".cache").glob("[!.]*")) == [cache, manifest]
     manifest.unlink()  # as a process leaves it that is killed between the two files
     np.testing.assert_array_equal(read_dataset(dataset).frames, expected)
     assert manifest.is_file()
@@ -85,11 +86,24 @@ def test_writing_to_frames_does_not_reach_the_cache(dataset):
     np.testing.assert_array_equal(read_dataset(dataset).frames[0], before)
 
 
-@pytest.mark.parametrize("num_episodes, validation", [(5, (4, 5)), (60, (57, 60))])
-def test_without_a_validation_split_the_last_episodes_are_held_out(made_up, tmp_path, num_episodes, validation):
+@pytest.mark.parametrize("num_episodes, validation", [(1, None), (5, [2, 4]), (60, [57, 58, 59])])
+def test_without_a_validation_split_each_task_that_has_two_episodes_gets_one(made_up, tmp_path, num_episodes, validation):
     truth = made_up.truth(lengths=(2,) * num_episodes)
-    read = read_dataset(made_up.write(tmp_path / "d", truth, splits={"train": (0, num_episodes)}))
-    assert read.splits == {"train": (0, validation[0]), "validation": validation}
+    root = made_up.write(tmp_path / "d", truth, splits={"train": (0, num_episodes)})
+    if validation is None:
+        with pytest.raises(ValueError, match="splits=.*within its 1 episodes"):
+            read_dataset(root)
+        return
+    read = read_dataset(root)
+    first, last = read.splits["validation"]
+    assert read.splits["train"] == (0, first) and last == num_episodes
+    assert read.episode_index.tolist() == [*(e for e in range(num_episodes) if e not in validation), *validation]
+    held_out = {made_up.tasks[read.episode_index[e] % len(made_up.tasks)] for e in range(first, last)}
+    assert held_out == {task for task in made_up.tasks if num_episodes > 5 or made_up.tasks.count(task) > 1}
+    order = np.concatenate([truth.states[e] for e in read.episode_index])
+    np.testing.assert_array_equal(read.states, order)
+    pixels = np.concatenate([truth.images[e] for e in read.episode_index]).transpose(0, 1, 4, 2, 3)
+    np.testing.assert_array_equal(read.frames, pixels)
 
 
 def test_variations_of_the_format_are_read(made_up, dataset, truth):
@@ -138,7 +152,7 @@ def test_one_flipped_bit_is_found_without_our_checksums_too(made_up, dataset):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="file-000"):
         read_dataset(dataset)
-    assert not list((dataset.parent / ".cache").iterdir())  # not even the frames before it
+    assert not list((dataset.parent / ".cache").glob("[!.]*"))  # not even the frames before it
 
 
 def broken_image(table):
@@ -155,12 +169,11 @@ def broken_image(table):
         (broken_image, "file-000.parquet, row 7: its image cannot be decoded"),
         (lambda table: table.drop_columns(["observation.images.wrist"]), "file-000.parquet.*observation.images.wrist"),
         (lambda table: table.drop_columns(["action"]), "file-000.parquet.*action"),
-        (lambda table: table.slice(1), "rows are not those of the episodes"),
+        (lambda table: table.slice(1), "file-000.parquet: 22 rows, but its 5 episodes should have 23"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(made_up, dataset, change, message, monkeypatch):
-    monkeypatch.setattr(frames, "BLOCK", 5)
-    monkeypatch.setattr(frames, "SLICE", 2)
+    monkeypatch.setattr(frames, "UNIT", 5)
     made_up.edit_info(dataset)
     rewrite(dataset / DATA, change)
     with pytest.raises(ValueError, match=message):
@@ -170,7 +183,7 @@ def test_data_that_do_not_fit_are_refused(made_up, dataset, change, message, mon
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"codebase_version": "v2.1"}, "info.json: LeRobot format v2.1 is not v3.0"),
+        ({"codebase_version": "v1.6"}, "info.json: codebase_version='v1.6' is not one of LeRobot's formats v3.0, v2.1, v2.0"),
         ({"splits": {"train": "0:9", "validation": "9:10"}}, "splits="),
         ({"splits": {"train": "all"}}, "splits="),
     ],
@@ -184,8 +197,8 @@ def test_unsupported_info_is_refused(made_up, dataset, changes, message):
 @pytest.mark.parametrize(
     "feature, change, message",
     [
-        ("observation.images.wrist", {"dtype": "video"}, "'observation.images.wrist' is kept as video"),
-        ("observation.images.wrist", {"shape": [9, 8, 3]}, "one image size.*9x8"),
+        ("observation.images.wrist", {"dtype": "video"}, "the video of 'observation.images.wrist' is missing for episode 0"),
+        ("observation.images.wrist", {"shape": [9, 8, 3]}, r"row 0: an image of \(6, 8\) pixels instead of \(9, 8\)"),
         ("action", None, "no feature 'action'"),
     ],
 )

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vla_mini.data import layout
-from vla_mini.data.writer import DatasetWriter, encode_episode, encode_png
+from vla_mini.data.lerobot import layout
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode, encode_png
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (1, 1, 3), (5, 300, 3)])
@@ -136,8 +136,8 @@ def test_an_interrupted_writer_leaves_nothing(made_up, tmp_path, truth):
 def test_a_killed_writer_leaves_no_dataset(tmp_path):
     code = f"""
 import os, numpy as np
-from vla_mini.data import layout
-from vla_mini.data.writer import DatasetWriter, encode_episode
+from vla_mini.data.lerobot import layout
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.utils.features import Features
 features = Features(("top",), (4, 4), ("x",), ("dx",), 10)
 writer = DatasetWriter({str(tmp_path / "d")!r}, features=features, robot_type="r")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.factory import command
 from vla_mini.data.reader import read_dataset
-from vla_mini.data.writer import DatasetWriter, encode_episode
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 
 SMALL = ["experiment=toy_pick_smoke", "vision.width=16", "trunk.width=32", "language.width=16"]
 

@@ -22,7 +22,6 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.layers import grid_positions
 
 MIN_LOG_STD = -3.0  # keeps the density, and with it the loss, bounded
-MIN_STD = 1e-3  # of a state feature
 
 
 class KeyframeLoss(AuxiliaryLoss):
@@ -64,7 +63,8 @@ class KeyframeLoss(AuxiliaryLoss):
     def fit(self, data: FitData) -> None:
         state = data.statistics.state
         self.keyframe_mean.copy_(torch.tensor(state.mean[self.state_indices]))
-        self.keyframe_std.copy_(torch.tensor(state.std[self.state_indices]).clamp(min=MIN_STD))
+        std = state.bounded(state.std)[self.state_indices]
+        self.keyframe_std.copy_(torch.from_numpy(np.where(std == 0, 1, std)))
 
     def targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
         """`keyframe` (n, g) float32: the chosen state when the gripper next closes; `has_keyframe` (n,): whether it does."""

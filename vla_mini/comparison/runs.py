@@ -77,7 +77,7 @@ def dry_run(comparison: CompareSettings) -> None:
             if setup.must_collect(settings):
                 setup.dry_run(settings)
             else:
-                demonstrations = read_dataset(settings.data.root)
+                demonstrations = read_dataset(**settings.data.reading())
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
 
 

@@ -16,7 +16,9 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from vla_mini.data.reader import Demonstrations
+from vla_mini.data.statistics import training_statistics
 from vla_mini.types import Batch, Observation
+from vla_mini.utils.features import Statistics
 
 Tokenize = Callable[[list[str]], tuple[Int64[Tensor, "n l"], Bool[Tensor, "n l"]]]
 
@@ -138,13 +140,30 @@ class BatchLoader:
         self._position, self._resuming = (state["epoch"], state["batches"]), True
 
 
-def sample_chunks(data: Demonstrations, horizon: int, *, most: int = 4096) -> np.ndarray:
-    """Chunks of the training split's actions, (n, horizon, a), evenly spaced, padded as in `ActionChunkDataset`."""
+def sample_chunks(
+    data: Demonstrations, horizon: int, *, sources: np.ndarray | None = None, most: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks of the training split's actions, (n, horizon, a), evenly spaced, padded as in `ActionChunkDataset`; and which of
+    them are valid, (n, horizon).
+
+    - sources: for each action the index of the state at the chunk's start that it is relative to, or -1
+    """
     first, last = data.splits["train"]
     start, end = data.episode_starts[first], data.episode_ends[last - 1]
     frames = np.linspace(start, end - 1, min(most, end - start)).astype(int)
     ends = data.episode_ends[np.searchsorted(data.episode_ends, frames, side="right"), None]
-    return data.actions[np.minimum(frames[:, None] + np.arange(horizon), ends - 1)]
+    steps = frames[:, None] + np.arange(horizon)
+    chunks = data.actions[np.minimum(steps, ends - 1)]
+    if sources is not None:
+        chunks = chunks - np.where(sources >= 0, data.states[frames][:, sources], 0)[:, None].astype(np.float32)
+    return chunks, steps < ends
+
+
+def relative_statistics(data: Demonstrations, horizon: int, sources: np.ndarray, *, most: int = 200_000) -> Statistics:
+    """The statistics of the data, where those of the actions are of what is predicted: relative to the state at the start of
+    their chunk. Of `most` chunks at most, evenly spaced."""
+    chunks, valid = sample_chunks(data, horizon, sources=sources, most=most)
+    return training_statistics(data.states[: data.episode_ends[data.splits["train"][1] - 1]], chunks[valid])
 
 
 def check_lengths(data: Demonstrations, **lengths: int) -> None:

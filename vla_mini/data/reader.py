@@ -1,187 +1,323 @@
-"""A LeRobotDataset v3.0 on disk -> Demonstrations: states (n, s), actions (n, a), frames uint8 (n, k, c, h, w), tasks.
+"""A LeRobotDataset on disk or on the hub -> Demonstrations: states (n, s), actions (n, a), frames uint8 (n, k, c, h, w), tasks.
 
-Reads what vla-mini writes and what others write, as long as images are kept as images: any number of cameras of one
-size, in one file or many. Frames are decoded once (frames.py). No torch.
+Reads the formats v3.0, v2.1 and v2.0, with images or videos, of any number of cameras, whatever their features are called
+(choice.py). Frames are decoded once, to the size that the policy takes (frames.py). No torch.
 """
 
 import hashlib
-import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from vla_mini.data import layout
-from vla_mini.data.frames import map_frames
+from vla_mini.data.choice import Choice, choose, element_names, unique_names
+from vla_mini.data.frames import Footage, StreamedFrames, cache_name, decode_to_file
+from vla_mini.data.lerobot import layout
+from vla_mini.data.lerobot.metadata import Metadata, read_metadata
+from vla_mini.data.lerobot.rows import Rows, by_data_file, read_rows
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
-from vla_mini.utils.errors import as_value_error
-from vla_mini.utils.features import Features, Statistics
+from vla_mini.utils.download import download, is_hub_id
+from vla_mini.utils.errors import as_value_error, show
+from vla_mini.utils.features import Features, Resize, Statistics
 
-# Of a dataset without a validation split, the last episodes are held out.
+# Of a dataset without a validation split, this share of the episodes is held out.
 VALIDATION_SHARE = 0.05
+USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vla_mini"
+
+Subsampling = Literal["last", "mean", "sum"]
 
 
 class Demonstrations(NamedTuple):
-    """All frames of all episodes, one after another, with actions and instructions."""
+    """All frames of all episodes, one after another, with actions and instructions: first those to train on, then the others."""
 
     features: Features
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # those that occur
+    episode_index: np.ndarray  # (episodes,) int64, the numbers that the dataset gives them
     episode_starts: np.ndarray  # (episodes,) int64
     episode_ends: np.ndarray  # (episodes,) int64, exclusive
     splits: dict[str, tuple[int, int]]  # "train" and "validation" -> (first, last exclusive) episode
     states: np.ndarray  # (n, s) float32, raw units
     actions: np.ndarray  # (n, a) float32, raw units
     task_index: np.ndarray  # (n,) int64
-    frames: np.ndarray  # (n, k, c, h, w) uint8, memory-mapped
+    frames: np.ndarray | StreamedFrames  # (n, k, c, h, w) uint8
     statistics: Statistics  # of the training split
-    fingerprint: str  # SHA-256 over the dataset's files
+    fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
+    notes: tuple[str, ...]  # what was left aside or assumed, a line each
 
 
-def read_dataset(root: str | Path, *, cache: str | Path | None = None) -> Demonstrations:
+def read_dataset(
+    root: str | Path,
+    *,
+    revision: str | None = None,
+    cameras: Mapping[str, str] | None = None,
+    state: Sequence[str] | None = None,
+    action: str | None = None,
+    instruction: str | None = None,
+    image_size: Sequence[int] | None = None,
+    resize: Resize = "letterbox",
+    fps: int | float | None = None,
+    subsampled_actions: Subsampling = "last",
+    cache: str | Path | None = None,
+    cache_gigabytes: int | float | None = None,
+    verify: bool | None = None,
+) -> Demonstrations:
     """Read the dataset at `root`. Images that were not decoded before are decoded now.
 
-    Decoded frames are kept in the folder `cache` (None: `.cache` beside `root`). Raises ValueError, naming the file,
-    for whatever is missing, cut short or not understood.
+    - root: a folder; where there is no such folder, a hub id (owner/name), of which `revision` is read
+    - cameras, state, action, instruction: features to use instead of the defaults (choice.py); an `instruction` that is no
+      feature is the sentence of all episodes
+    - image_size: height and width that all images are resized to; None: those of the smallest camera
+    - fps: to read every second, third ... frame of a faster recording; its action is the `last`, the `mean` or the `sum` of those
+      up to the next one that is read: of positions, of velocities, of displacements
+    - cache: the folder for decoded frames, or "none": they are decoded whenever they are needed. None: `.cache` beside `root`
+      or, where that cannot be written, ~/.cache/vla_mini
+    - cache_gigabytes: frames that take more are decoded whenever they are needed
+    - verify: True: every file is compared with the dataset's manifest, if it has one, and decoded frames with their checksum.
+      False: a dataset that differs from its manifest is accepted
+
+    Raises ValueError, naming the file, for whatever is missing, cut short, contradictory or not understood.
     """
-    root = Path(root)
-    digests = files.digests(root, layout.files_of(root))
-    if not (root / layout.INFO).is_file():
-        raise ValueError(f"{root} holds no LeRobot dataset: there is no file {root / layout.INFO}")
-    info = files.read_json(root / layout.INFO)
-    if (root / layout.MANIFEST).is_file() or "manifest" in info:  # In datasets from elsewhere, damage shows in the structure.
-        files.check_manifest(root, layout.MANIFEST, digests)
-    features, image_columns = _read_features(root / layout.INFO, info)
-    episode_index, lengths, data_files = _read_episodes(root, info.get("data_path") or layout.DATA)
-    rows = _read_rows(data_files, features)
-    if not np.array_equal(np.repeat(episode_index, lengths), rows["episode_index"]):
-        raise ValueError(f"{root / 'data'}: its rows are not those of the episodes listed under {root / 'meta/episodes'}")
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    splits = _read_splits(root / layout.INFO, info.get("splits", {}), len(ends))
-    train = slice(starts[splits["train"][0]], ends[splits["train"][1] - 1])
-    fingerprint = hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests.items()).encode()).hexdigest()
-    frames = map_frames(
-        (root.absolute().parent / ".cache" if cache is None else Path(cache)) / f"{fingerprint}.u8",
-        data_files=data_files,
-        columns=image_columns,
-        shape=(int(ends[-1]), len(features.cameras), 3, *features.image_size),
+    chosen = {"cameras": cameras, "state": state, "action": action, "instruction": instruction}
+    root, is_download = _locate(root, revision, chosen)
+    metadata = read_metadata(root)
+    _check_manifest(metadata, verify)
+    choice = choose(metadata, **chosen)
+    rows = _read_rows(metadata, choice)
+    notes = [f"left aside: {', '.join(choice.left_aside)}"] if choice.left_aside else []
+    tasks, task_index, task_of_frame = _read_tasks(metadata, choice, rows, instruction)
+    order, splits, notes_of_splits = _split(metadata, task_of_frame)
+    stride = _stride(metadata, fps)
+    kept, starts, ends = _kept_frames(metadata, order, stride)
+    states = np.concatenate([rows.vectors[name] for name in choice.state], axis=1)[kept]
+    actions = _subsample(rows.vectors[choice.action], metadata, kept, stride, subsampled_actions)
+    sizes = choice.image_sizes.values()
+    size = tuple(image_size) if image_size is not None else min(sizes, key=lambda each: each[0] * each[1])
+    features = Features(
+        cameras=tuple(choice.cameras),
+        image_size=size,
+        state=_state_names(metadata, choice, rows),
+        action=element_names(metadata.features[choice.action], "action", actions.shape[1]),
+        fps=metadata.fps if fps is None else fps,
     )
+    footage = [_footage(metadata, choice, feature, rows, kept) for feature in choice.cameras.values()]
+    fingerprint = _fingerprint(root)
+    gigabytes = len(kept) * len(footage) * 3 * size[0] * size[1] / 1e9
+    if cache == "none" or (cache_gigabytes is not None and gigabytes > cache_gigabytes):
+        frames: np.ndarray | StreamedFrames = StreamedFrames(footage, size=size, resize=resize)
+    else:
+        times = [os.stat(file).st_mtime_ns for each in footage for file in each.files]
+        name = cache_name(fingerprint, list(choice.cameras.values()), size, resize, kept.tobytes(), times)
+        frames = decode_to_file(
+            _cache_folder(root, cache, is_download) / name, footage, size=size, resize=resize, verify=verify is True
+        )
+    train = slice(0, ends[splits["train"][1] - 1])
     return Demonstrations(
         features=features,
-        tasks=_read_tasks(root / layout.TASKS, rows["task_index"]),
+        tasks=tasks,
+        episode_index=np.array([metadata.episodes[number].index for number in order]),
         episode_starts=starts,
         episode_ends=ends,
         splits=splits,
-        states=rows[layout.STATE],
-        actions=rows[layout.ACTION],
-        task_index=rows["task_index"],
+        states=states,
+        actions=actions,
+        task_index=task_index[kept],
         frames=frames,
-        statistics=training_statistics(rows[layout.STATE][train], rows[layout.ACTION][train]),
+        statistics=training_statistics(states[train], actions[train]),
         fingerprint=fingerprint,
+        notes=(*notes, *notes_of_splits),
     )
 
 
-def _read_features(path: Path, info: dict[str, Any]) -> tuple[Features, list[str]]:
-    """The features that info.json describes, and the columns of the images."""
-    with as_value_error(f"{path} is damaged", AttributeError, KeyError, TypeError):
-        version, described = info["codebase_version"], info["features"]
-        if not version.startswith("v3."):
-            raise ValueError(f"{path}: LeRobot format {version} is not v3.0; LeRobot's own converter brings it there")
-        if videos := [name for name, feature in described.items() if feature["dtype"] == "video"]:
-            raise ValueError(f"{path}: {videos[0]!r} is kept as video; only datasets that keep images as images can be read")
-        if missing := [name for name in (layout.STATE, layout.ACTION) if name not in described]:
-            raise ValueError(f"{path}: no feature {missing[0]!r}")
-        shapes = {name: feature["shape"] for name, feature in described.items() if feature["dtype"] == "image"}
-        # LeRobot writes the channels last, others write them first.
-        sizes = {name: tuple(shape[:2] if shape[2] == 3 else shape[1:]) for name, shape in shapes.items()}
-        if len(set(sizes.values())) != 1:
-            found = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
-            found = found or "no feature of dtype image"
-            raise ValueError(f"{path}: all cameras must have one image size, found {found}")
-        features = Features(
-            cameras=tuple(name.removeprefix(layout.IMAGES).removeprefix("observation.") for name in sizes),
-            image_size=next(iter(sizes.values())),
-            state=_element_names(described[layout.STATE], "state"),
-            action=_element_names(described[layout.ACTION], "action"),
-            fps=round(info["fps"]),
+def _locate(root: str | Path, revision: str | None, chosen: Mapping[str, Any]) -> tuple[Path, bool]:
+    """The folder of the dataset, and whether it was downloaded: its metadata, the numbers, and the videos that are chosen."""
+    folder = Path(root).expanduser()
+    if folder.is_dir() or not is_hub_id(str(root)):
+        if revision is not None:
+            raise ValueError(f"data.revision={revision} is for datasets on the hub, and data.root={root} is a folder")
+        return folder, False
+    options = {"kind": "dataset", "setting": "data.root", "revision": revision}
+    metadata = read_metadata(download(str(root), ["meta/*"], **options))
+    choice = choose(metadata, **chosen)
+    videos = [f"*/{name}/*" for name in choice.cameras.values() if metadata.features[name].dtype == "video"]
+    return download(str(root), ["meta/*", "data/*", *videos], **options), True
+
+
+def _check_manifest(metadata: Metadata, verify: bool | None) -> None:
+    """Compare our own datasets with what was written: their metadata, or with `verify` all of it."""
+    root = metadata.root
+    if verify is False or not ((root / layout.MANIFEST).is_file() or files.read_json(metadata.info).get("manifest")):
+        return
+    written = files.read_json(files.require_file(root / layout.MANIFEST))
+    found = layout.files_of(root)
+    read = [path for path in found if verify or path.parts[len(root.parts)] == "meta"]
+    digests = files.digests(root, read) | {
+        name: written.get(name) if isinstance(written, dict) else None
+        for name in (path.relative_to(root).as_posix() for path in found if path not in read)
+    }
+    try:
+        files.check_manifest(root, layout.MANIFEST, digests)
+    except ValueError as error:
+        raise ValueError(f"{error}; data.verify=false accepts a dataset that was changed on purpose") from error
+
+
+def _read_rows(metadata: Metadata, choice: Choice) -> Rows:
+    vectors = {}
+    for name in (*choice.state, choice.action):
+        shape = metadata.features[name].shape
+        vectors[name] = int(np.prod(shape)) if shape else None
+    return read_rows(metadata, vectors=vectors, values=[choice.instruction] if choice.instruction else [])
+
+
+def _state_names(metadata: Metadata, choice: Choice, rows: Rows) -> tuple[str, ...]:
+    named = {}
+    for feature in choice.state:
+        prefix = "state" if len(choice.state) == 1 else feature.rpartition(".")[2]
+        named[feature] = element_names(metadata.features[feature], prefix, rows.vectors[feature].shape[1])
+    plain = [name for names in named.values() for name in names]
+    if len(set(plain)) < len(plain):  # joints have one name each, and a position and a velocity
+        plain = [f"{feature.rpartition('.')[2]}.{name}" for feature, names in named.items() for name in names]
+    return unique_names(plain)
+
+
+def _read_tasks(
+    metadata: Metadata, choice: Choice, rows: Rows, sentence: str | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """The sentences that occur; the number of each frame's (n,), twice: among them, and as the dataset has it."""
+    count = len(rows.row)
+    if choice.instruction is None:
+        same = np.zeros(count, np.int64)
+        return (sentence,), same, same
+    written = rows.values[choice.instruction]
+    if written.dtype == object:
+        texts, numbers = np.unique(written.astype(str), return_inverse=True)
+        return tuple(texts.tolist()), numbers.astype(np.int64), numbers.astype(np.int64)
+    used = np.unique(written)
+    for index in used.tolist():
+        if index not in metadata.tasks:
+            raise ValueError(f"{metadata.root / 'meta'}: there is no task with the index {index}, which frames have")
+        if not (metadata.tasks[index] or "").strip():
+            told = f"{metadata.root / 'meta'}: task {index} has no sentence ({show(metadata.tasks[index])})"
+            raise ValueError(f'{told}; give one for all: data.instruction="pick up the bottle"')
+    return tuple(metadata.tasks[index] for index in used.tolist()), np.searchsorted(used, written), written
+
+
+def _split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], dict[str, tuple[int, int]], list[str]]:
+    """The order of the episodes, those to train on first; the ranges of both splits; and notes.
+
+    Where the dataset names no validation split, the last episode of each task that has two is held out, and then the last
+    ones, until VALIDATION_SHARE of them are.
+    """
+    number, notes = len(metadata.episodes), []
+    with as_value_error(
+        f"{metadata.info}: splits={show(metadata.splits)} cannot be read", ValueError, AttributeError, TypeError
+    ):
+        spans = {name: tuple(map(int, span.split(":"))) for name, span in metadata.splits.items()}
+        first, last = spans.get("train", (0, number))
+        validation = spans.get("validation", spans.get("val"))
+        if validation is not None:
+            validation = range(*validation)
+    if validation is None and last > number > first >= 0:
+        notes.append(f"its info.json has {last - first} training episodes, and there are {number}")
+        last = number
+    if validation is None:
+        starts = np.cumsum([0, *(episode.length for episode in metadata.episodes)])[:-1]
+        task = task_of_frame[starts]
+        counts = {each: int((task[first:last] == each).sum()) for each in np.unique(task[first:last]).tolist()}
+        held_out = [max(e for e in range(first, last) if task[e] == each) for each, count in counts.items() if count > 1]
+        rest = [e for e in range(last - 1, first - 1, -1) if e not in held_out]
+        needed = max(1, round(VALIDATION_SHARE * (last - first)))
+        held_out = sorted(held_out + rest[: max(0, needed - len(held_out))])
+        training = [e for e in range(first, last) if e not in set(held_out)]
+    else:
+        training, held_out = list(range(first, last)), list(validation)
+    used = [*training, *held_out]
+    if not training or not held_out or not set(used) <= set(range(number)):
+        raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes")
+    rest = [e for e in range(number) if e not in set(used)]
+    boundary = len(training)
+    return [*used, *rest], {"train": (0, boundary), "validation": (boundary, len(used))}, notes
+
+
+def _stride(metadata: Metadata, fps: int | float | None) -> int:
+    """Every how manieth frame is read."""
+    stride = 1 if fps is None else metadata.fps / fps
+    if stride < 1 or abs(stride - round(stride)) > 1e-6:
+        possible = ", ".join(f"{metadata.fps / divisor:g}" for divisor in (1, 2, 3, 5, 6))
+        raise ValueError(
+            f"data.fps={fps:g}: {metadata.info} has {metadata.fps:g} frames a second, of which it is no whole part ({possible} ...)"
         )
-    return features, list(sizes)
+    return round(stride)
 
 
-def _element_names(feature: dict[str, Any], prefix: str) -> tuple[str, ...]:
-    """The names of a vector's elements, which are written as a list, as {group: list}, or not at all."""
-    (size,), names = feature["shape"], feature.get("names")
-    if isinstance(names, dict):
-        names = [name for group in names.values() if isinstance(group, list) for name in group]
-    if not names or len(names) != size:
-        names = [f"{prefix}_{i}" for i in range(size)]
-    return tuple(map(str, names))
+def _kept_frames(metadata: Metadata, order: Sequence[int], stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The frames that are read, (n,) numbers within the dataset; and the starts and ends of the episodes among them."""
+    lengths = np.array([episode.length for episode in metadata.episodes])
+    first = np.cumsum(lengths) - lengths
+    kept = [np.arange(first[number], first[number] + lengths[number], stride) for number in order]
+    ends = np.cumsum([len(each) for each in kept])
+    return np.concatenate(kept), ends - [len(each) for each in kept], ends
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    files.require_file(path)
-    with as_value_error(f"{path} is damaged or cut short", pa.ArrowException, OSError):
-        table = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
-    if missing := set(columns or ()) - set(table.column_names):
-        raise ValueError(f"{path}: no column {min(missing)!r}")
-    return table.replace_schema_metadata()  # without the descriptions for pandas and Hugging Face in the schema
+def _subsample(actions: np.ndarray, metadata: Metadata, kept: np.ndarray, stride: int, how: Subsampling) -> np.ndarray:
+    """The action from each kept frame to the next one, (n, a)."""
+    if stride == 1:
+        return actions[kept]
+    ends = np.cumsum([episode.length for episode in metadata.episodes])
+    stop = np.minimum(kept + stride, ends[np.searchsorted(ends, kept, side="right")])
+    if how == "last":
+        return actions[stop - 1]
+    sums = np.stack([actions[start:end].sum(axis=0) for start, end in zip(kept, stop, strict=True)])
+    return sums if how == "sum" else sums / (stop - kept)[:, None].astype(np.float32)
 
 
-def _read_tasks(path: Path, task_index: np.ndarray) -> tuple[str, ...]:
-    """The instruction of each task, by index. The column has any name: pandas calls its unnamed index `__index_level_0__`."""
-    table = _read_table(path)
-    names = set(table.column_names) - {"task_index"}
-    if len(names) != 1 or table.num_columns != 2:
-        raise ValueError(f"{path}: columns {table.column_names} instead of task and task_index")
-    tasks = dict(zip(table["task_index"].to_pylist(), table[names.pop()].to_pylist(), strict=True))
-    if missing := {*range(len(tasks)), *np.unique(task_index).tolist()} - tasks.keys():
-        raise ValueError(f"{path}: no task with index {min(missing)}")
-    return tuple(tasks[i] for i in range(len(tasks)))
+def _footage(metadata: Metadata, choice: Choice, feature: str, rows: Rows, kept: np.ndarray) -> Footage:
+    """Where the kept frames of a camera lie."""
+    lengths = np.array([episode.length for episode in metadata.episodes])
+    is_video = metadata.features[feature].dtype == "video"
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    if not is_video:
+        found = [file for file, _ in by_data_file(metadata.episodes)]
+        where = {file: i for i, file in enumerate(found)}
+        of_episode = np.array([where[episode.data_file] for episode in metadata.episodes])
+        frame, needed, exact = rows.row, [0] * len(found), False
+    else:
+        missing = [episode.index for episode in metadata.episodes if feature not in episode.videos]
+        if missing:
+            raise ValueError(
+                f"{metadata.root}: the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
+            )
+        parts = [episode.videos[feature] for episode in metadata.episodes]
+        found = list(dict.fromkeys(part.file for part in parts))
+        where = {file: i for i, file in enumerate(found)}
+        of_episode = np.array([where[part.file] for part in parts])
+        needed = [0] * len(found)
+        for i, part, length in zip(of_episode.tolist(), parts, lengths.tolist(), strict=True):
+            needed[i] = max(needed[i], part.first + length)
+        frame = (
+            np.arange(lengths.sum())
+            - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            + np.repeat([p.first for p in parts], lengths)
+        )
+        exact = metadata.version != "v3.0"
+    announced = choice.image_sizes[feature]
+    return Footage(feature, is_video, tuple(found), of_episode[number][kept], frame[kept], announced, tuple(needed), exact)
 
 
-def _read_episodes(root: Path, data_path: str) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-    """The numbers of the episodes, their lengths in frames, and the data files that hold them, in this order."""
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    paths = sorted((root / "meta/episodes").rglob("*.parquet")) or [root / layout.EPISODES.format(chunk_index=0, file_index=0)]
-    episodes = pa.concat_tables([_read_table(path, columns) for path in paths]).sort_by("episode_index")
-    if not episodes.num_rows:
-        raise ValueError(f"{paths[0]}: no episodes")
-    index, lengths, chunks, numbers = (episodes[name].to_numpy() for name in columns)
-    locations = dict.fromkeys(zip(chunks.tolist(), numbers.tolist(), strict=True))
-    return index, lengths, [root / data_path.format(chunk_index=chunk, file_index=file) for chunk, file in locations]
+def _fingerprint(root: Path) -> str:
+    """SHA-256 over the content of meta/, and the names and sizes of all other files: the same for a copy of the dataset."""
+    digest = hashlib.sha256()
+    for path in layout.files_of(root):
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{files.digest(path) if name.startswith('meta/') else path.stat().st_size} {name}\n".encode())
+    return digest.hexdigest()
 
 
-def _read_rows(data_files: list[Path], features: Features) -> dict[str, np.ndarray]:
-    """The numbers of all frames: states (n, s) and actions (n, a) float32, episode_index and task_index (n,) int64."""
-    vectors = {layout.STATE: (features.state_size,), layout.ACTION: (features.action_size,)}
-    shapes: dict[str, tuple[int, ...]] = vectors | {"episode_index": (), "task_index": ()}
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
-    for file in data_files:
-        table = _read_table(file, list(shapes))
-        for name, shape in shapes.items():
-            values = table[name].combine_chunks()
-            flat = pc.list_flatten(values) if pa.types.is_nested(values.type) else values
-            expected = table.num_rows * math.prod(shape)
-            if flat.null_count or len(flat) != expected:
-                raise ValueError(f"{file}: {name!r} holds {len(flat)} numbers ({flat.null_count} null), not {expected}")
-            parts[name].append(flat.to_numpy(zero_copy_only=False).reshape(-1, *shape))
-    return {name: np.concatenate(parts[name]).astype(np.float32 if name in vectors else np.int64) for name in shapes}
-
-
-def _read_splits(path: Path, described: dict[str, str], num_episodes: int) -> dict[str, tuple[int, int]]:
-    """The training and validation episodes; the last ones are held out where the dataset names only `train`."""
-    with as_value_error(f"{path}: splits={described!r} cannot be read", ValueError, AttributeError):
-        spans = {name: tuple(map(int, span.split(":"))) for name, span in described.items()}
-        first, last = spans.get("train", (0, num_episodes))
-        boundary = last - max(1, round(VALIDATION_SHARE * (last - first)))
-        splits = {"train": (first, boundary), "validation": (boundary, last)}
-        if validation := spans.get("validation", spans.get("val")):
-            splits = {"train": (first, last), "validation": validation}
-        are_ranges = all(0 <= first < last <= num_episodes for first, last in splits.values())
-    if not are_ranges:
-        raise ValueError(f"{path}: splits={described!r} are not ranges within its {num_episodes} episodes")
-    return splits
+def _cache_folder(root: Path, cache: str | Path | None, is_download: bool) -> Path:
+    if cache is not None:
+        return Path(cache).expanduser()
+    beside = root.absolute().parent / ".cache"
+    writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
+    return beside if writable and not is_download else USER_CACHE

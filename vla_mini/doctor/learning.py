@@ -106,7 +106,7 @@ def acting(overfitted: Overfitted) -> Finding:
     policy, batch = overfitted.policy, overfitted.batch
     valid, complete = ~batch.is_pad, ~batch.is_pad.any(dim=1)
     _, acted = _loss_and_actions(overfitted, batch.observation)
-    wanted = policy.normalization.action(batch.actions)
+    wanted = policy.normalization.action(batch.actions, batch.observation.state)
     error_of_mean = float((wanted[valid] - wanted[valid].mean(dim=0)).abs().mean())
     error = float((acted - wanted)[valid].abs().mean()) / error_of_mean
     half = (acted - wanted)[complete].abs().mean().clamp(max=error_of_mean) / 2
@@ -157,7 +157,7 @@ def _loss_and_actions(overfitted: Overfitted, observation: Observation) -> tuple
     with evaluating(policy), torch.no_grad(), seeded(0, policy.device):
         _, terms = policy.loss(batch._replace(observation=observation))
         actions = policy.act(observation, torch.Generator(policy.device).manual_seed(0))
-    return float(terms["action"].sum() / (~batch.is_pad).sum()), policy.normalization.action(actions)
+    return float(terms["action"].sum() / (~batch.is_pad).sum()), policy.normalization.action(actions, observation.state)
 
 
 def _corrected_actions(acted: Float[Tensor, "b t a"]) -> Iterator[tuple[str, Float[Tensor, "b t a"]]]:

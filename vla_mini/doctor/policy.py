@@ -72,7 +72,7 @@ def acting_path(policy: Policy, batch: Batch) -> Finding:
             policy.loss(batch)
         noise = policy.draw_noise(len(batch.actions), _generator(policy))
         predicted = policy.action.predict(contexts[0], noise)
-        acted = policy.normalization.action(policy.act(batch.observation, _generator(policy)))
+        acted = policy.normalization.action(policy.act(batch.observation, _generator(policy)), batch.observation.state)
     difference = float((acted - predicted).abs().max())
     measured = f"act differs by {difference:.1g} from what the head predicts in training"
     advice = "act must prepare observations, normalise and order actions as loss does: look at Policy.prepare, act and predict"
@@ -94,7 +94,9 @@ def padding(policy: Policy, batch: Batch) -> Finding:
 
 def first_loss(policy: Policy, batch: Batch) -> Finding:
     """Is the action loss of the untrained head the loss of an output without information?"""
-    expected = policy.action.expected_initial_loss(policy.normalization.action(batch.actions)[~batch.is_pad])
+    expected = policy.action.expected_initial_loss(
+        policy.normalization.action(batch.actions, batch.observation.state)[~batch.is_pad]
+    )
     if expected is None:
         return Finding("skip", f"{type(policy.action).__name__} does not define expected_initial_loss")
     with evaluating(policy), torch.no_grad(), seeded(0, policy.device):

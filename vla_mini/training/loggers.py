@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
 from vla_mini import settings as schemas
-from vla_mini.utils import files, hub
+from vla_mini.utils import download, files
 
 TIMEOUT = 4  # seconds to wait for a service, also at the end, where W&B waits twice
 
@@ -216,4 +216,4 @@ def _why_not_online() -> str | None:
         saved = None
     if not (settings.api_key or saved):
         return "there is no W&B key (wandb login)"
-    return hub.why_unreachable(settings.base_url, timeout=TIMEOUT)
+    return download.why_unreachable(settings.base_url, timeout=TIMEOUT)

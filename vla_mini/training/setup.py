@@ -14,7 +14,7 @@ from tqdm import tqdm
 import vla_mini.envs
 from vla_mini import pretrained
 from vla_mini.collection import collect
-from vla_mini.data.chunks import check_lengths, sample_chunks
+from vla_mini.data.chunks import check_lengths, relative_statistics, sample_chunks
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
@@ -22,10 +22,14 @@ from vla_mini.evaluation.evaluate import evaluation_splits
 from vla_mini.finetuning.adapters import add_adapters
 from vla_mini.finetuning.freezing import check_stages, check_trainable, freeze
 from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about_mismatch
+from vla_mini.normalization import NormalizationSettings, relative_sources
 from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
-from vla_mini.settings import TrainSettings
+from vla_mini.settings import Data, TrainSettings
 from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.features import Features
+
+GRIPPERS = ("gripper", "finger", "claw", "jaw")  # whose actions stay absolute unless a list says otherwise
 
 
 def check_start(settings: TrainSettings) -> None:
@@ -83,6 +87,7 @@ def blank_demonstrations(spec: EnvSpec) -> Demonstrations:
     return Demonstrations(
         features=features,
         tasks=("",),
+        episode_index=np.arange(2),
         episode_starts=np.array([0, length]),
         episode_ends=np.array([length, 2 * length]),
         splits={"train": (0, 1), "validation": (1, 2)},
@@ -92,6 +97,7 @@ def blank_demonstrations(spec: EnvSpec) -> Demonstrations:
         frames=np.broadcast_to(np.uint8(0), shape),
         statistics=training_statistics(states, actions),
         fingerprint="",
+        notes=(),
     )
 
 
@@ -154,16 +160,22 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
     parts["auxiliary"] = {name: loss.as_dict() for name, loss in settings.auxiliary.items()}
     if settings.insulate:
         parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
+    normalization = normalization_settings(settings.data, demonstrations.features)
+    sources, statistics = None, demonstrations.statistics
+    if normalization.relative:
+        sources = relative_sources(demonstrations.features, normalization.relative)
+        statistics = relative_statistics(demonstrations, settings.data.horizon, sources)
     policy = Policy(
         parts,
         features=demonstrations.features,
-        statistics=demonstrations.statistics,
+        statistics=statistics,
         horizon=settings.data.horizon,
         instructions=demonstrations.tasks,
-        action_chunks=sample_chunks(demonstrations, settings.data.horizon),
+        normalization=normalization,
+        action_chunks=sample_chunks(demonstrations, settings.data.horizon, sources=sources)[0],
         assets=folder,
         history=settings.history,
-        acting=ActingDefaults(settings.execute, settings.ensemble),
+        acting=ActingDefaults(settings.execute, settings.ensemble, settings.data.resize),
         ablate=settings.ablate,
         source=source,
     )
@@ -171,6 +183,25 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
         load_initial_weights(policy, saved, source=settings.init_from)
     _choose_trainable(policy, settings)
     return policy
+
+
+def normalization_settings(data: Data, features: Features) -> NormalizationSettings:
+    """How states and actions are normalised, and which actions are predicted relative to the state: those that it has, too.
+    ValueError for a name in `data.absolute_actions` that there is not, and where state and action share none."""
+    modes = data.normalization
+    if data.actions == "absolute":
+        return NormalizationSettings(modes.state, modes.action, modes.clip)
+    absolute = data.absolute_actions
+    if absolute is None:
+        absolute = tuple(name for name in features.action if any(word in name.lower() for word in GRIPPERS))
+    for name in absolute:
+        if name not in features.action:
+            raise ValueError(f"data.absolute_actions: there is no action {name!r}; {did_you_mean(name, features.action)}")
+    relative = tuple(name for name in features.action if name in features.state and name not in absolute)
+    if not relative:
+        names = f"the state is {', '.join(features.state)}, the action {', '.join(features.action)}"
+        raise ValueError(f"data.actions=relative: no action has the name of a state that it could be relative to: {names}")
+    return NormalizationSettings(modes.state, modes.action, modes.clip, relative)
 
 
 def _choose_trainable(policy: Policy, settings: TrainSettings) -> None:

@@ -3,9 +3,13 @@
 `Features` names and sizes the cameras, the state and the actions; `Statistics` describes the distribution of their numbers.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+
+# How an image of other proportions gets the size that a policy takes (data/images.py).
+Resize = Literal["letterbox", "stretch", "crop"]
 
 
 class Features(NamedTuple):
@@ -15,7 +19,7 @@ class Features(NamedTuple):
     image_size: tuple[int, int]
     state: tuple[str, ...]
     action: tuple[str, ...]
-    fps: int
+    fps: int | float
 
     @property
     def state_size(self) -> int:
@@ -24,6 +28,10 @@ class Features(NamedTuple):
     @property
     def action_size(self) -> int:
         return len(self.action)
+
+
+# Rare values must not become so large in network units that they hide all others.
+MIN_SHARE = 1e-3
 
 
 class FeatureStatistics(NamedTuple):
@@ -35,6 +43,18 @@ class FeatureStatistics(NamedTuple):
     std: np.ndarray
     q01: np.ndarray
     q99: np.ndarray
+
+    @property
+    def still(self) -> np.ndarray:
+        """Which dimensions do not move in the data, bool: their range is no more than float32's rounding of their values."""
+        low, high = (np.asarray(bound, np.float64) for bound in (self.min, self.max))
+        rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+        return high - low <= np.maximum(rounding, np.finfo(np.float32).tiny)
+
+    def bounded(self, scale: np.ndarray) -> np.ndarray:
+        """A `scale` to divide by, float32: 0 where a dimension does not move, and else at least MIN_SHARE of half its range."""
+        half_range = (np.asarray(self.max, np.float64) - self.min) / 2
+        return np.where(self.still, 0, np.maximum(scale, MIN_SHARE * half_range)).astype(np.float32)
 
 
 class Statistics(NamedTuple):

@@ -49,12 +49,20 @@ def _json(content: Any, *, indent: int = 2, allow_nan: bool = True) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError, naming the file, where it is missing or damaged."""
+    """The content of a JSON file. Raises ValueError, naming the file, where it is missing or damaged, or has a key twice."""
     text = require_file(path).read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(text, object_pairs_hook=_without_doubled_keys)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _without_doubled_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def require_file(path: Path) -> Path:

@@ -6,8 +6,6 @@ policy needs neither the hub nor the folder.
 """
 
 import json
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vla_mini.utils.download import download
 from vla_mini.utils.errors import did_you_mean, one_line
 
 Encoder = Literal["vision", "text"]
@@ -97,39 +96,7 @@ def fetch(path: str | Path, *, trust_remote_code: bool = False, files: Sequence[
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"{setting}={path}: the folder holds no model: there is no config.json in it")
         return Path(path)
-    if not is_hub_id(path):
-        raise ValueError(f"{setting}={path}: there is no such folder, and it is not a hub id (owner/name)")
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    online = not constants.HF_HUB_OFFLINE and why_unreachable(constants.ENDPOINT) is None
-    patterns = [*files, "*.py"] if trust_remote_code else list(files)
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns, local_files_only=not online))
-    except RepositoryNotFoundError:
-        reason = "the hub has no such model, or it is private"
-        raise ValueError(f"{setting}={path}: there is no such folder, and {reason}") from None
-    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
-        reason = f"the hub failed ({one_line(error)[:200]})" if online else "the hub cannot be reached"
-        reason += ", and its files are not in the hub's cache"
-        raise ValueError(f"{setting}={path}: there is no such folder, {reason}") from error
-
-
-def is_hub_id(path: str | Path) -> bool:
-    """Whether `path` has the form owner/name and there is no folder `owner` here: a mistyped path is not downloaded."""
-    owner, slash, name = str(path).partition("/")
-    return bool(slash and name) and "/" not in name and owner[:1].isalnum() and not Path(owner).exists()
-
-
-def why_unreachable(url: str, *, timeout: float = 5.0) -> str | None:
-    """Why a server does not answer one short request; None where it does. (Their own clients retry for half a minute.)"""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
-    except urllib.error.HTTPError:  # an answer, too
-        return None
-    except OSError as error:
-        return f"{url} does not answer ({error})"
-    return None
+    return download(str(path), [*files, "*.py"] if trust_remote_code else files, kind="model", setting=setting)
 
 
 def freeze_unused(model: nn.Module, output: Tensor) -> None:

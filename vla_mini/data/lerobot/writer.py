@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_mini.data import layout
+from vla_mini.data.lerobot import layout
 from vla_mini.data.statistics import EpisodeValues, count_pixels, describe_dataset, describe_episode
 from vla_mini.utils import files
 from vla_mini.utils.errors import as_value_error

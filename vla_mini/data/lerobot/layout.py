@@ -1,4 +1,4 @@
-"""The format of a LeRobotDataset v3.0 on disk: the names of its files and columns, and their types.
+"""The format of a LeRobotDataset on disk: the names of its files and columns, and the types of those that we write (v3.0).
 
     meta/info.json, stats.json, tasks.parquet, episodes/…   features, statistics, instructions, episodes
     data/chunk-000/file-000.parquet, …                      a row per frame, a row group per episode, images encoded inside
@@ -21,6 +21,12 @@ MANIFEST = "meta/manifest.json"  # ours: the SHA-256 of each other file; info.js
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+# of the formats v2.0 and v2.1
+TASKS_V2 = "meta/tasks.jsonl"
+EPISODES_V2 = "meta/episodes.jsonl"
+DATA_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_V2 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 FILES_PER_CHUNK = 1000
 DATA_FILE_MEGABYTES = 100
 VIDEO_FILE_MEGABYTES = 200
@@ -38,9 +44,10 @@ BOOKKEEPING = {
 
 
 def files_of(root: Path) -> list[Path]:
-    """All files of the dataset at `root` but the manifest."""
-    found = [*sorted((root / "meta").rglob("*")), *sorted((root / "data").rglob("*.parquet"))]
-    return [path for path in found if path.is_file() and path != root / MANIFEST]
+    """All files of the dataset at `root` but the manifest, and the hidden ones that macOS leaves."""
+    patterns = {"meta": "*", "data": "*.parquet", "videos": "*.mp4"}
+    found = [path for folder, pattern in patterns.items() for path in sorted((root / folder).rglob(pattern))]
+    return [path for path in found if path.is_file() and not path.name.startswith(".") and path != root / MANIFEST]
 
 
 def describe_features(features: Features) -> dict[str, dict[str, Any]]:

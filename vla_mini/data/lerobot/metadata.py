@@ -1,0 +1,296 @@
+"""The metadata of a LeRobotDataset v3.0, v2.1 or v2.0 -> `Metadata`: features, tasks, episodes, and the files that hold each.
+
+    v3.0: meta/tasks.parquet, meta/episodes/*/*.parquet; many episodes in one data file and in one video
+    v2.x: meta/tasks.jsonl,   meta/episodes.jsonl;       a data file and, for each camera, a video for each episode
+
+Whatever is missing, contradictory or not understood is a ValueError that names the file. No torch.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_mini.data.lerobot import layout
+from vla_mini.utils import files
+from vla_mini.utils.errors import as_value_error, show
+
+VERSIONS = ("v3.0", "v2.1", "v2.0")
+
+
+class Feature(NamedTuple):
+    """A feature as info.json describes it. `shape` is () where it isn't a list of sizes."""
+
+    dtype: str  # a NumPy name, "image", "video" or "string"
+    shape: tuple[int, ...]
+    names: Any
+    is_depth: bool
+
+
+class VideoPart(NamedTuple):
+    """Where the frames of an episode lie in a video: from the frame of the number `first` on."""
+
+    file: Path
+    first: int
+    has_others: bool  # whether the file holds other episodes, too
+
+
+class Episode(NamedTuple):
+    """An episode, and the files that hold it."""
+
+    index: int
+    length: int  # frames
+    data_file: Path
+    videos: dict[str, VideoPart]  # by feature; without those whose file is missing
+
+
+class Metadata(NamedTuple):
+    """What a dataset says of itself."""
+
+    root: Path
+    version: str
+    fps: int | float
+    features: dict[str, Feature]
+    episodes: tuple[Episode, ...]  # in the order of their rows
+    tasks: dict[int, str | None]  # the sentence of each task, by its index
+    splits: dict[str, str]  # name -> "first:last", as written
+
+    @property
+    def info(self) -> Path:
+        return self.root / layout.INFO
+
+
+def read_metadata(root: Path) -> Metadata:
+    """Read meta/ of the dataset at `root`."""
+    path = root / layout.INFO
+    if not path.is_file():
+        raise ValueError(f"{root} holds no LeRobot dataset: there is no file {path}")
+    info = files.read_json(path)
+    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+        raise ValueError(f"{path}: 'features' is no group of features")
+    version = _version(path, info.get("codebase_version"))
+    features = {name: _feature(path, name, described) for name, described in info["features"].items()}
+    paths = {name: info.get(name) for name in ("data_path", "video_path")}
+    for name, pattern in paths.items():
+        if not isinstance(pattern, str | None) or ".." in Path(pattern or "").parts or (pattern or "").startswith("/"):
+            raise ValueError(f"{path}: {name}={show(pattern)} is no path within the dataset")
+    videos = [name for name, feature in features.items() if feature.dtype == "video"]
+    fps = positive_number(path, "fps", info.get("fps"))
+    if version == "v3.0":
+        episodes = _episodes_v3(root, paths, videos, fps)
+    else:
+        chunks_size = int(positive_number(path, "chunks_size", info.get("chunks_size", layout.FILES_PER_CHUNK)))
+        episodes = _episodes_v2(root, paths, videos, chunks_size)
+    splits = info.get("splits") or {}
+    if not isinstance(splits, dict):
+        raise ValueError(f"{path}: splits={show(splits)} are no ranges of episodes by name")
+    return Metadata(root, version, fps, features, episodes, _tasks(root), splits)
+
+
+def positive_number(path: Path, name: str, value: Any) -> int | float:
+    """A number above 0, an int where it is whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{path}: {name}={show(value)} is not a number above 0")
+    return int(value) if value == int(value) else value
+
+
+def read_table(path: Path, columns: Iterable[str] | None = None, *, optional: Iterable[str] = ()) -> pa.Table:
+    """A parquet file's `columns` (None: all), and those `optional` ones that there are."""
+    files.require_file(path)
+    with (
+        as_value_error(f"{path} is damaged or cut short", pa.ArrowException, OSError),
+        pq.ParquetFile(path, page_checksum_verification=True) as parquet,
+    ):
+        present = parquet.schema_arrow.names
+        if doubled := sorted({name for name in present if present.count(name) > 1}):
+            raise ValueError(f"{path}: there are two columns {doubled[0]!r}")
+        if columns is not None:
+            columns = list(columns)
+            if missing := sorted(set(columns) - set(present)):
+                raise ValueError(f"{path}: no column {missing[0]!r}")
+            columns += [name for name in optional if name in present]
+        table = parquet.read(columns)
+    return table.replace_schema_metadata()  # without the descriptions for pandas and Hugging Face in the schema
+
+
+def whole_numbers(path: Path, name: str, values: pa.ChunkedArray) -> list[int]:
+    """A column of integers, which pandas may have written as floats."""
+    found = values.to_pylist()
+    for row, value in enumerate(found):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value != int(value):
+            raise ValueError(f"{path}, row {row}: {name}={show(value)} is not an integer")
+    return list(map(int, found))
+
+
+def _version(path: Path, value: Any) -> str:
+    version = f"v{value}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    version = re.sub(r"^(v\d)$", r"\1.0", version) if isinstance(version, str) else version
+    if version not in VERSIONS:
+        known = ", ".join(VERSIONS)
+        raise ValueError(f"{path}: codebase_version={show(value)} is not one of LeRobot's formats {known}")
+    return version
+
+
+def _feature(path: Path, name: str, described: Any) -> Feature:
+    if not isinstance(described, dict):
+        raise ValueError(f"{path}: features.{name}={show(described)} does not describe a feature")
+    shape = described.get("shape")
+    shape = [shape] if isinstance(shape, int | float) else shape
+    whole = isinstance(shape, list) and all(isinstance(size, int | float) and size == int(size) >= 0 for size in shape)
+    details = described.get("info") or described.get("video_info") or {}
+    depth = isinstance(details, dict) and any(details.get(key) for key in ("video.is_depth_map", "is_depth_map"))
+    dtype = described.get("dtype")
+    return Feature(
+        dtype if isinstance(dtype, str) else "",
+        tuple(map(int, shape)) if whole and shape else (),
+        described.get("names"),
+        bool(depth) or "depth" in name.lower(),
+    )
+
+
+def _tasks(root: Path) -> dict[int, str | None]:
+    """The sentence of each task. Its column in tasks.parquet has any name: pandas calls its unnamed index `__index_level_0__`."""
+    path = root / layout.TASKS
+    if path.is_file():
+        table = read_table(path)
+        names = set(table.column_names) - {"task_index"}
+        if len(names) != 1 or table.num_columns != 2:
+            raise ValueError(f"{path}: columns {table.column_names} instead of task and task_index")
+        pairs = list(zip(whole_numbers(path, "task_index", table["task_index"]), table[names.pop()].to_pylist(), strict=True))
+    else:
+        path = root / layout.TASKS_V2
+        if not path.is_file():
+            raise ValueError(f"{root / layout.TASKS} is missing, and so is {path.name}")
+        rows = _read_lines(path, ("task_index", "task"))
+        pairs = [(_whole(path, "task_index", row["task_index"]), row["task"]) for row in rows]
+    tasks: dict[int, str | None] = {}
+    for index, task in pairs:
+        if index in tasks:
+            raise ValueError(f"{path}: two tasks have the index {index}: {show(tasks[index])} and {show(task)}")
+        if not isinstance(task, str | None):
+            raise ValueError(f"{path}: task {index} is {show(task)} and no sentence")
+        tasks[index] = task
+    return tasks
+
+
+def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: int | float) -> tuple[Episode, ...]:
+    listed = sorted(path for path in (root / "meta/episodes").rglob("*.parquet") if not path.name.startswith("."))
+    listed = listed or [root / layout.EPISODES.format(chunk_index=0, file_index=0)]
+    required = ("episode_index", "length", "data/chunk_index", "data/file_index")
+    keys = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    optional = ["dataset_from_index", *(f"videos/{video}/{key}" for video in videos for key in keys)]
+    rows: list[dict[str, Any]] = []
+    for path in listed:
+        table = read_table(path, required, optional=optional)
+        numbers = {name: whole_numbers(path, name, table[name]) for name in required}
+        rest = {name: table[name].to_pylist() for name in table.column_names if name not in required}
+        columns = numbers | rest
+        rows += [dict(zip(columns, values, strict=True)) | {"path": path} for values in zip(*columns.values(), strict=True)]
+    if not rows:
+        raise ValueError(f"{listed[0]}: no episodes")
+    rows.sort(key=lambda row: row["episode_index"])
+    _check_numbers([(row["path"], row["episode_index"], row["length"]) for row in rows])
+    data_path, video_path = paths["data_path"] or layout.DATA, paths["video_path"] or layout.VIDEO
+    shares: dict[Path, int] = {}
+    parts: list[dict[str, tuple[Path, int]]] = []
+    for row in rows:
+        found = {}
+        for video in videos:
+            place = {key: row.get(f"videos/{video}/{key}") for key in keys}
+            if any(not isinstance(place[key], int | float) or place[key] != place[key] for key in keys[:3]):
+                continue  # a feature without files
+            numbers = {key: int(place[key]) for key in keys[:2]}
+            file = _formatted(root, video_path, video_key=video, **numbers)
+            if not file.is_file():
+                continue
+            found[video] = (file, _frame_number(row["path"], row["episode_index"], video, place, row["length"], fps))
+            shares[file] = shares.get(file, 0) + 1
+        parts.append(found)
+    return tuple(
+        Episode(
+            row["episode_index"],
+            row["length"],
+            _formatted(root, data_path, chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
+            {video: VideoPart(file, first, shares[file] > 1) for video, (file, first) in found.items()},
+        )
+        for row, found in zip(rows, parts, strict=True)
+    )
+
+
+def _frame_number(path: Path, episode: int, video: str, place: Mapping[str, Any], length: int, fps: int | float) -> int:
+    """The number of an episode's first frame in its video; the times say how many frames it has there, too."""
+    first, last = (round(place[key] * fps) if place[key] is not None else None for key in ("from_timestamp", "to_timestamp"))
+    if last is not None and last - first != length:
+        found = f"videos/{video} spans {last - first} frames ({place['from_timestamp']:g} to {place['to_timestamp']:g} s)"
+        raise ValueError(f"{path}: of episode {episode}, {found}, but its length is {length}")
+    return first
+
+
+def _episodes_v2(root: Path, paths: Mapping[str, Any], videos: list[str], chunks_size: int) -> tuple[Episode, ...]:
+    path = root / layout.EPISODES_V2
+    rows = _read_lines(path, ("episode_index", "length"))
+    if not rows:
+        raise ValueError(f"{path}: no episodes")
+    found = [(_whole(path, "episode_index", row["episode_index"]), _whole(path, "length", row["length"])) for row in rows]
+    found.sort()
+    _check_numbers([(path, index, length) for index, length in found])
+    # Some datasets' paths do not lead to their files, which then are found by their names.
+    by_name = {file.relative_to(root).parts[0::1][-2:]: file for file in root.glob("videos/*/*/*.mp4")}
+    data_by_name = {file.name: file for file in (root / "data").rglob("*.parquet") if not file.name.startswith(".")}
+    episodes = []
+    for index, length in found:
+        place = {"episode_chunk": index // chunks_size, "episode_index": index}
+        data_file = _formatted(root, paths["data_path"] or layout.DATA_V2, **place)
+        if not data_file.is_file():
+            data_file = data_by_name.get(data_file.name, data_file)
+        parts = {}
+        for video in videos:
+            file = _formatted(root, paths["video_path"] or layout.VIDEO_V2, video_key=video, **place)
+            file = file if file.is_file() else by_name.get((video, file.name), file)
+            if file.is_file():
+                parts[video] = VideoPart(file, 0, False)
+        episodes.append(Episode(index, length, data_file, parts))
+    return tuple(episodes)
+
+
+def _check_numbers(rows: list[tuple[Path, int, int]]) -> None:
+    """Each episode has a number of its own, and at least one frame. `rows` are sorted by number."""
+    before = None
+    for path, index, length in rows:
+        if index == before or index < 0:
+            raise ValueError(f"{path}: {'two episodes have' if index == before else 'an episode has'} the number {index}")
+        if length < 1:
+            raise ValueError(f"{path}: episode {index} has the length {length}")
+        before = index
+
+
+def _formatted(root: Path, pattern: str, **values: Any) -> Path:
+    with as_value_error(f"{root / layout.INFO}: the path {pattern!r} cannot be filled in", Exception):
+        return root / pattern.format(**values)
+
+
+def _whole(path: Path, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{path}: {name}={show(value)} is not an integer")
+    return int(value)
+
+
+def _read_lines(path: Path, required: Iterable[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    rows = []
+    for number, line in enumerate(files.require_file(path).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+        if missing := [name for name in required if not isinstance(row, dict) or name not in row]:
+            raise ValueError(f"{path}, line {number}: no {missing[0]!r}")
+        rows.append(row)
+    return rows

@@ -111,14 +111,14 @@ def _default_cameras(metadata: Metadata) -> tuple[dict[str, str], list[str]]:
         name for name, feature in metadata.features.items() if "image" in name and feature.dtype not in ("image", "video")
     ]
     if numbers:
-        reasons = f"; {numbers[0]} is kept as {metadata.features[numbers[0]].dtype or 'nothing'}, and no image or video"
+        reasons = f"; {numbers[0]} {_kept(metadata.features[numbers[0]])}, and not as an image or a video"
     raise ValueError(f"{metadata.info}: no feature is an image or a video{reasons}")
 
 
 def _why_no_camera(metadata: Metadata, name: str) -> str | None:
     feature = metadata.features[name]
     if feature.dtype not in ("image", "video"):
-        return f"it is kept as {feature.dtype or 'nothing'}, and no image or video"
+        return f"it {_kept(feature)}, and not as an image or a video"
     if feature.is_depth or any(word in name.lower() for word in NOT_COLOURS):
         return "depth or a mask, and no colours"
     if len(feature.shape) not in (2, 3) or (len(feature.shape) == 3 and not {feature.shape[0], feature.shape[2]} & {1, 3, 4}):
@@ -126,6 +126,10 @@ def _why_no_camera(metadata: Metadata, name: str) -> str | None:
     if feature.dtype == "video" and _has_no_file(metadata, name):
         return "there is no file of it"
     return None
+
+
+def _kept(feature: Feature) -> str:
+    return f"is kept as {feature.dtype}" if feature.dtype else "has no dtype"
 
 
 def _has_no_file(metadata: Metadata, name: str) -> bool:
@@ -146,7 +150,7 @@ def _require(metadata: Metadata, setting: str, name: str) -> None:
         raise ValueError(f"{setting}={name}: {metadata.info} has no such feature; {did_you_mean(name, metadata.features)}")
     feature = metadata.features[name]
     if not setting.startswith("data.cameras") and (not feature.dtype or feature.dtype in ("image", "video", "string")):
-        raise ValueError(f"{metadata.info}: {name!r} is kept as {feature.dtype or 'nothing (no dtype)'}, and not as numbers")
+        raise ValueError(f"{metadata.info}: {name!r} {_kept(feature)}, and not as numbers")
 
 
 def _numbers(metadata: Metadata) -> str:

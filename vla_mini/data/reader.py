@@ -234,6 +234,8 @@ def _split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], di
     else:
         training, held_out = list(range(first, last)), list(validation)
     used = [*training, *held_out]
+    if number == 1:
+        raise ValueError(f"{metadata.info}: there is one episode alone, and validation needs another")
     if not training or not held_out or not set(used) <= set(range(number)):
         raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes")
     rest = [e for e in range(number) if e not in set(used)]

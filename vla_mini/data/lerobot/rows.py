@@ -84,6 +84,7 @@ def _check_order(file: Path, table: pa.Table, episodes: Sequence[Episode], *, fp
         if len(wrong):
             row, episode = int(wrong[0]), int(expected["episode_index"][wrong[0]])
             what = f"frame {frame[row]} of episode {episode}"
+            what += f" at fps={fps:g}" if name == "timestamp" else ""
             raise ValueError(f"{file}, row {row}: {name}={show(column[row].item())} is not that of {what}")
 
 

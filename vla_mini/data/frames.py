@@ -205,8 +205,7 @@ class StreamedFrames:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        numbers = np.arange(len(self))[rows]
-        return self.take(numbers)
+        return self.take(np.asarray(np.arange(len(self))[rows]))
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
         """As `numpy.take` along the first axis. Each frame is decoded once, those of one file in their order."""

@@ -6,11 +6,11 @@ from typing import Any
 
 def build_data(settings: Any) -> tuple[Any, Any]:
     """The untrained policy and the data module of a run, (policy, data). Missing demonstrations are collected."""
-    from vla_mini.data.reader import read_dataset
+    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.setup import collect_missing, data_module, untrained_policy
 
     collect_missing(settings)
-    demonstrations = read_dataset(**settings.data.reading())
+    demonstrations = read_demonstrations(**settings.data.reading())
     policy = untrained_policy(settings, demonstrations)
     return policy, data_module(settings, demonstrations, policy)
 

@@ -38,7 +38,7 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
     from benchmarks._training import build
     from vla_mini import config
     from vla_mini.data.frames import is_intact
-    from vla_mini.data.reader import read_dataset
+    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.pretrained import read_config
     from vla_mini.training.callbacks import Checkpoints
 
@@ -58,7 +58,7 @@ def measure(folder: Path, repeats: int, others: list[str]) -> dict[str, Any]:
         trainer.fit(module, datamodule=data)
     training = module.step.stopwatch.seconds
 
-    demonstrations = read_dataset(**settings.data.reading())
+    demonstrations = read_demonstrations(**settings.data.reading())
     saved = folder / "run" / "policy"
     cache = Path(settings.data.root).absolute().parent / ".cache" / f"{demonstrations.fingerprint}.u8"
     return {

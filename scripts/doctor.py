@@ -26,7 +26,7 @@ EPISODES = 64  # that are collected where the demonstrations are missing
 
 @config.main("doctor")
 def main(settings: "DoctorSettings") -> None:
-    from vla_mini.data.reader import read_dataset
+    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
     from vla_mini.training.setup import check_start, data_module, untrained_policy
@@ -38,7 +38,7 @@ def main(settings: "DoctorSettings") -> None:
     if settings.training.resume:
         raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
     with demonstrations_of(settings.training) as training:
-        demonstrations = read_dataset(**training.data.reading())
+        demonstrations = read_demonstrations(**training.data.reading())
         policy = untrained_policy(training, demonstrations)
         data = data_module(training, demonstrations, policy)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def main(settings: "TrainSettings") -> None:
     import lightning
 
-    from vla_mini.data.reader import read_dataset
+    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.checkpoints import clean_run_folder, identity, provenance, write_provenance
     from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
     from vla_mini.training.trainer import build_training, choose_precision
@@ -34,7 +34,7 @@ def main(settings: "TrainSettings") -> None:
         with warnings.catch_warnings(action="ignore"):  # they are repeated below
             find_checkpoint(settings)  # before anything is collected
     collect_missing(settings)
-    demonstrations = read_dataset(**settings.data.reading())
+    demonstrations = read_demonstrations(**settings.data.reading())
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own

@@ -81,7 +81,7 @@ class Env(StrictModel):
 
 
 READING = {
-    *("root", "revision", "cameras", "state", "action", "instruction", "image_size", "resize"),
+    *("root", "roots", "revision", "cameras", "state", "action", "instruction", "image_size", "resize"),
     *("fps", "subsampled_actions", "cache", "cache_gigabytes", "verify"),
 }
 
@@ -98,7 +98,8 @@ class Data(StrictModel):
     """The demonstrations: where they are, what of them is read, how many are collected where they are missing, how they are
     batched. What has the name of an argument of `read_dataset` (vla_mini/data/reader.py) is that."""
 
-    root: Path
+    root: Path | None = None
+    roots: dict[Path, PositiveFloat] | None = None
     revision: Text | None = None
     cameras: dict[str, Text] | None = None
     state: Names | None = None
@@ -109,6 +110,7 @@ class Data(StrictModel):
     fps: PositiveFloat | None = None
     subsampled_actions: Literal["last", "mean", "sum"] = "last"
     cache: Path | None = None
+    num_workers: NonNegativeInt = 2
     cache_gigabytes: PositiveFloat | None = None
     verify: bool | None = None
     actions: Literal["absolute", "relative"] = "absolute"
@@ -125,6 +127,8 @@ class Data(StrictModel):
         return self.model_dump(include=READING)
 
     def contradictions(self) -> Iterator[str]:
+        if self.root is None and not self.roots:
+            yield "root is required: give data.root=DIR, or several datasets with their weights in data.roots"
         if self.absolute_actions is not None and self.actions == "absolute":
             yield "absolute_actions is for data.actions=relative: all actions are absolute already"
 
@@ -220,7 +224,10 @@ class Checkpoint(StrictModel):
 
 
 # What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
-CHANGEABLE_ON_RESUME = ("trainer.max_steps", "logger", "compile", "compile_dynamic")
+CHANGEABLE_ON_RESUME = (
+    *("trainer.max_steps", "logger", "compile", "compile_dynamic"),
+    *("data.root", "data.cache", "data.verify", "data.num_workers"),  # where the same data are, and how they are read
+)
 
 
 class TrainSettings(StrictModel):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_mini.data.chunks import ActionChunkDataset, BatchLoader, sample_chunks
+from vla_mini.data.frames import LazyFrames
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils.features import Features
@@ -42,6 +43,7 @@ def demonstrations(lengths, *, seed=0, num_validation=1):
         statistics=training_statistics(states, actions),
         fingerprint="made up",
         notes=(),
+        mixture=(),
     )
 
 
@@ -229,3 +231,50 @@ def test_resuming_with_other_batches_is_refused():
 def test_a_batch_that_does_not_fit_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch_size={batch_size}: the split has 23 frames"):
         batches(batch_size=batch_size, seed=0)
+
+
+# ---- mixtures, and frames that are decoded when they are needed
+
+
+def test_the_frames_of_a_mixture_come_as_often_as_their_weights_ask_for():
+    data = demonstrations([20, 60, 1])._replace(mixture=((20, 3.0), (60, 1.0)))
+    dataset = ActionChunkDataset(data, split="train", horizon=2, tokenize=tokenize)
+    order = dataset.order(np.random.default_rng(0))
+    counts = np.bincount(order, minlength=80)
+    assert len(order) == 80 and counts[:20].tolist() == [3] * 20 and counts[20:].sum() == 20 and counts[20:].max() == 1
+    np.testing.assert_array_equal(dataset.order(np.random.default_rng(0)), order)
+    assert (np.diff(np.flatnonzero(order < 20)) > 1).any()  # they are mixed
+    held_out = ActionChunkDataset(data, split="validation", horizon=2, tokenize=tokenize)
+    np.testing.assert_array_equal(held_out.order(None), [0])
+
+
+class Streamed(LazyFrames):
+    """As frames that are decoded when they are asked for."""
+
+    decoded = False
+
+    def __init__(self, frames):
+        self._frames, self.shape = frames, frames.shape
+
+    def take(self, rows, axis=0):
+        return self._frames.take(rows, axis=axis)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("mixture", [(), ((30, 1.0), (40, 3.0))])
+def test_streamed_frames_are_drawn_in_runs_and_resume_at_any_batch(num_workers, mixture):
+    data = demonstrations([30, 40, 1])
+    data = data._replace(frames=Streamed(data.frames), mixture=mixture)
+    dataset = ActionChunkDataset(data, split="train", horizon=2, tokenize=tokenize)
+
+    def loader():
+        return BatchLoader(dataset, batch_size=9, seed=0, num_workers=num_workers)
+
+    order = dataset.order(np.random.default_rng([0, 0]))
+    assert (np.diff(order) == 1).mean() > 0.7 and len(order) == 70
+    assert mixture or sorted(order.tolist()) == list(range(70))
+    whole = states(loader())
+    np.testing.assert_array_equal(torch.cat(whole), data.states[order[:63]])
+    resumed = loader()
+    resumed.load_state_dict(loader().state_dict() | {"batches": 3})
+    assert same(states(resumed), whole[3:])

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from vla_mini import config, pretrained
 from vla_mini.config.command_settings import Budget, CompareSettings
-from vla_mini.data.reader import read_dataset
+from vla_mini.data.mixture import read_demonstrations
 from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
 from vla_mini.training import setup
@@ -77,7 +77,7 @@ def dry_run(comparison: CompareSettings) -> None:
             if setup.must_collect(settings):
                 setup.dry_run(settings)
             else:
-                demonstrations = read_dataset(**settings.data.reading())
+                demonstrations = read_demonstrations(**settings.data.reading())
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
 
 

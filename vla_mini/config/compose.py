@@ -213,9 +213,10 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{argument} with resume=: only {changeable} may change when a run is resumed")
     resumed = folders.saved_settings(folder) | {"resume": str(folder), "run_dir": str(folder)}
     changed = compose("train", changes) if changes else {}
-    for node in {key_of(argument).partition(".")[0] for argument in changes}:
-        if node == "trainer":
-            resumed["trainer"]["max_steps"] = changed["trainer"]["max_steps"]
+    for key in {key_of(argument) for argument in changes}:
+        node, _, leaf = key.partition(".")
+        if key in settings.CHANGEABLE_ON_RESUME and leaf:
+            resumed[node][leaf] = changed[node][leaf]
         else:
             resumed[node] = changed[node]
     return resumed

@@ -6,7 +6,7 @@ before its start the first frame repeats.
 `BatchLoader` yields the batches of an epoch in an order that depends on (seed, epoch) alone, and can resume within an epoch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,15 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Int64
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from vla_mini.data.frames import is_decoded
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.types import Batch, Observation
 from vla_mini.utils.features import Statistics
+
+RUN_LENGTH = 8
 
 Tokenize = Callable[[list[str]], tuple[Int64[Tensor, "n l"], Bool[Tensor, "n l"]]]
 
@@ -76,6 +80,45 @@ class ActionChunkDataset:
             targets={name: torch.from_numpy(rows[frames]) for name, rows in self._targets.items()},
         )
 
+    @property
+    def run_length(self) -> int:
+        """How many frames that follow one another are drawn together: several where they are decoded when they are needed,
+        since finding a frame in a video costs more than decoding it."""
+        return 1 if is_decoded(self._demonstrations.frames) else RUN_LENGTH
+
+    def order(self, rng: np.random.Generator | None) -> np.ndarray:
+        """The samples of an epoch, (n,): a random order drawn from `rng`, or without one as they are.
+
+        Each dataset of a mixture has its share of them: its frames come as often as its weight asks for, in turns.
+        """
+        if rng is None:
+            return np.arange(self._length)
+        mixture = self._demonstrations.mixture if self._first == 0 else ()
+        if not mixture:
+            return self._shuffled(rng, 0, self._length)
+        counts = np.array([count for count, _ in mixture])
+        shares = np.array([weight for _, weight in mixture]) / sum(weight for _, weight in mixture)
+        drawn = np.diff(np.rint(np.cumsum([0, *shares]) * self._length).astype(int))
+        parts = []
+        for start, count, number in zip((np.cumsum(counts) - counts).tolist(), counts.tolist(), drawn.tolist(), strict=True):
+            rounds = [self._shuffled(rng, start, count) for _ in range(-(-number // count))]
+            parts.append(np.concatenate(rounds)[:number] if rounds else np.array([], int))
+        order, size = np.concatenate(parts), self.run_length
+        runs = rng.permutation(-(-len(order) // size))
+        return np.concatenate([order[run * size : (run + 1) * size] for run in runs])
+
+    def _shuffled(self, rng: np.random.Generator, start: int, count: int) -> np.ndarray:
+        """The samples from `start` on, in a random order of runs."""
+        if self.run_length == 1:
+            return start + rng.permutation(count)
+        runs = rng.permutation(-(-count // self.run_length))
+        order = (runs[:, None] * self.run_length + np.arange(self.run_length)).ravel()
+        return start + order[order < count]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
 
 class EpochSampler:
     """Holds the number of the epoch, which Lightning sets at its start, as on any sampler."""
@@ -92,6 +135,7 @@ class BatchLoader:
     - batch_size: samples of one process
     - seed: with one, the order is a permutation drawn from (seed, epoch) alone, and a last, smaller batch is dropped; without,
       the samples are in order and complete
+    - num_workers: processes that make batches ahead; 0: each is made when it is asked for. The batches are the same
     - rank, world_size: each process gets its own part of every global batch of `batch_size * world_size` samples; a rest of
       fewer samples than processes is dropped
 
@@ -100,12 +144,21 @@ class BatchLoader:
     """
 
     def __init__(
-        self, dataset: ActionChunkDataset, *, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        dataset: ActionChunkDataset,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.sampler = EpochSampler()
         self.batch_sampler = None  # Lightning looks for one beside a sampler.
-        self._dataset, self._seed, self._rank, self._world_size = dataset, seed, rank, world_size
+        self._dataset, self._seed, self._num_workers = dataset, seed, num_workers
+        self._rank, self._world_size = rank, world_size
         self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
+        self._identity["run_length"] = dataset.run_length
         self._stride = batch_size * world_size
         self._position = (0, 0)  # the epoch, and how many of its batches were yielded
         self._resuming = False
@@ -118,14 +171,20 @@ class BatchLoader:
         return complete + (rest >= self._world_size and self._seed is None)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, size = self.sampler.epoch, len(self._dataset)
-        order = np.arange(size) if self._seed is None else np.random.default_rng([self._seed, epoch]).permutation(size)
+        epoch = self.sampler.epoch
+        order = self._dataset.order(np.random.default_rng([self._seed, epoch]) if self._seed is not None else None)
         first = self._position[1] if self._resuming and self._position[0] == epoch else 0
         self._resuming = False
-        for number in range(first, len(self)):
+        numbers = range(first, len(self))
+        samples = [
+            order[number * self._stride : (number + 1) * self._stride][self._rank :: self._world_size] for number in numbers
+        ]
+        batches: Iterable[Batch] = map(self._dataset.__getitems__, samples)
+        if self._num_workers:
+            batches = DataLoader(self._dataset, batch_sampler=samples, num_workers=self._num_workers, collate_fn=_as_it_is)
+        for number, batch in zip(numbers, batches, strict=True):
             self._position = (epoch, number + 1)  # set before the batch is used: a checkpoint of its step counts it
-            samples = order[number * self._stride : (number + 1) * self._stride]
-            yield self._dataset.__getitems__(samples[self._rank :: self._world_size])
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         epoch, yielded = self.sampler.epoch, self._position[1]
@@ -134,8 +193,8 @@ class BatchLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume where `state` was taken. Raises ValueError where seed, batch size or data differ: no order fits."""
         for name, value in self._identity.items():
-            if state[name] != value:
-                raise ValueError(f"cannot resume within an epoch: {name} was {state[name]} and is {value} now")
+            if (before := state.get(name, 1)) != value:  # checkpoints of 0.1 and 0.2 have no `run_length`
+                raise ValueError(f"cannot resume within an epoch: {name} was {before} and is {value} now")
         self.sampler.set_epoch(state["epoch"])
         self._position, self._resuming = (state["epoch"], state["batches"]), True
 

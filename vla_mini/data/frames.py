@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -191,15 +192,16 @@ def _decode_still(file: Path, row: int, value: Any) -> np.ndarray:
         raise ValueError(f"{file}, row {row}: {error}") from error
 
 
-class StreamedFrames:
-    """Frames that are decoded when they are asked for: indexed as an array uint8 (n, k, c, h, w) by a number, a slice, or an
-    array of numbers."""
+class LazyFrames(ABC):
+    """Frames that are not in one piece of memory, indexed as an array uint8 (n, k, c, h, w)."""
 
     dtype = np.dtype(np.uint8)
+    decoded: bool  # whether they are kept decoded
+    shape: tuple[int, ...]
 
-    def __init__(self, footage: Sequence[Footage], *, size: tuple[int, int], resize: Resize) -> None:
-        self._footage, self._read = tuple(footage), partial(read, size=size, resize=resize)
-        self.shape = (len(footage[0].file), len(footage), 3, *size)
+    @abstractmethod
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """As `numpy.take` along the first axis."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -207,8 +209,20 @@ class StreamedFrames:
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         return self.take(np.asarray(np.arange(len(self))[rows]))
 
+
+Frames = np.ndarray | LazyFrames
+
+
+class StreamedFrames(LazyFrames):
+    """Frames that are decoded when they are asked for, each once, those of one file in their order."""
+
+    decoded = False
+
+    def __init__(self, footage: Sequence[Footage], *, size: tuple[int, int], resize: Resize) -> None:
+        self._footage, self._read = tuple(footage), partial(read, size=size, resize=resize)
+        self.shape = (len(footage[0].file), len(footage), 3, *size)
+
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """As `numpy.take` along the first axis. Each frame is decoded once, those of one file in their order."""
         assert axis == 0
         needed, inverse = np.unique(rows, return_inverse=True)
         found = np.empty((len(needed), *self.shape[1:]), np.uint8)
@@ -218,6 +232,11 @@ class StreamedFrames:
                 for place, image in zip(group, self._read(footage, needed[group]), strict=True):
                     found[place, camera] = image
         return found[inverse.reshape(np.shape(rows))]
+
+
+def is_decoded(frames: Frames) -> bool:
+    """Whether a frame is read from memory or from the cache, and not decoded when it is asked for."""
+    return isinstance(frames, np.ndarray) or frames.decoded
 
 
 def cache_name(fingerprint: str, *parts: Any) -> str:

@@ -19,8 +19,8 @@ class DemonstrationDataModule(LightningDataModule):
     - augment: changes the images of training batches (`Augmentation`), once they are on the device
     - chunks: the other arguments of `ActionChunkDataset`: tokenize, horizon, history, targets
 
-    A batch is one gather from memory-mapped frames, which is faster than fetching it from a worker process, so there are no
-    workers.
+    - num_workers: processes that make batches ahead (`BatchLoader`). A batch of decoded frames is one gather from a memory-mapped
+      file, which is faster than fetching it from another process; workers are for frames that are decoded when they are needed
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class DemonstrationDataModule(LightningDataModule):
         *,
         batch_size: int,
         num_processes: int = 1,
+        num_workers: int = 0,
         seed: int = 0,
         augment: Callable[..., Tensor] | None = None,
         **chunks: Any,
@@ -36,6 +37,7 @@ class DemonstrationDataModule(LightningDataModule):
         super().__init__()
         self.train_dataset = ActionChunkDataset(demonstrations, split="train", **chunks)
         self.validation_dataset = ActionChunkDataset(demonstrations, split="validation", **chunks)
+        self._num_workers = num_workers
         self._batch_size, self._num_processes, self._seed, self._augment = batch_size, num_processes, seed, augment
         if augment is not None:
             self.on_after_batch_transfer = self._augment_batch
@@ -57,4 +59,5 @@ class DemonstrationDataModule(LightningDataModule):
     def _loader(self, dataset: ActionChunkDataset, *, seed: int | None) -> BatchLoader:
         assert not self.trainer or self.trainer.world_size == self._num_processes
         rank = self.trainer.global_rank if self.trainer else 0
-        return BatchLoader(dataset, batch_size=self._batch_size, seed=seed, rank=rank, world_size=self._num_processes)
+        options = {"seed": seed, "num_workers": self._num_workers, "rank": rank, "world_size": self._num_processes}
+        return BatchLoader(dataset, batch_size=self._batch_size, **options)

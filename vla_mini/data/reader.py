@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vla_mini.data.choice import Choice, choose, element_names, unique_names
-from vla_mini.data.frames import Footage, StreamedFrames, cache_name, decode_to_file
+from vla_mini.data.frames import Footage, Frames, StreamedFrames, cache_name, decode_to_file
 from vla_mini.data.lerobot import layout
 from vla_mini.data.lerobot.metadata import Metadata, read_metadata
 from vla_mini.data.lerobot.rows import Rows, by_data_file, read_rows
@@ -42,10 +42,11 @@ class Demonstrations(NamedTuple):
     states: np.ndarray  # (n, s) float32, raw units
     actions: np.ndarray  # (n, a) float32, raw units
     task_index: np.ndarray  # (n,) int64
-    frames: np.ndarray | StreamedFrames  # (n, k, c, h, w) uint8
+    frames: Frames  # (n, k, c, h, w) uint8
     statistics: Statistics  # of the training split
     fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
     notes: tuple[str, ...]  # what was left aside or assumed, a line each
+    mixture: tuple[tuple[int, float], ...]  # of several datasets: the frames to train on and the weight of each
 
 
 def read_dataset(
@@ -106,7 +107,7 @@ def read_dataset(
     fingerprint = _fingerprint(root)
     gigabytes = len(kept) * len(footage) * 3 * size[0] * size[1] / 1e9
     if cache == "none" or (cache_gigabytes is not None and gigabytes > cache_gigabytes):
-        frames: np.ndarray | StreamedFrames = StreamedFrames(footage, size=size, resize=resize)
+        frames: Frames = StreamedFrames(footage, size=size, resize=resize)
     else:
         times = [os.stat(file).st_mtime_ns for each in footage for file in each.files]
         name = cache_name(fingerprint, list(choice.cameras.values()), size, resize, kept.tobytes(), times)
@@ -128,6 +129,7 @@ def read_dataset(
         statistics=training_statistics(states[train], actions[train]),
         fingerprint=fingerprint,
         notes=(*notes, *notes_of_splits),
+        mixture=(),
     )
 
 

@@ -160,6 +160,8 @@ def identity(settings: TrainSettings, *, dataset: str, init_from: str | None = N
     of the policy that it began from, wherever these are kept."""
     kept = settings.model_dump(mode="json", exclude={"run_dir", "resume", *CHANGEABLE_ON_RESUME})
     kept["trainer"]["max_steps"] = None
+    for name in ("roots", "cache", "verify", "num_workers"):
+        kept["data"][name] = None
     kept["data"]["root"], kept["init_from"] = dataset, init_from
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

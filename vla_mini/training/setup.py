@@ -15,6 +15,7 @@ import vla_mini.envs
 from vla_mini import pretrained
 from vla_mini.collection import collect
 from vla_mini.data.chunks import check_lengths, relative_statistics, sample_chunks
+from vla_mini.data.frames import is_decoded
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
@@ -47,7 +48,8 @@ def check_start(settings: TrainSettings) -> None:
 
 def must_collect(settings: TrainSettings) -> bool:
     """Whether demonstrations are missing that the settings say how to collect. Else `read_dataset` refuses what is missing."""
-    return settings.env.id is not None and bool(settings.data.episodes) and not Path(settings.data.root).exists()
+    data = settings.data
+    return settings.env.id is not None and bool(data.episodes) and data.root is not None and not Path(data.root).exists()
 
 
 def collect_missing(settings: TrainSettings) -> None:
@@ -98,6 +100,7 @@ def blank_demonstrations(spec: EnvSpec) -> Demonstrations:
         statistics=training_statistics(states, actions),
         fingerprint="",
         notes=(),
+        mixture=(),
     )
 
 
@@ -109,7 +112,7 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
     """
     if settings.env.id is not None:
         spec = vla_mini.envs.get_spec(settings.env.id)
-        vla_mini.envs.check_fits(spec, demonstrations.features, dataset=settings.data.root)
+        vla_mini.envs.check_fits(spec, demonstrations.features, dataset=settings.data.root or "data.roots")
     policy = _build(settings, demonstrations)
     if settings.init_from is not None:
         warn_about_mismatch(policy, demonstrations)
@@ -126,6 +129,7 @@ def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy:
         horizon=settings.data.horizon,
         batch_size=settings.data.batch_size,
         num_processes=settings.trainer.devices,
+        num_workers=0 if is_decoded(demonstrations.frames) else settings.data.num_workers,
         seed=settings.seed,
         history=settings.history,
         targets=policy.auxiliary_targets(demonstrations),

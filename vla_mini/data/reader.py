@@ -20,7 +20,7 @@ from vla_mini.data.lerobot.rows import Rows, by_data_file, read_rows
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
 from vla_mini.utils.download import download, is_hub_id
-from vla_mini.utils.errors import as_value_error, show
+from vla_mini.utils.errors import as_value_error, in_one_line, show
 from vla_mini.utils.features import Features, Resize, Statistics
 
 # Of a dataset without a validation split, this share of the episodes is held out.
@@ -49,6 +49,7 @@ class Demonstrations(NamedTuple):
     mixture: tuple[tuple[int, float], ...]  # of several datasets: the frames to train on and the weight of each
 
 
+@in_one_line()
 def read_dataset(
     root: str | Path,
     *,

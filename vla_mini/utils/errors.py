@@ -65,6 +65,17 @@ def as_value_error(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
         raise ValueError(f"{prefix}: {one_line(error) or type(error).__name__}") from error
 
 
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Make the message of a ValueError, which may quote what a file holds, one line."""
+    try:
+        yield
+    except ValueError as error:
+        if len(str(error).splitlines()) < 2:
+            raise
+        raise ValueError(one_line(error)) from error
+
+
 def show(value: Any) -> str:
     """A value as one writes it on the command line, with quotation marks around text."""
     if value is None or isinstance(value, bool):

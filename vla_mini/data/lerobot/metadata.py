@@ -122,7 +122,7 @@ def whole_numbers(path: Path, name: str, values: pa.ChunkedArray) -> list[int]:
     """A column of integers, which pandas may have written as floats."""
     found = values.to_pylist()
     for row, value in enumerate(found):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value != int(value):
+        if not _is_whole(value):
             raise ValueError(f"{path}, row {row}: {name}={show(value)} is not an integer")
     return list(map(int, found))
 
@@ -202,13 +202,13 @@ def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: i
         found = {}
         for video in videos:
             place = {key: row.get(f"videos/{video}/{key}") for key in keys}
-            if any(not isinstance(place[key], int | float) or place[key] != place[key] for key in keys[:3]):
+            if any(value is None or value != value for value in (place[key] for key in keys[:3])):
                 continue  # a feature without files
-            numbers = {key: int(place[key]) for key in keys[:2]}
+            numbers = {key: _whole(row["path"], f"videos/{video}/{key}", place[key]) for key in keys[:2]}
             file = _formatted(root, video_path, video_key=video, **numbers)
             if not file.is_file():
                 continue
-            found[video] = (file, _frame_number(row["path"], row["episode_index"], video, place, row["length"], fps))
+            found[video] = (file, _first_frame(row, video, place["from_timestamp"], place["to_timestamp"], fps))
             shares[file] = shares.get(file, 0) + 1
         parts.append(found)
     return tuple(
@@ -222,12 +222,16 @@ def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: i
     )
 
 
-def _frame_number(path: Path, episode: int, video: str, place: Mapping[str, Any], length: int, fps: int | float) -> int:
-    """The number of an episode's first frame in its video; the times say how many frames it has there, too."""
-    first, last = (round(place[key] * fps) if place[key] is not None else None for key in ("from_timestamp", "to_timestamp"))
-    if last is not None and last - first != length:
-        found = f"videos/{video} spans {last - first} frames ({place['from_timestamp']:g} to {place['to_timestamp']:g} s)"
-        raise ValueError(f"{path}: of episode {episode}, {found}, but its length is {length}")
+def _first_frame(row: Mapping[str, Any], video: str, start: Any, end: Any, fps: int | float) -> int:
+    """The number of an episode's first frame in its video, from the times in its row, which also say how many frames it has."""
+    for time in (start, end):
+        number = isinstance(time, int | float) and not isinstance(time, bool)
+        if not (number and 0 <= time * fps < 2**53) and not (time is end and time is None):
+            raise ValueError(f"{row['path']}: of episode {row['episode_index']}, {show(time)} is no time in videos/{video}")
+    first = round(start * fps)
+    if end is not None and round(end * fps) - first != row["length"]:
+        found = f"videos/{video} spans {round(end * fps) - first} frames ({start:g} to {end:g} s)"
+        raise ValueError(f"{row['path']}: of episode {row['episode_index']}, {found}, but its length is {row['length']}")
     return first
 
 
@@ -275,9 +279,15 @@ def _formatted(root: Path, pattern: str, **values: Any) -> Path:
 
 
 def _whole(path: Path, name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+    if not _is_whole(value):
         raise ValueError(f"{path}: {name}={show(value)} is not an integer")
     return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is an integer that 64 bits can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -(2.0**63) < value < 2.0**63 and value == int(value)
 
 
 def _read_lines(path: Path, required: Iterable[str]) -> list[dict[str, Any]]:

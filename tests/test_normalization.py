@@ -1,4 +1,4 @@
-"""Statistics are broadcast over batches of any shape, and unnormalizing is the inverse; what does not move is never divided by."""
+"""Statistics are broadcast, unnormalizing is the inverse, and what does not move in the data is never divided by."""
 
 import numpy as np
 import pytest

@@ -122,8 +122,8 @@ def observe(
     - past: those before each of them, the newest first, for a policy with a history. Where there are fewer than it takes, the
       earliest is repeated.
 
-    Images of another size are resized as in training. Raises ValueError for no observation, a missing camera, an image that is not
-    uint8 (h, w, 3), or a state of another length.
+    Images of another size are resized as in training. Raises ValueError for no observation, a missing camera, an image that is
+    not uint8 (h, w, 3), or a state of another length.
     """
     if isinstance(observations, Mapping) or not observations:
         raise ValueError("observe takes a list of at least one observation, as an environment's reset and step return them")

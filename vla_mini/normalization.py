@@ -3,8 +3,8 @@
     "mean_std"   zero mean, unit deviation            "quantiles"  the middle 98 % (q01 to q99) to [-1, 1]
     "min_max"    the range in the data to [-1, 1]     "none"       as it is
 
-What is learned from are offsets and scales, buffers, which are saved with the policy and move with it. A dimension that does not
-move in the data has the scale 0: a state that is 0 in network units whatever it is later, and an action that stays what it was.
+Offsets and scales are buffers, so that they are saved with the policy and move with it. A dimension that does not move in the
+data has the scale 0: a state is 0 in network units wherever it is later, and an action stays what it was.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ class Normalization(nn.Module):
         return normalized if self.settings.clip is None else normalized.clamp(-self.settings.clip, self.settings.clip)
 
     def action(self, action: Float[Tensor, "*b t a"], state: Float[Tensor, "*b s"] | None = None) -> Float[Tensor, "*b t a"]:
-        """Chunks of actions in network units; relative ones are those to the `state` of the chunk's start, in raw units. Without
-        a state they are relative already."""
+        """Chunks of actions in network units. What is relative is so to the `state` at the chunk's start, in raw units; without
+        a state it is relative already."""
         if self.sources is not None and state is not None:
             action = action - self._origin(state)
         return _divide(action - self.action_offset, self.action_scale)

@@ -39,7 +39,7 @@ class Policy(PretrainedMixin, nn.Module):
     - statistics: of the dataset, for raw units <-> network units
     - horizon: number of actions in a chunk
     - normalization: modes, and the actions that are predicted relative to the state at the chunk's start
-    - instructions, action_chunks: of the training split, (n, t, a) in raw units, relative ones as such: what the parts are fitted to
+    - instructions, action_chunks: of the training split, (n, t, a) in raw units or relative: what the parts are fitted to
     - assets: the folder of a saved policy, whose vocabulary and action tokens are used instead
     - classes: those of the parts that are not vla_mini's own
     - history: how many frames are observed, the newest first; to the parts, past frames are further cameras

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.factory import command
-from vla_mini.data.reader import read_dataset
 from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
+from vla_mini.data.reader import read_dataset
 
 SMALL = ["experiment=toy_pick_smoke", "vision.width=16", "trunk.width=32", "language.width=16"]
 

@@ -52,7 +52,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Grey, palette and transparent images as RGB. ValueError for 16 bits a pixel and for floats, which would lose their range."""
+    """Grey, palette and transparent images as RGB. ValueError for 16 bits a pixel and for floats, which are no colours."""
     if image.mode.startswith("I") or image.mode == "F":
         kind = "of floats" if image.mode == "F" else "of 16 or 32 bits a pixel"
         raise ValueError(f"it is an image {kind} (mode {image.mode}), as depth is, and not of colours")

@@ -17,10 +17,9 @@ class DemonstrationDataModule(LightningDataModule):
     - batch_size: of one process
     - num_processes: how many share each global batch, which has `num_processes` times as many samples
     - augment: changes the images of training batches (`Augmentation`), once they are on the device
+    - num_workers: processes that make batches ahead, for frames that are decoded when they are needed. A batch of others is
+      a gather from a memory-mapped file, which is faster than fetching it from another process
     - chunks: the other arguments of `ActionChunkDataset`: tokenize, horizon, history, targets
-
-    - num_workers: processes that make batches ahead (`BatchLoader`). A batch of decoded frames is one gather from a memory-mapped
-      file, which is faster than fetching it from another process; workers are for frames that are decoded when they are needed
     """
 
     def __init__(

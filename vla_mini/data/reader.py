@@ -8,30 +8,27 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_mini.data.choice import Choice, choose, element_names, unique_names
+from vla_mini.data.episodes import Subsampling, frame_stride, kept_frames, split, subsample
 from vla_mini.data.frames import Footage, Frames, StreamedFrames, cache_name, decode_to_file
 from vla_mini.data.lerobot import layout
+from vla_mini.data.lerobot.choice import Choice, choose, element_names, unique_names
 from vla_mini.data.lerobot.metadata import Metadata, read_metadata
 from vla_mini.data.lerobot.rows import Rows, by_data_file, read_rows
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
 from vla_mini.utils.download import download, is_hub_id
-from vla_mini.utils.errors import as_value_error, in_one_line, show
+from vla_mini.utils.errors import in_one_line, show
 from vla_mini.utils.features import Features, Resize, Statistics
 
-# Of a dataset without a validation split, this share of the episodes is held out.
-VALIDATION_SHARE = 0.05
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vla_mini"
-
-Subsampling = Literal["last", "mean", "sum"]
 
 
 class Demonstrations(NamedTuple):
-    """All frames of all episodes, one after another, with actions and instructions: first those to train on, then the others."""
+    """All frames of all episodes, first those to train on, then those that are held out, with actions and instructions."""
 
     features: Features
     tasks: tuple[str, ...]  # those that occur
@@ -72,8 +69,8 @@ def read_dataset(
     - cameras, state, action, instruction: features to use instead of the defaults (choice.py); an `instruction` that is no
       feature is the sentence of all episodes
     - image_size: height and width that all images are resized to; None: those of the smallest camera
-    - fps: to read every second, third ... frame of a faster recording; its action is the `last`, the `mean` or the `sum` of those
-      up to the next one that is read: of positions, of velocities, of displacements
+    - fps: to read every second, third ... frame of a faster recording; its action is the `last` (of positions), the `mean` (of
+      velocities) or the `sum` (of displacements) of those up to the next frame that is read: `subsampled_actions`
     - cache: the folder for decoded frames, or "none": they are decoded whenever they are needed. None: `.cache` beside `root`
       or, where that cannot be written, ~/.cache/vla_mini
     - cache_gigabytes: frames that take more are decoded whenever they are needed
@@ -89,12 +86,12 @@ def read_dataset(
     choice = choose(metadata, **chosen)
     rows = _read_rows(metadata, choice)
     notes = [f"left aside: {', '.join(choice.left_aside)}"] if choice.left_aside else []
-    tasks, task_index, task_of_frame = _read_tasks(metadata, choice, rows, instruction)
-    order, splits, notes_of_splits = _split(metadata, task_of_frame)
-    stride = _stride(metadata, fps)
-    kept, starts, ends = _kept_frames(metadata, order, stride)
+    tasks, task_index = _read_tasks(metadata, choice, rows, instruction)
+    order, splits, notes_of_splits = split(metadata, task_index)
+    stride = frame_stride(metadata, fps)
+    kept, starts, ends = kept_frames(metadata, order, stride)
     states = np.concatenate([rows.vectors[name] for name in choice.state], axis=1)[kept]
-    actions = _subsample(rows.vectors[choice.action], metadata, kept, stride, subsampled_actions)
+    actions = subsample(rows.vectors[choice.action], metadata, kept, stride, subsampled_actions)
     sizes = choice.image_sizes.values()
     size = tuple(image_size) if image_size is not None else min(sizes, key=lambda each: each[0] * each[1])
     features = Features(
@@ -185,18 +182,14 @@ def _state_names(metadata: Metadata, choice: Choice, rows: Rows) -> tuple[str, .
     return unique_names(plain)
 
 
-def _read_tasks(
-    metadata: Metadata, choice: Choice, rows: Rows, sentence: str | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """The sentences that occur; the number of each frame's (n,), twice: among them, and as the dataset has it."""
-    count = len(rows.row)
+def _read_tasks(metadata: Metadata, choice: Choice, rows: Rows, sentence: str | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """The sentences that occur, and which of them each frame has (n,)."""
     if choice.instruction is None:
-        same = np.zeros(count, np.int64)
-        return (sentence,), same, same
+        return (sentence,), np.zeros(len(rows.row), np.int64)
     written = rows.values[choice.instruction]
     if written.dtype == object:
         texts, numbers = np.unique(written.astype(str), return_inverse=True)
-        return tuple(texts.tolist()), numbers.astype(np.int64), numbers.astype(np.int64)
+        return tuple(texts.tolist()), numbers.astype(np.int64)
     used = np.unique(written)
     for index in used.tolist():
         if index not in metadata.tasks:
@@ -204,78 +197,7 @@ def _read_tasks(
         if not (metadata.tasks[index] or "").strip():
             told = f"{metadata.root / 'meta'}: task {index} has no sentence ({show(metadata.tasks[index])})"
             raise ValueError(f'{told}; give one for all: data.instruction="pick up the bottle"')
-    return tuple(metadata.tasks[index] for index in used.tolist()), np.searchsorted(used, written), written
-
-
-def _split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], dict[str, tuple[int, int]], list[str]]:
-    """The order of the episodes, those to train on first; the ranges of both splits; and notes.
-
-    Where the dataset names no validation split, the last episode of each task that has two is held out, and then the last
-    ones, until VALIDATION_SHARE of them are.
-    """
-    number, notes = len(metadata.episodes), []
-    with as_value_error(
-        f"{metadata.info}: splits={show(metadata.splits)} cannot be read", ValueError, AttributeError, TypeError
-    ):
-        spans = {name: tuple(map(int, span.split(":"))) for name, span in metadata.splits.items()}
-        first, last = spans.get("train", (0, number))
-        validation = spans.get("validation", spans.get("val"))
-        if validation is not None:
-            validation = range(*validation)
-    if validation is None and last > number > first >= 0:
-        notes.append(f"its info.json has {last - first} training episodes, and there are {number}")
-        last = number
-    if validation is None:
-        starts = np.cumsum([0, *(episode.length for episode in metadata.episodes)])[:-1]
-        task = task_of_frame[starts]
-        counts = {each: int((task[first:last] == each).sum()) for each in np.unique(task[first:last]).tolist()}
-        held_out = [max(e for e in range(first, last) if task[e] == each) for each, count in counts.items() if count > 1]
-        rest = [e for e in range(last - 1, first - 1, -1) if e not in held_out]
-        needed = max(1, round(VALIDATION_SHARE * (last - first)))
-        held_out = sorted(held_out + rest[: max(0, needed - len(held_out))])
-        training = [e for e in range(first, last) if e not in set(held_out)]
-    else:
-        training, held_out = list(range(first, last)), list(validation)
-    used = [*training, *held_out]
-    if number == 1:
-        raise ValueError(f"{metadata.info}: there is one episode alone, and validation needs another")
-    if not training or not held_out or not set(used) <= set(range(number)):
-        raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes")
-    rest = [e for e in range(number) if e not in set(used)]
-    boundary = len(training)
-    return [*used, *rest], {"train": (0, boundary), "validation": (boundary, len(used))}, notes
-
-
-def _stride(metadata: Metadata, fps: int | float | None) -> int:
-    """Every how manieth frame is read."""
-    stride = 1 if fps is None else metadata.fps / fps
-    if stride < 1 or abs(stride - round(stride)) > 1e-6:
-        possible = ", ".join(f"{metadata.fps / divisor:g}" for divisor in (1, 2, 3, 5, 6))
-        raise ValueError(
-            f"data.fps={fps:g}: {metadata.info} has {metadata.fps:g} frames a second, of which it is no whole part ({possible} ...)"
-        )
-    return round(stride)
-
-
-def _kept_frames(metadata: Metadata, order: Sequence[int], stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The frames that are read, (n,) numbers within the dataset; and the starts and ends of the episodes among them."""
-    lengths = np.array([episode.length for episode in metadata.episodes])
-    first = np.cumsum(lengths) - lengths
-    kept = [np.arange(first[number], first[number] + lengths[number], stride) for number in order]
-    ends = np.cumsum([len(each) for each in kept])
-    return np.concatenate(kept), ends - [len(each) for each in kept], ends
-
-
-def _subsample(actions: np.ndarray, metadata: Metadata, kept: np.ndarray, stride: int, how: Subsampling) -> np.ndarray:
-    """The action from each kept frame to the next one, (n, a)."""
-    if stride == 1:
-        return actions[kept]
-    ends = np.cumsum([episode.length for episode in metadata.episodes])
-    stop = np.minimum(kept + stride, ends[np.searchsorted(ends, kept, side="right")])
-    if how == "last":
-        return actions[stop - 1]
-    sums = np.stack([actions[start:end].sum(axis=0) for start, end in zip(kept, stop, strict=True)])
-    return sums if how == "sum" else sums / (stop - kept)[:, None].astype(np.float32)
+    return tuple(metadata.tasks[index] for index in used.tolist()), np.searchsorted(used, written)
 
 
 def _footage(metadata: Metadata, choice: Choice, feature: str, rows: Rows, kept: np.ndarray) -> Footage:

@@ -20,8 +20,8 @@ def download(
     - revision: a branch, a tag or a commit; None: the newest
     - setting: what the user gave `repo_id` as, for messages
 
-    Raises ValueError for what is no hub id (owner/name), for a repository that there is not, and where the hub cannot be reached
-    and its cache lacks the files.
+    Raises ValueError for what is no hub id (owner/name), for a repository that there is not, and where the hub cannot be
+    reached and its cache lacks the files.
     """
     no_folder = f"{setting}={repo_id}: there is no such folder"
     if not is_hub_id(repo_id):

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-
 # How an image of other proportions gets the size that a policy takes (data/images.py).
 Resize = Literal["letterbox", "stretch", "crop"]
 

@@ -154,7 +154,7 @@ def _feature(path: Path, name: str, described: Any) -> Feature:
 
 
 def _tasks(root: Path) -> dict[int, str | None]:
-    """The sentence of each task. Its column in tasks.parquet has any name: pandas calls its unnamed index `__index_level_0__`."""
+    """The sentence of each task. Its column has any name: pandas calls an unnamed index `__index_level_0__`."""
     path = root / layout.TASKS
     if path.is_file():
         table = read_table(path)

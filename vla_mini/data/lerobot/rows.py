@@ -2,8 +2,8 @@
 
     columns of vectors -> float32 (n, d), finite        columns of one value -> int64 or text (n,)
 
-An episode's rows have to follow one another in time: `episode_index`, `frame_index`, `index` and `timestamp`, those of them that
-there are, must agree. Else the file, the row and the column are named.
+An episode's rows have to follow one another in time: `episode_index`, `frame_index`, `index` and `timestamp`, those of them
+that there are, must agree. Else the file, the row and the column are named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

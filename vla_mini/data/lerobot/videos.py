@@ -1,7 +1,7 @@
 """A video file -> its frames by number, uint8 (h, w, 3) RGB, bit for bit as when it is decoded from its start.
 
-A frame's number is its place in the order of presentation, found from the packets' timestamps without decoding. Numbers, and not
-times, say which frame is meant. By PyAV, which brings FFmpeg: AV1, H.264, H.265, MPEG-4 and more.
+A frame's number is its place in the order of presentation, found from the packets' timestamps without decoding. Numbers, and
+not times, say which frame is meant. By PyAV, which brings FFmpeg: AV1, H.264, H.265, MPEG-4 and more.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ ERRORS = (av.FFmpegError, OSError, ValueError, IndexError, MemoryError)
 
 
 class VideoIndex(NamedTuple):
-    """The frames of a video: when each is shown, in units of its stream, and the numbers of those that decoding may begin at."""
+    """The frames of a video: when each is shown, in units of its stream, and those that decoding may begin at."""
 
     times: np.ndarray  # (n,) int64, rising
-    keyframes: np.ndarray  # (m,) int64, rising
+    keyframes: np.ndarray  # (m,) int64, rising numbers of frames
 
 
 @lru_cache(maxsize=4096)

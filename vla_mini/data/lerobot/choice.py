@@ -1,7 +1,7 @@
 """Which features of a dataset are trained on: its metadata and the user's choice in, columns and names out.
 
-By default: cameras `observation.image(s).*`, else `image*`; `observation.state` or `state`; `action` or `actions`. Features that
-are no input (`next.*`), depth and masks are left aside, which is said.
+By default: cameras `observation.image(s).*`, else `image*`; `observation.state` or `state`; `action` or `actions`. Features
+that are no input (`next.*`), depth and masks are left aside, which is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def image_size(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of an image feature's shape, whose channels come last, as LeRobot writes it, or first; or there are none."""
+    """Height and width of an image feature's shape. Channels come last, as LeRobot writes them, or first, or there are none."""
     if len(shape) == 2:
         return shape[0], shape[1]
     return (shape[0], shape[1]) if shape[2] in (1, 3, 4) else (shape[1], shape[2])

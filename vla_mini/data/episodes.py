@@ -1,0 +1,84 @@
+"""The episodes of a dataset -> which of them are held out, which frames of each are read, and the action of each of these."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from vla_mini.data.lerobot.metadata import Metadata
+from vla_mini.utils.errors import as_value_error, show
+
+# Of a dataset without a validation split, this share of the episodes is held out.
+VALIDATION_SHARE = 0.05
+
+Subsampling = Literal["last", "mean", "sum"]
+
+
+def split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], dict[str, tuple[int, int]], list[str]]:
+    """The order of the episodes, those to train on first; the ranges of both splits; and notes.
+
+    Where the dataset names no validation split, the last episode of each task that has two is held out, and then the last
+    ones, until VALIDATION_SHARE of them are.
+    """
+    number, notes = len(metadata.episodes), []
+    with as_value_error(
+        f"{metadata.info}: splits={show(metadata.splits)} cannot be read", ValueError, AttributeError, TypeError
+    ):
+        spans = {name: tuple(map(int, span.split(":"))) for name, span in metadata.splits.items()}
+        first, last = spans.get("train", (0, number))
+        validation = spans.get("validation", spans.get("val"))
+        if validation is not None:
+            validation = range(*validation)
+    if validation is None and last > number > first >= 0:
+        notes.append(f"its info.json has {last - first} training episodes, and there are {number}")
+        last = number
+    if validation is None:
+        starts = np.cumsum([0, *(episode.length for episode in metadata.episodes)])[:-1]
+        task = task_of_frame[starts]
+        counts = {each: int((task[first:last] == each).sum()) for each in np.unique(task[first:last]).tolist()}
+        held_out = [max(e for e in range(first, last) if task[e] == each) for each, count in counts.items() if count > 1]
+        rest = [e for e in range(last - 1, first - 1, -1) if e not in held_out]
+        needed = max(1, round(VALIDATION_SHARE * (last - first)))
+        held_out = sorted(held_out + rest[: max(0, needed - len(held_out))])
+        training = [e for e in range(first, last) if e not in set(held_out)]
+    else:
+        training, held_out = list(range(first, last)), list(validation)
+    used = [*training, *held_out]
+    if number == 1:
+        raise ValueError(f"{metadata.info}: there is one episode alone, and validation needs another")
+    if not training or not held_out or not set(used) <= set(range(number)):
+        raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes")
+    rest = [e for e in range(number) if e not in set(used)]
+    boundary = len(training)
+    return [*used, *rest], {"train": (0, boundary), "validation": (boundary, len(used))}, notes
+
+
+def frame_stride(metadata: Metadata, fps: int | float | None) -> int:
+    """Every how manieth frame is read."""
+    stride = 1 if fps is None else metadata.fps / fps
+    if stride < 1 or abs(stride - round(stride)) > 1e-6:
+        possible = ", ".join(f"{metadata.fps / divisor:g}" for divisor in (1, 2, 3, 5, 6))
+        recorded = f"{metadata.info} has {metadata.fps:g} frames a second"
+        raise ValueError(f"data.fps={fps:g}: {recorded}, of which it is no whole part ({possible} ...)")
+    return round(stride)
+
+
+def kept_frames(metadata: Metadata, order: Sequence[int], stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The frames that are read, (n,) numbers within the dataset; and the starts and ends of the episodes among them."""
+    lengths = np.array([episode.length for episode in metadata.episodes])
+    first = np.cumsum(lengths) - lengths
+    kept = [np.arange(first[number], first[number] + lengths[number], stride) for number in order]
+    ends = np.cumsum([len(each) for each in kept])
+    return np.concatenate(kept), ends - [len(each) for each in kept], ends
+
+
+def subsample(actions: np.ndarray, metadata: Metadata, kept: np.ndarray, stride: int, how: Subsampling) -> np.ndarray:
+    """The action from each kept frame to the next one, (n, a)."""
+    if stride == 1:
+        return actions[kept]
+    ends = np.cumsum([episode.length for episode in metadata.episodes])
+    stop = np.minimum(kept + stride, ends[np.searchsorted(ends, kept, side="right")])
+    if how == "last":
+        return actions[stop - 1]
+    sums = np.stack([actions[start:end].sum(axis=0) for start, end in zip(kept, stop, strict=True)])
+    return sums if how == "sum" else sums / (stop - kept)[:, None].astype(np.float32)

@@ -2,7 +2,7 @@
 
 LeRobot needs other versions of the libraries that vla-mini uses, so it is installed in a virtual environment of its own:
 
-    python3 -m venv .lerobot && .lerobot/bin/pip install lerobot==0.4.4       (its decoder, torchcodec, needs FFmpeg's libraries)
+    python3 -m venv .lerobot && .lerobot/bin/pip install lerobot==0.4.4     (its decoder needs FFmpeg's libraries)
     python benchmarks/video_reading.py lerobot=.lerobot/bin/python source=DIR [frames=1200] [codec=libsvtav1]
 
 LeRobot itself writes the dataset, with two cameras of 224 x 224 pixels, from the images of the dataset `source`. Both then read
@@ -136,7 +136,8 @@ def inside_lerobot(task: str, folder: str, codec: str = "") -> None:
         camera = {"dtype": "video", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
         vector = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
         features = {"observation.images.left": camera, "observation.images.right": camera}
-        dataset = LeRobotDataset.create("local/videos", 10, features | {"observation.state": vector, "action": vector}, root=root)
+        features |= {"observation.state": vector, "action": vector}
+        dataset = LeRobotDataset.create("local/videos", 10, features, root=root)
         for number, picture in enumerate(pictures):
             images = {"observation.images.left": picture, "observation.images.right": picture[:, ::-1].copy()}
             values = np.array([number, number % 7], np.float32)

@@ -98,6 +98,17 @@ def test_a_finished_run_is_refused_and_trains_further_when_asked(run, capsys):
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "step_000006.ckpt")
 
 
+def test_a_dataset_that_was_moved_is_found_and_another_one_is_refused(run, capsys, tmp_path):
+    moved, steps = tmp_path / "moved", config.load("train", [f"resume={run}"]).trainer.max_steps + 2
+    (run.parent / "data").rename(moved)
+    assert command("train", f"resume={run}", f"trainer.max_steps={steps}", f"data.root={moved}", "data.verify=true") == 0
+    moved.rename(run.parent / "data")
+    other = tmp_path / "other"
+    assert command("collect", "episodes=4", "validation_episodes=1", "seed=7", f"output={other}") == 0
+    changed = [f"resume={run}", f"trainer.max_steps={steps + 2}", f"data.root={other}"]
+    assert "the dataset in data.root is not the one that the run began with" in refused(capsys, *changed)
+
+
 def test_a_longer_run_that_ends_in_its_evaluation_is_not_finished(run, monkeypatch):
     """The report is of the shorter one."""
 

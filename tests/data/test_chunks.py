@@ -278,3 +278,10 @@ def test_streamed_frames_are_drawn_in_runs_and_resume_at_any_batch(num_workers, 
     resumed = loader()
     resumed.load_state_dict(loader().state_dict() | {"batches": 3})
     assert same(states(resumed), whole[3:])
+
+
+def test_with_the_same_order_every_epoch_the_first_batches_are_always_the_same():
+    loader = batches(batch_size=5, seed=3, same_every_epoch=True)
+    first = states(loader)
+    loader.sampler.set_epoch(7)
+    assert same(states(loader), first) and same(first, states(batches(batch_size=5, seed=3)))

@@ -135,6 +135,7 @@ class BatchLoader:
     - batch_size: samples of one process
     - seed: with one, the order is a permutation drawn from (seed, epoch) alone, and a last, smaller batch is dropped; without,
       the samples are in order and complete
+    - same_every_epoch: whether all epochs have the order of the first one (Lightning's `overfit_batches`)
     - num_workers: processes that make batches ahead; 0: each is made when it is asked for. The batches are the same
     - rank, world_size: each process gets its own part of every global batch of `batch_size * world_size` samples; a rest of
       fewer samples than processes is dropped
@@ -149,6 +150,7 @@ class BatchLoader:
         *,
         batch_size: int,
         seed: int | None = None,
+        same_every_epoch: bool = False,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -156,6 +158,7 @@ class BatchLoader:
         self.sampler = EpochSampler()
         self.batch_sampler = None  # Lightning looks for one beside a sampler.
         self._dataset, self._seed, self._num_workers = dataset, seed, num_workers
+        self._same_every_epoch = same_every_epoch
         self._rank, self._world_size = rank, world_size
         self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
         self._identity["run_length"] = dataset.run_length
@@ -172,7 +175,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.sampler.epoch
-        order = self._dataset.order(np.random.default_rng([self._seed, epoch]) if self._seed is not None else None)
+        order = self._dataset.order(self._generator(epoch))
         first = self._position[1] if self._resuming and self._position[0] == epoch else 0
         self._resuming = False
         numbers = range(first, len(self))
@@ -185,6 +188,9 @@ class BatchLoader:
         for number, batch in zip(numbers, batches, strict=True):
             self._position = (epoch, number + 1)  # set before the batch is used: a checkpoint of its step counts it
             yield batch
+
+    def _generator(self, epoch: int) -> np.random.Generator | None:
+        return None if self._seed is None else np.random.default_rng([self._seed, 0 if self._same_every_epoch else epoch])
 
     def state_dict(self) -> dict[str, Any]:
         epoch, yielded = self.sampler.epoch, self._position[1]

@@ -59,4 +59,5 @@ class DemonstrationDataModule(LightningDataModule):
         assert not self.trainer or self.trainer.world_size == self._num_processes
         rank = self.trainer.global_rank if self.trainer else 0
         options = {"seed": seed, "num_workers": self._num_workers, "rank": rank, "world_size": self._num_processes}
+        options["same_every_epoch"] = bool(self.trainer and self.trainer.overfit_batches)
         return BatchLoader(dataset, batch_size=self._batch_size, **options)

@@ -46,6 +46,7 @@ class Demonstrations(NamedTuple):
     statistics: Statistics  # of the training split
     fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
     notes: tuple[str, ...]  # what was left aside or assumed, a line each
+    version: str = layout.VERSION  # of the dataset's format
 
 
 def read_dataset(
@@ -128,6 +129,7 @@ def read_dataset(
         statistics=training_statistics(states[train], actions[train]),
         fingerprint=fingerprint,
         notes=(*notes, *notes_of_splits),
+        version=metadata.version,
     )
 
 

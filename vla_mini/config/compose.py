@@ -108,6 +108,8 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
         if key == RUN_DIR and name == "train":
             key = "run_dir"
         kind = type_of(model_of(name), key.split("."))
+        if key not in groups and inspect.isclass(kind) and issubclass(kind, settings.Reading):  # data=DIR
+            key, kind = f"{key}.root", settings.Path
         if is_text(kind):
             texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:

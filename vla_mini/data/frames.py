@@ -142,8 +142,10 @@ def _units(footage: Footage) -> Iterator[tuple[int, int]]:
 def read(
     footage: Footage, rows: np.ndarray, *, size: tuple[int, int], resize: Resize, preview: bool = False
 ) -> Iterator[np.ndarray]:
-    """The frames of these rows, uint8 (c, *size), which lie in one file, in rising order. As a `preview`, the decoder of a video
-    reduces them as far as it can, which is faster and differs by a few levels."""
+    """The frames of these rows, uint8 (c, *size), which lie in one file, in rising order.
+
+    - preview: the decoder of a video reduces them as far as it can, which is faster and differs by a few levels
+    """
     file, numbers = footage.files[footage.file[rows[0]]], footage.frame[rows]
     reduction = max(1, min(footage.size[0] // size[0], footage.size[1] // size[1])) if preview and footage.is_video else 1
     expected = (footage.size[0] // reduction, footage.size[1] // reduction)

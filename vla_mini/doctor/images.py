@@ -96,10 +96,7 @@ def pixels(data: Demonstrations, found: ImageScan) -> Finding:
             problems.append(f"camera {name!r} shows nothing (standard deviation {contrasts[camera]:.1f} of 255)")
             blind = True
             continue
-        dark = {
-            episode: int(((bright[:, camera] < MIN_BRIGHTNESS) | (contrast[:, camera] < MIN_CONTRAST)).sum())
-            for episode, bright, contrast in zip(found.episodes, found.brightness, found.contrast, strict=True)
-        }
+        dark = {episode: int(blank[:, camera].sum()) for episode, blank in zip(found.episodes, _blank(found), strict=True)}
         if number := sum(dark.values()):
             worst = max(dark, key=dark.__getitem__)
             where = f"{dark[worst]} of them in episode {data.episode_index[worst]}"
@@ -119,11 +116,11 @@ def frozen(data: Demonstrations, found: ImageScan) -> Finding:
     fps, runs, entire = data.features.fps, [], set()
     bounds = list(spans(data))
     span = np.where(data.statistics.state.still, np.inf, data.statistics.state.max - data.statistics.state.min)
-    for episode, change in zip(found.episodes, found.change, strict=True):
+    for episode, change, blank in zip(found.episodes, found.change, _blank(found), strict=True):
         start, end = bounds[episode]
         states = data.states[start:end] / span
         for camera, name in enumerate(data.features.cameras):
-            for first, last in _runs(change[:, camera] <= SAME_LEVELS):
+            for first, last in _runs((change <= SAME_LEVELS)[:, camera] & ~blank[:, camera]):
                 moved = np.abs(states[first - 1 : last] - states[first - 1]).max() > 2 * IDLE_RANGE
                 if moved and last - first >= max(FROZEN_SECONDS * fps, 2):
                     runs.append(((last - first) / fps, f"{name!r}", int(data.episode_index[episode]), first - 1))
@@ -141,6 +138,12 @@ def frozen(data: Demonstrations, found: ImageScan) -> Finding:
         measured += f"; in all {len(runs)} such stretches in {len(episodes)} of {len(found.episodes)} episodes"
     advice = "leave out these episodes: the image and the state are not of the same time, and actions follow from neither"
     return Finding("fail" if entire else "warn", measured, expected, advice, seconds, episodes=episodes)
+
+
+def _blank(found: ImageScan) -> list[np.ndarray]:
+    """Of each episode, which of its images show nothing, bool (t, k)."""
+    both = zip(found.brightness, found.contrast, strict=True)
+    return [(brightness < MIN_BRIGHTNESS) | (contrast < MIN_CONTRAST) for brightness, contrast in both]
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:

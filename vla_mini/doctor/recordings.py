@@ -1,6 +1,6 @@
-"""Checks of what was recorded, whatever policy is trained on it: demonstrations -> findings about dimensions, episodes, sentences.
+"""Checks of what was recorded, whatever policy is trained on it: demonstrations -> findings.
 
-States (n, s) and actions (n, a) are looked at within their episodes; doctor/images.py looks at the frames.
+They are about dimensions of states (n, s) and actions (n, a), about episodes and sentences; doctor/images.py examines frames.
 """
 
 import re
@@ -89,10 +89,11 @@ def jumps(data: Demonstrations) -> Finding:
             problems.append((share, text))
             frames += (found + 1).tolist()
     texts = [text for _, text in sorted(problems, reverse=True)]
-    measured = f"{len(texts)} dimensions jump within one frame: {'; '.join(texts[:2])}{' ...' if len(texts) > 2 else ''}"
+    number = f"{len(texts)} dimensions jump" if len(texts) > 1 else "1 dimension jumps"
+    measured = f"{number} within one frame: {'; '.join(texts[:2])}{' ...' if len(texts) > 2 else ''}"
     measured = measured if texts else "no dimension jumps within one frame"
     expected = f"steps below {JUMP} times those of 99 % of the frames, or below {JUMP_RANGE:.0%} of the range"
-    advice = "look at these frames: frames were lost, the robot was reset within an episode, or an angle wraps around (unwrap it)"
+    advice = "look there: frames were lost, the robot was reset within an episode, or an angle wraps around (unwrap it)"
     return Finding("warn" if texts else "pass", measured, expected, advice, len(frames), episodes=_episodes(data, frames))
 
 
@@ -108,8 +109,8 @@ def idle(data: Demonstrations) -> Finding:
         return Finding("pass", f"state and action stand still for {ends.max() / fps:.1f} s at most at an end", expected)
     episode, end = np.unravel_index(ends.argmax(), ends.shape)
     where = f"at the {('start', 'end')[end]} of episode {data.episode_index[episode]}"
-    measured = f"state and action stand still for {IDLE_SECONDS:g} s or more at an end of {len(found)} of {len(ends)} episodes: "
-    measured += f"{ends[long].sum() / len(values):.1%} of all frames; at most {ends.max() / fps:.1f} s, {where}"
+    measured = f"state and action stand still for {IDLE_SECONDS:g} s or more at an end of {len(found)} of {len(ends)} episodes"
+    measured += f": {ends[long].sum() / len(values):.1%} of all frames; at most {ends.max() / fps:.1f} s, {where}"
     advice = "cut these frames off: a policy learns from them to wait, and may never start"
     return Finding("warn", measured, expected, advice, float(ends.max() / fps), episodes=_numbers(data, found))
 

@@ -1,4 +1,4 @@
-"""A dataset and what was found in it -> browse.json and browse.html: facts, findings, tasks, film strips, and each dimension."""
+"""A dataset and what was found in it -> browse.json and browse.html: facts, findings, tasks, film strips, dimensions."""
 
 import io
 import json

@@ -78,9 +78,12 @@ def acting_path(policy: Policy, batch: Batch) -> Finding:
             policy.loss(batch)
         noise = policy.draw_noise(len(batch.actions), _generator(policy))
         predicted = policy.action.predict(contexts[0], noise)
-        acted = policy.normalization.action(policy.act(batch.observation, _generator(policy)), batch.observation.state)
+        raw = policy.act(batch.observation, _generator(policy))
+        acted = policy.normalization.action(raw, batch.observation.state)
     moving = policy.normalization.action_scale > 0  # the others are what they were in the data, whatever is predicted
-    difference = float((acted - predicted)[..., moving].abs().max()) if moving.any() else 0.0
+    rounding = 4 * torch.finfo(torch.float32).eps * raw.abs() / policy.normalization.action_scale
+    differences = ((acted - predicted).abs() - rounding)[..., moving].clamp(min=0)
+    difference = float(differences.max()) if moving.any() else 0.0
     measured = f"act differs by {difference:.1g} from what the head predicts in training"
     advice = "act must prepare observations, normalise and order actions as loss does: look at Policy.prepare, act and predict"
     return Finding("pass" if difference < 1e-4 else "fail", measured, "below 1e-4", advice, difference)

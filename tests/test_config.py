@@ -34,6 +34,7 @@ REQUIRED = {
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "gradients": ["policy=DIR"],
     "doctor": [],
+    "browse": ["data=DIR", "output=DIR"],
     "compare": ["action=regression,flow", "budget.steps=400"],
 }
 

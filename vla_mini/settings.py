@@ -94,9 +94,8 @@ class NormalizationModes(StrictModel):
     clip: PositiveFloat | None = None
 
 
-class Data(StrictModel):
-    """The demonstrations: where they are, what of them is read, how many are collected where they are missing, how they are
-    batched. What has the name of an argument of `read_dataset` (vla_mini/data/reader.py) is that."""
+class Reading(StrictModel):
+    """Where a dataset is and what of it is read: arguments of `read_dataset` (vla_mini/data/reader.py)."""
 
     root: Path | None = None
     roots: dict[Path, PositiveFloat] | None = None
@@ -109,10 +108,20 @@ class Data(StrictModel):
     resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
     fps: PositiveFloat | None = None
     subsampled_actions: Literal["last", "mean", "sum"] = "last"
+    verify: bool | None = None
+
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `read_dataset`."""
+        return self.model_dump(include=READING)
+
+
+class Data(Reading):
+    """The demonstrations: where they are, what of them is read, how many are collected where they are missing, how they are
+    batched. What has the name of an argument of `read_dataset` is that."""
+
     cache: Path | None = None
     num_workers: NonNegativeInt = 2
     cache_gigabytes: PositiveFloat | None = None
-    verify: bool | None = None
     actions: Literal["absolute", "relative"] = "absolute"
     absolute_actions: Names | None = None
     normalization: NormalizationModes = NormalizationModes()
@@ -121,10 +130,6 @@ class Data(StrictModel):
     seed: NonNegativeInt  # of the scenes that are collected
     horizon: PositiveInt
     batch_size: PositiveInt
-
-    def reading(self) -> dict[str, Any]:
-        """The arguments of `read_dataset`."""
-        return self.model_dump(include=READING)
 
     def contradictions(self) -> Iterator[str]:
         if self.root is None and not self.roots:

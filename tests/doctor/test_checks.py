@@ -28,12 +28,6 @@ def test_values_that_are_not_finite_are_named_and_end_the_checks(make_run, demon
     assert data.finite_values(demonstrations).status == "pass"
 
 
-def test_outliers_are_found(demonstrations):
-    action = demonstrations.statistics.action._replace(max=np.float32([1000, 1, 1, 1]))
-    found = data.spread(demonstrations._replace(statistics=demonstrations.statistics._replace(action=action)))
-    assert found.status == "warn" and "action 'dx' has outliers" in found.measured
-
-
 def test_the_end_of_the_data_is_replayed(make_run, demonstrations, monkeypatch):
     late = slice(int(demonstrations.episode_starts[14]), int(demonstrations.episode_ends[15]))
     actions = demonstrations.actions.copy()

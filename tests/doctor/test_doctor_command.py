@@ -23,7 +23,7 @@ def test_a_healthy_run(root, capsys, tmp_path):
     found = json.loads((tmp_path / "checked" / "doctor.json").read_text())
     assert found["passed"] and found["experiment"] == "toy_pick_smoke" and found["machine"]["cores"] >= 1
     checks = {check["check"]: check for check in found["checks"]}
-    assert len(checks) == len(found["checks"]) == 25 and {"packages", "replay", "one batch", "speed"} <= checks.keys()
+    assert len(checks) == len(found["checks"]) == 34 and {"packages", "jumps", "replay", "one batch", "speed"} <= checks.keys()
     assert not [check for check in found["checks"] if check["status"] == "fail"]
     assert [line for line in lines if not line.startswith(" ")] == [
         f"{check['status']:<6}{name:<16}{check['measured']}" for name, check in checks.items()

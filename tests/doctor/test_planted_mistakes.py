@@ -94,7 +94,7 @@ DATA_MISTAKES = {
     "instructions of other episodes": (instructions_of_other_episodes, ["instructions"], "one has"),
     "states in degrees": (states_in_degrees, ["replay"], "0 of "),
     "old statistics": (old_statistics, ["normalization"], "state std 1"),
-    "a constant action": (constant_action, ["spread", "labels"], "action 'dz' hardly varies"),
+    "a constant action": (constant_action, ["still", "labels"], "do not move in the training split: action 'dz'"),
 }
 
 

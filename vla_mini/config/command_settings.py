@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vla_mini.settings import AS_WRITTEN, Env, Names, Path, Text, TrainSettings
+from vla_mini.settings import AS_WRITTEN, Env, Names, Path, Reading, Text, TrainSettings
 from vla_mini.utils.errors import show
 from vla_mini.utils.schema import FROM_LIST, StrictModel
 
@@ -92,6 +92,15 @@ class DoctorSettings(StrictModel):
     training: TrainSettings
 
 
+class BrowseSettings(StrictModel):
+    """scripts/browse.py"""
+
+    data: Reading
+    output: Path
+    episodes: PositiveInt
+    examined_episodes: PositiveInt | None
+
+
 class Budget(StrictModel):
     """What each run of a comparison may use: either `steps` or `seconds`."""
 
@@ -130,5 +139,6 @@ COMMANDS: dict[str, type[StrictModel]] = {  # but train, whose settings are in v
     "infer": InferSettings,
     "gradients": GradientsSettings,
     "doctor": DoctorSettings,
+    "browse": BrowseSettings,
     "compare": CompareSettings,
 }

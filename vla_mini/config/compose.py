@@ -91,8 +91,8 @@ def type_of(kind: Any, names: Sequence[str]) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an annotation is one of free text or a path."""
-    return settings.AS_WRITTEN in get_args(kind) or any(map(is_text, get_args(kind)))
+    """Whether an annotation is one of free text or a path. A group of texts by name is none: `{a: b}` has to be parsed."""
+    return settings.AS_WRITTEN in get_args(kind) or (get_origin(kind) is not dict and any(map(is_text, get_args(kind))))
 
 
 def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
@@ -108,6 +108,8 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
         if key == RUN_DIR and name == "train":
             key = "run_dir"
         kind = type_of(model_of(name), key.split("."))
+        if key not in groups and inspect.isclass(kind) and issubclass(kind, settings.Reading):  # data=DIR
+            key, kind = f"{key}.root", settings.Path
         if is_text(kind):
             texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:

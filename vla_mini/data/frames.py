@@ -140,18 +140,25 @@ def _units(footage: Footage) -> Iterator[tuple[int, int]]:
         yield from ((first, min(first + UNIT, stop)) for first in range(start, stop, UNIT))
 
 
-def read(footage: Footage, rows: np.ndarray, *, size: tuple[int, int], resize: Resize) -> Iterator[np.ndarray]:
-    """The frames of these rows, uint8 (c, *size), which lie in one file, in rising order."""
+def read(
+    footage: Footage, rows: np.ndarray, *, size: tuple[int, int], resize: Resize, preview: bool = False
+) -> Iterator[np.ndarray]:
+    """The frames of these rows, uint8 (c, *size), which lie in one file, in rising order.
+
+    - preview: the decoder of a video reduces them as far as it can, which is faster and differs by a few levels
+    """
     file, numbers = footage.files[footage.file[rows[0]]], footage.frame[rows]
+    reduction = max(1, min(footage.size[0] // size[0], footage.size[1] // size[1])) if preview and footage.is_video else 1
+    expected = (footage.size[0] // reduction, footage.size[1] // reduction)
     if footage.is_video:
         check_length(footage, int(footage.file[rows[0]]))
-        found = videos.read_frames(file, numbers)
+        found = videos.read_frames(file, numbers, reduction=reduction)
     else:
         found = _read_stills(file, footage.feature, numbers)
     for number, image in zip(numbers.tolist(), found, strict=True):
-        if image.shape[:2] != footage.size:
+        if image.shape[:2] != expected:
             place = f"frame {number}" if footage.is_video else f"row {number}"
-            raise ValueError(f"{file}, {place}: an image of {image.shape[:2]} pixels instead of {footage.size}")
+            raise ValueError(f"{file}, {place}: an image of {image.shape[:2]} pixels instead of {expected}")
         yield np.ascontiguousarray(rearrange(images.resize(image, size, resize), "h w c -> c h w"))
 
 
@@ -218,15 +225,20 @@ class StreamedFrames(LazyFrames):
 
     decoded = False
 
-    def __init__(self, footage: Sequence[Footage], *, size: tuple[int, int], resize: Resize) -> None:
-        self._footage, self._read = tuple(footage), partial(read, size=size, resize=resize)
+    def __init__(self, footage: Sequence[Footage], *, size: tuple[int, int], resize: Resize, preview: bool = False) -> None:
+        self.footage, self._resize = tuple(footage), resize
+        self._read = partial(read, size=size, resize=resize, preview=preview)
         self.shape = (len(footage[0].file), len(footage), 3, *size)
+
+    def preview(self, size: tuple[int, int]) -> "StreamedFrames":
+        """The same frames in another `size` (height, width), to look at and not to train on."""
+        return StreamedFrames(self.footage, size=size, resize=self._resize, preview=True)
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
         assert axis == 0
         needed, inverse = np.unique(rows, return_inverse=True)
         found = np.empty((len(needed), *self.shape[1:]), np.uint8)
-        for camera, footage in enumerate(self._footage):
+        for camera, footage in enumerate(self.footage):
             order = np.lexsort((footage.frame[needed], footage.file[needed]))
             for group in np.split(order, np.flatnonzero(np.diff(footage.file[needed][order])) + 1):
                 for place, image in zip(group, self._read(footage, needed[group]), strict=True):

@@ -44,6 +44,7 @@ class Demonstrations(NamedTuple):
     fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
     notes: tuple[str, ...]  # what was left aside or assumed, a line each
     mixture: tuple[tuple[int, float], ...]  # of several datasets: the frames to train on and the weight of each
+    version: str = layout.VERSION  # of the dataset's format
 
 
 @in_one_line()
@@ -128,6 +129,7 @@ def read_dataset(
         fingerprint=fingerprint,
         notes=(*notes, *notes_of_splits),
         mixture=(),
+        version=metadata.version,
     )
 
 

@@ -1,6 +1,6 @@
 """All checks in their order: a training run's settings, demonstrations and untrained policy -> findings, one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from vla_mini.data.chunks import ActionChunkDataset
 from vla_mini.data.reader import Demonstrations
-from vla_mini.doctor import data, learning, machine, policy, replay
+from vla_mini.doctor import data, images, learning, machine, policy, recordings, replay
 from vla_mini.doctor.finding import Finding, run_check, run_checks_on
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
@@ -55,8 +55,7 @@ def check_machine(run: TrainingRun) -> Iterator[Finding]:
 
 def check_data(run: TrainingRun) -> Iterator[Finding]:
     settings, demonstrations = run.settings, run.demonstrations
-    yield run_check("spread", data.spread, demonstrations)
-    yield run_check("pixels", data.pixels, demonstrations)
+    yield from check_recordings(demonstrations, lambda: images.scan(demonstrations))
     yield from run_checks_on(
         lambda: replay.replay(demonstrations, settings.env.id, seed=settings.data.seed),
         {"replay": replay.states, "images": replay.images, "instructions": replay.instructions, "labels": replay.labels},
@@ -67,6 +66,17 @@ def check_data(run: TrainingRun) -> Iterator[Finding]:
         augment = setup.augmentation(settings, demonstrations.features.image_size)
         yield run_check("augmentation", data.augmentation, augment, demonstrations)
     yield run_check("validation", data.validation, run.validation_dataset, demonstrations, run.policy)
+
+
+def check_recordings(demonstrations: Demonstrations, scan: Callable[[], images.ImageScan]) -> Iterator[Finding]:
+    """What can be said of demonstrations without a policy. `scan` reads their frames."""
+    for check in (
+        *(recordings.still, recordings.outliers, recordings.jumps, recordings.idle, recordings.lengths),
+        *(recordings.duplicates, recordings.tasks, recordings.actions),
+    ):
+        yield run_check(check.__name__, check, demonstrations)
+    checks = {check.__name__: partial(check, demonstrations) for check in (images.readable, images.pixels, images.frozen)}
+    yield from run_checks_on(scan, checks)
 
 
 def check_policy(run: TrainingRun) -> Iterator[Finding]:

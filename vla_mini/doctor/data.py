@@ -16,13 +16,8 @@ from vla_mini.autograd.batches import select
 from vla_mini.data.chunks import ActionChunkDataset
 from vla_mini.data.reader import Demonstrations
 from vla_mini.doctor.finding import Finding
-from vla_mini.normalization import MIN_STD
 from vla_mini.policy import Policy
 
-# The middle 98 % of a dimension should fill at least this share of its range: otherwise a few outliers set the scale.
-MIN_FILLED_RANGE = 0.05
-# The standard deviation, in levels of 255, of an image that shows something.
-MIN_CONTRAST = 2.0
 # Augmentation may move what an image shows by this share of its size.
 MAX_SHIFT = 0.1
 # Colours that are far from one another, as shares of red, green and blue.
@@ -44,46 +39,6 @@ def finite_values(data: Demonstrations) -> Finding:
     episode = int(np.searchsorted(data.episode_ends, frame, side="right"))
     measured += f", the first in {name}, episode {episode}, frame {frame}"
     return Finding("fail", measured, "none", "repair or leave out these episodes", len(bad))
-
-
-def spread(demonstrations: Demonstrations) -> Finding:
-    """Does each dimension of state and action vary, and does it do so without outliers that set its scale?"""
-    features, statistics = demonstrations.features, demonstrations.statistics
-    problems = []
-    for kind, names, found in (("state", features.state, statistics.state), ("action", features.action, statistics.action)):
-        filled = (found.q99 - found.q01) / np.maximum(found.max - found.min, MIN_STD)
-        for name, std, share in zip(names, found.std, filled, strict=True):
-            if std < MIN_STD:
-                problems.append(f"{kind} {name!r} hardly varies (std {std:.1g})")
-            elif share < MIN_FILLED_RANGE:
-                problems.append(f"{kind} {name!r} has outliers (98 % of its values lie in {share:.0%} of its range)")
-    smallest = float(min(statistics.state.std.min(), statistics.action.std.min()))
-    measured = "; ".join(problems) or f"the smallest std is {smallest:.2g}"
-    expected = f"std above {MIN_STD:g}, and 98 % of the values in more than {MIN_FILLED_RANGE:.0%} of the range"
-    advice = "leave out dimensions without information; clip or drop outliers, which compress all other values"
-    status = "fail" if (statistics.action.std < MIN_STD).all() else "warn" if problems else "pass"
-    return Finding(status, measured, expected, advice, smallest)
-
-
-def pixels(demonstrations: Demonstrations, *, episodes: int = 64) -> Finding:
-    """Does each camera show something, and does its image change within an episode?"""
-    starts, ends = demonstrations.episode_starts, demonstrations.episode_ends
-    chosen = np.linspace(0, len(starts) - 1, min(episodes, len(starts))).astype(int)
-    first = demonstrations.frames[starts[chosen]].astype(np.float32)  # (e, k, c, h, w)
-    last = demonstrations.frames[ends[chosen] - 1]
-    contrast = first.std(axis=(0, 2, 3, 4))
-    frozen = 1 - (first != last).any(axis=(2, 3, 4)).mean(axis=0)
-    problems = []
-    for camera, std, share in zip(demonstrations.features.cameras, contrast, frozen, strict=True):
-        if std < MIN_CONTRAST:
-            problems.append(f"camera {camera!r} shows nothing (standard deviation {std:.1f} of 255)")
-        elif share > 0.5:
-            problems.append(f"camera {camera!r} does not change in {share:.0%} of the episodes")
-    measured = ", ".join(problems) or f"the standard deviation of the pixels is {contrast.min():.0f} of 255"
-    expected = f"a standard deviation above {MIN_CONTRAST:g}, and images that change within an episode"
-    advice = "view the images: pixels are bytes from 0 to 255, and a camera that has stopped repeats its last frame"
-    status = "fail" if contrast.min() < MIN_CONTRAST else "warn" if problems else "pass"
-    return Finding(status, measured, expected, advice, float(contrast.min()))
 
 
 def tokens(demonstrations: Demonstrations, policy: Policy) -> Finding:

@@ -17,6 +17,7 @@ class Finding(NamedTuple):
     advice: str = ""  # what to do where the check did not pass
     value: float | None = None  # the number in `measured`
     check: str = ""  # its name, set by `run_check`
+    episodes: tuple[int, ...] = ()  # that it is about, by the dataset's numbers
 
 
 class CannotCheckError(Exception):

@@ -11,12 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 from vla_mini.autograd.batches import mean_loss, seeded
 from vla_mini.autograd.flow import GradientFlow, gradient_flow, recorded_outputs
+from vla_mini.data.chunks import relative_statistics
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.doctor.finding import CannotCheckError, Finding
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.rollout import rollout
-from vla_mini.normalization import Normalization
+from vla_mini.normalization import Normalization, relative_sources
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import evaluating
 from vla_mini.types import Batch, Context
@@ -32,13 +33,18 @@ def normalization(policy: Policy, demonstrations: Demonstrations) -> Finding:
     """Does the policy hold the statistics of its training data?"""
     first, last = demonstrations.splits["train"]
     frames = slice(demonstrations.episode_starts[first], demonstrations.episode_ends[last - 1])
+    found, features = policy.normalization, demonstrations.features
     statistics = training_statistics(demonstrations.states[frames], demonstrations.actions[frames])
-    found, right = policy.normalization, Normalization(statistics, history=policy.history).to(policy.device)
+    if relative := found.settings.relative:
+        sources = relative_sources(features, relative)
+        statistics = relative_statistics(demonstrations._replace(statistics=statistics), policy.horizon, sources)
+    right = Normalization(statistics, history=policy.history, settings=found.settings, features=features).to(policy.device)
+    state_scale, action_scale = (scale.where(scale > 0, 1) for scale in (right.state_std, right.action_scale))
     errors = {
-        "state mean": (found.state_mean - right.state_mean) / right.state_std,
-        "state std": found.state_std / right.state_std - 1,
-        "action offset": (found.action_offset - right.action_offset) / right.action_scale,
-        "action scale": found.action_scale / right.action_scale - 1,
+        "state mean": (found.state_mean - right.state_mean) / state_scale,
+        "state std": (found.state_std - right.state_std) / state_scale,
+        "action offset": (found.action_offset - right.action_offset) / action_scale,
+        "action scale": (found.action_scale - right.action_scale) / action_scale,
     }
     largest = {name: float(error.abs().max()) for name, error in errors.items()}
     measured = f"relative errors: {', '.join(f'{name} {error:.1g}' for name, error in largest.items())}"
@@ -72,8 +78,12 @@ def acting_path(policy: Policy, batch: Batch) -> Finding:
             policy.loss(batch)
         noise = policy.draw_noise(len(batch.actions), _generator(policy))
         predicted = policy.action.predict(contexts[0], noise)
-        acted = policy.normalization.action(policy.act(batch.observation, _generator(policy)), batch.observation.state)
-    difference = float((acted - predicted).abs().max())
+        raw = policy.act(batch.observation, _generator(policy))
+        acted = policy.normalization.action(raw, batch.observation.state)
+    moving = policy.normalization.action_scale > 0  # the others are what they were in the data, whatever is predicted
+    rounding = 4 * torch.finfo(torch.float32).eps * raw.abs() / policy.normalization.action_scale
+    differences = ((acted - predicted).abs() - rounding)[..., moving].clamp(min=0)
+    difference = float(differences.max()) if moving.any() else 0.0
     measured = f"act differs by {difference:.1g} from what the head predicts in training"
     advice = "act must prepare observations, normalise and order actions as loss does: look at Policy.prepare, act and predict"
     return Finding("pass" if difference < 1e-4 else "fail", measured, "below 1e-4", advice, difference)

@@ -5,6 +5,7 @@ one picture serves light and dark screens.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, product
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LogNorm, get_named_colors_mapping
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,6 +37,10 @@ DASHES = ("-", "--", ":")  # for more curves than there are colours
 NEUTRAL = ("blue", "amber", "green", "violet", "teal", "quiet", "ink")  # red is for what is flagged
 MANY = 60  # points of one curve: too many to mark each
 LABEL_HEIGHT = 0.075  # of a curve's name, as a fraction of the axes' height
+# Of a grid of small plots, in points: its width, the gap beside a plot, the space above it, its height, and that of a number.
+GRID_WIDTH, GRID_GAP, GRID_TITLE, GRID_HEIGHT, GRID_NUMBER = 648.0, 16.0, 22.0, 42.0, 34.0
+TIME_SHARE = 0.68  # of a plot's width: values over time; the rest is their histogram
+ENVELOPE, BINS = 40, 28
 
 
 class Panel(NamedTuple):
@@ -180,6 +186,66 @@ def matrix(name: str, values: np.ndarray, *, rows: Mapping[str, int], columns: M
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.outline.set_visible(False)
     return inline_svg(figure, name=name)
+
+
+class Dimension(NamedTuple):
+    """What is drawn of one dimension, or of a state and an action that share it. Colours are those of the page."""
+
+    title: str
+    curves: Sequence[tuple[str, np.ndarray, np.ndarray]]  # colour, times (t,), values (t,)
+    samples: Mapping[str, np.ndarray]  # colour -> all values (n,), for the histogram
+    limits: tuple[float, float]  # ends of the axis of values
+    quantiles: tuple[float, float]
+
+
+@style.context([STYLE, {"figure.constrained_layout.use": False}])
+def dimension_grid(name: str, dimensions: Sequence[Dimension], *, columns: int) -> Markup:
+    """Small plots: values over time and, on the same axis, their histogram; between `limits`, with lines at `quantiles`."""
+    rows, width = -(-len(dimensions) // columns), (GRID_WIDTH - GRID_GAP * (columns - 1)) / columns
+    height = rows * (GRID_TITLE + GRID_HEIGHT) + 4
+    figure = Figure(figsize=(GRID_WIDTH / 72, height / 72))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, GRID_WIDTH), ylim=(height, 0))  # one unit is a point; y points down
+    latest = max((float(times[-1]) for one in dimensions for _, times, _ in one.curves), default=1.0) or 1.0
+    for index, dimension in enumerate(dimensions):
+        row, column = divmod(index, columns)
+        corner = (column * (width + GRID_GAP), row * (GRID_TITLE + GRID_HEIGHT) + GRID_TITLE)
+        _draw_dimension(axes, dimension, corner=corner, width=width - GRID_NUMBER, latest=latest)
+    return inline_svg(figure, name=name)
+
+
+def _draw_dimension(axes: Axes, one: Dimension, *, corner: tuple[float, float], width: float, latest: float) -> None:
+    (left, top), (low, high) = corner, one.limits
+
+    def height(values: np.ndarray) -> np.ndarray:
+        return top + GRID_HEIGHT * (1 - np.clip((values - low) / (high - low), -0.04, 1.04))
+
+    axes.text(left, top - 5, one.title, fontsize=8.2, color="page:ink")
+    axes.hlines([top, top + GRID_HEIGHT], left, left + width, color="page:rule", linewidth=0.6)
+    axes.hlines(height(np.array(one.quantiles)), left, left + width, color="page:quiet", linewidth=0.5, linestyle=(0, (2, 3)))
+    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    for value, y in ((high, top + 2.2), (low, top + GRID_HEIGHT + 2.2)):
+        axes.text(left + width + 4, y, f"{value:.{decimals}f}", fontsize=6.6, color="page:quiet")
+    lines = [(colour, *_envelope(times, values)) for colour, times, values in one.curves]
+    paths = [np.stack([left + TIME_SHARE * width * t / latest, height(v)], axis=1) for _, t, v in lines]
+    axes.add_collection(LineCollection(paths, colors=[f"page:{c}" for c, *_ in lines], linewidths=0.6, alpha=0.7))
+    start, edges = left + (TIME_SHARE + 0.03) * width, np.linspace(low, high, BINS + 1)
+    for number, (colour, values) in enumerate(one.samples.items()):
+        counts = np.sqrt(np.histogram(np.clip(values, low, high), edges)[0])
+        x = start + (left + width - start) * np.repeat(counts / counts.max(), 2)
+        outline = np.stack([[start, *x, start], height(np.repeat(edges, 2))], axis=1)
+        look = {"facecolor": "none", "edgecolor": f"page:{colour}"} if number else {"facecolor": f"page:{colour}", "alpha": 0.4}
+        axes.add_collection(PolyCollection([outline], linewidths=0.7 if number else 0, **look))  # a second one as its outline
+
+
+def _envelope(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve with fewer points: the least and the greatest value of each of ENVELOPE stretches, so that no spike is lost."""
+    if len(values) <= 2 * ENVELOPE:
+        return times, values
+    stretches = np.array_split(np.arange(len(values)), ENVELOPE)
+    kept = np.concatenate([sorted((part[values[part].argmin()], part[values[part].argmax()])) for part in stretches])
+    return times[kept], values[kept]
 
 
 def inline_svg(figure: Figure, *, name: str) -> Markup:

@@ -43,7 +43,8 @@ class Panel(NamedTuple):
     title: str
     label: str  # of the horizontal axis
     curves: Mapping[str, Sequence[Curve]]
-    scale: Literal["linear", "log", "percent"] = "linear"  # values on the percent scale are fractions from 0 to 1
+    # Values on the percent scale are fractions from 0 to 1; "zero" is linear and begins at 0.
+    scale: Literal["linear", "zero", "log", "percent"] = "linear"
     smooth: bool = False  # draw a curve of many points as its running mean
 
     @property
@@ -90,6 +91,8 @@ def _draw_curves(axes: Axes, panel: Panel) -> dict[str, Line2D]:
             (line,) = axes.plot(*curve, **line_style, marker=None if many else "o", markersize=2.5)
             lines.setdefault(name, line)
     axes.set_xlim(left=0)
+    if panel.scale == "zero":
+        axes.set_ylim(bottom=0)
     return lines
 
 

@@ -1,9 +1,9 @@
 """Evaluation without an environment: a policy and demonstrations in, how far its action chunks are from the recorded ones out.
 
-Frames of the validation episodes, evenly spaced, are given to the policy. Each chunk (t, a) that it predicts is compared with the
-actions that were recorded from there on; steps past an episode's end are left out. Errors are mean absolute differences, in raw
-units and in standard deviations of each joint (a dimension of the action) in the training split. Nothing is executed: a small
-error does not show that the policy succeeds.
+Frames of the validation episodes, evenly spaced, are given to the policy. Each chunk (t, a) that it predicts is compared with
+the actions that were recorded from there on; steps past an episode's end are left out. Errors are mean absolute differences, in
+raw units and in standard deviations of each joint (a dimension of the action) in the training split. Nothing is executed: a
+small error does not show that the policy succeeds.
 """
 
 import time
@@ -146,7 +146,9 @@ def find_neighbours(
         found.append((_descriptors(data, batch.observation), batch.observation.state, batch.actions))
     descriptors, states, chunks = (torch.cat(each).cpu() for each in zip(*found, strict=True))
     variance, size = descriptors.var(dim=0, correction=0), data.features.state_size
-    scale = torch.cat([part.sum().rsqrt().nan_to_num(posinf=0).expand_as(part) for part in (variance[:-size], variance[-size:])])
+    scale = torch.cat(
+        [part.sum().rsqrt().nan_to_num(posinf=0).expand_as(part) for part in (variance[:-size], variance[-size:])]
+    )
     return Neighbours(descriptors * scale, scale, states[:, :size].numpy(), chunks.numpy())
 
 
@@ -273,10 +275,17 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     beaten = [text for name, text in BASELINES.items() if error["policy"] < error[name]]
     others = [text for name, text in BASELINES.items() if error["policy"] >= error[name]]
     if not others:
-        return f"It is closer to the recorded actions than all baselines: {_list(beaten, 'and')}."
-    if not beaten:
-        return f"It is closer to the recorded actions than no baseline: neither {_list(others, 'nor')}."
-    return f"It is closer to the recorded actions than {_list(beaten, 'and')}, but not than {_list(others, 'or')}."
+        return f"The policy is closer to the recorded actions than all baselines: {_list(beaten, 'and')}."
+    text = f"than {_list(beaten, 'and')}, but not than {_list(others, 'or')}" if beaten else "than none of the baselines"
+    hint = " Actions relative to the state may help (data.actions=relative)." if _could_be_relative(metrics) else ""
+    return f"The policy is closer to the recorded actions {text}.{hint}"
+
+
+def _could_be_relative(metrics: Mapping[str, Any]) -> bool:
+    """Whether holding the state is better than a policy that predicts absolute actions."""
+    kinds = {(joint["hold"], joint["predicted"]) for joint in metrics["joints"].values()}
+    worse = metrics["errors"]["policy"]["std"] > metrics["errors"]["hold"]["std"]
+    return worse and ("state", "absolute") in kinds and not any(predicted == "relative" for _, predicted in kinds)
 
 
 def verdict_on_words(metrics: Mapping[str, Any]) -> str:
@@ -284,11 +293,13 @@ def verdict_on_words(metrics: Mapping[str, Any]) -> str:
     words, changed = metrics["words"], "swapped" if "swapped" in metrics["words"] else "blank"
     own, other = words["own"]["loss"], words[changed]["loss"]
     notices = other - own > NOTICED * abs(own)
-    change = f"the loss is {other:.3g} instead of {own:.3g}, and the predicted actions change by {words[changed]['change']:.2g}"
+    loss = f"stays {own:.3g}" if f"{own:.3g}" == f"{other:.3g}" else f"is {other:.3g} instead of {own:.3g}"
+    change = f"{words[changed]['change']:.2g} of a standard deviation"
     if changed == "blank":
-        return f"All episodes have one sentence, so nothing can be learned from the words. Without them {change}."
+        text = "All episodes have one sentence, so nothing can be learned from the words."
+        return f"{text} Without them the loss {loss}, and the predicted actions change by {change}."
     use = "uses" if notices else "makes little or no use of"
-    return f"With {WORDS[changed]} {change} of a standard deviation: the policy {use} the words."
+    return f"With {WORDS[changed]} the loss {loss}, and the predicted actions change by {change}: the policy {use} the words."
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -301,9 +312,9 @@ def headline(metrics: Mapping[str, Any]) -> str:
 def table(metrics: Mapping[str, Any]) -> str:
     """Errors and losses as lines of text for a terminal, with what they say."""
     words, errors, last = metrics["words"], metrics["errors"], metrics["horizon"]
+    frames = f"{metrics['num_frames']:,} of {metrics['of_frames']:,} frames of {len(metrics['episodes'])} validation episode(s)"
     lines = [
-        f"open loop: mean absolute error in standard deviations of each joint, {metrics['num_frames']:,} of {metrics['of_frames']:,}"
-        f" frames of {len(metrics['episodes'])} validation episode(s)",
+        f"open loop: mean absolute error in standard deviations of each joint, {frames}",
         f"{'':<32}{'error':>8}{'step 1':>10}{f'step {last}':>10}{'loss':>10}",
     ]
     for name, found in errors.items():
@@ -318,7 +329,7 @@ def table(metrics: Mapping[str, Any]) -> str:
 # ---- helpers
 
 
-def round_(value: float) -> float:
+def round_(value: float | np.floating) -> float:
     """Five significant digits."""
     return float(f"{value:.5g}")
 

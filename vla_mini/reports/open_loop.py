@@ -23,11 +23,12 @@ from vla_mini.reports.charts import CYCLE, STYLE, Panel, inline_svg, line_plot
 from vla_mini.reports.images import Cell, heat_map, image_grid
 from vla_mini.utils.files import read_json, write_json
 
-MOST_JOINTS = 24  # in the drawing of errors by joint; the table has all
+MOST_JOINTS = 12  # in the drawing of errors by joint; the table has all
 COLOURS = dict(zip(("policy", "mean_action", "hold", "nearest_frame"), CYCLE, strict=False))
 MAPS = {
-    "attention": "Attention of the trunk: bright where its queries attend, on average.",
-    "sensitivity": "Sensitivity: bright where a pixel, if it changed, would change the predicted actions most.",
+    "image": "What the policy gets",
+    "attention": "Attention: bright where the trunk's queries attend more than they would on an even share",
+    "sensitivity": "Sensitivity: bright where a pixel, if it changed, would change the predicted actions most",
 }
 
 
@@ -38,7 +39,7 @@ def write_open_loop(folder: Path, metrics: Mapping[str, Any], looks: Sequence[Lo
     rows: dict[str, dict[str, list[str]]] = {camera: {} for camera in cameras}
     for look in looks:
         for number, camera in enumerate(cameras):
-            plain, maps = look.images[number], {"attention": look.attention, "sensitivity": look.sensitivity}
+            plain, maps = look.images[number], {"attention": _above_even(look.attention), "sensitivity": look.sensitivity}
             heats = {kind: heat_map(plain, heat[number]) for kind, heat in maps.items() if heat is not None}
             for kind, pixels in ({"image": plain} | heats).items():
                 file = f"frame_{look.frame:04d}_{number}_{kind}.png"
@@ -46,6 +47,11 @@ def write_open_loop(folder: Path, metrics: Mapping[str, Any], looks: Sequence[Lo
                 rows[camera].setdefault(kind, []).append(file)
     shown = {"episode": looks[0].episode, "frames": [look.frame for look in looks], "cameras": rows}
     write_json(folder / "open_loop.json", {**metrics, "looks": shown})
+
+
+def _above_even(attention: np.ndarray | None) -> np.ndarray | None:
+    """What an attention map (k, h, w) has beyond an even share for all its pixels."""
+    return None if attention is None else np.maximum(attention - attention.mean(), 0)
 
 
 def read_open_loop(folder: Path) -> dict[str, Any]:
@@ -60,10 +66,10 @@ def read_open_loop(folder: Path) -> dict[str, Any]:
         "traces": [_trace_plot(f"trace_{number}", trace, metrics) for number, trace in enumerate(metrics["traces"])],
         "errors": [
             (_step_plot(metrics), "Error by step of the chunk", "standard deviations"),
-            (_joint_plot(metrics), "Error by joint", f"standard deviations; {_which_joints(metrics)}"),
+            (_joint_plot(metrics), "Error by joint", _which_joints(metrics)),
         ],
         "looks": [
-            (camera, [(MAPS.get(kind, ""), _look_grid(f"{camera}_{kind}", folder, files, notes)) for kind, files in kinds.items()])
+            (camera, [(MAPS[kind], _look_grid(f"{camera}_{kind}", folder, files, notes)) for kind, files in kinds.items()])
             for camera, kinds in looks["cameras"].items()
         ],
     }
@@ -123,16 +129,16 @@ def _joint_plot(metrics: Mapping[str, Any]) -> Markup:
     """A bar for the policy's error in each joint, the largest at the top, and a dot for each baseline's."""
     shown = _shown_joints(metrics)
     places = np.arange(len(shown))
-    figure = Figure(figsize=(4.4, max(2.8, 0.19 * len(shown) + 0.5)))
+    figure = Figure(figsize=(4.4, 2.8))
     axes = figure.subplots()
     for name, colour in COLOURS.items():
         errors = [metrics["errors"][name]["by_joint"]["std"][joint] for joint in shown]
         if name == "policy":
-            axes.barh(places, errors, height=0.5, color=f"page:{colour}", alpha=0.6)
+            axes.barh(places, errors, height=0.55, color=f"page:{colour}", alpha=0.6)
         else:
             axes.plot(errors, places, "o", color=f"page:{colour}", markersize=3.4)
-    axes.set_yticks(places, [shorten(joint) for joint in shown], fontsize=8.6 if len(shown) <= 12 else 7.4)
-    axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel="bar: policy; dots: baselines, in the colours of the other plot")
+    axes.set_yticks(places, [shorten(joint) for joint in shown], fontsize=8)
+    axes.set(ylim=(max(len(shown), MOST_JOINTS) - 0.4, -0.6), xlabel="standard deviations")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return inline_svg(figure, name="error_by_joint")
@@ -140,13 +146,18 @@ def _joint_plot(metrics: Mapping[str, Any]) -> Markup:
 
 def _shown_joints(metrics: Mapping[str, Any]) -> list[str]:
     """Those with the largest errors of the policy, the largest first, without those that stand still in the training split."""
-    errors = {name: error for name, error in metrics["errors"]["policy"]["by_joint"]["std"].items() if error is not None}
+    errors = _known_errors(metrics)
     return sorted(errors, key=errors.__getitem__, reverse=True)[:MOST_JOINTS]
 
 
+def _known_errors(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: error for name, error in metrics["errors"]["policy"]["by_joint"]["std"].items() if error is not None}
+
+
 def _which_joints(metrics: Mapping[str, Any]) -> str:
-    shown, number = len(_shown_joints(metrics)), len(metrics["joints"])
-    return "all joints" if shown == number else f"the {shown} largest of {number}"
+    shown, moving, number = len(_shown_joints(metrics)), len(_known_errors(metrics)), len(metrics["joints"])
+    which = "all joints" if shown == moving else f"the {shown} largest of {moving}"
+    return f"{which}{f'; {number - moving} others stand still' if moving < number else ''}"
 
 
 def shorten(name: str, most: int = 26) -> str:

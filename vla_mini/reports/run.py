@@ -73,9 +73,9 @@ def _headline(
             figures["validation loss"], figures["at step"] = number(loss), f"{step:,.0f}"
         if open_loop:
             errors = {name: found["std"] for name, found in open_loop["errors"].items()}
-            headline, unit = f"{errors['policy']:.2f}", "of a standard deviation"
-            text = f"is the mean error of the actions that the policy predicts for recorded observations. {verdict(open_loop)} "
-            text += "There is no environment in which the policy could act, so it is not known whether it succeeds."
+            headline, unit = f"{errors['policy']:.2f}", "open-loop error"
+            text = "in standard deviations of each joint, from the recorded actions of validation episodes. "
+            text += f"{verdict(open_loop)} Nothing was executed, so it is not known whether it succeeds."
             figures = {words(name): f"{errors[name]:.2f}" for name in BASELINES} | figures
     if "seconds" in curves:
         steps, seconds = curves["seconds"]

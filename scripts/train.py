@@ -5,7 +5,7 @@ Everything is written to one new folder, runs/<experiment>/<date_time>/.
     python scripts/train.py experiment=toy_pick
     python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1
     python scripts/train.py experiment=toy_pick trainer.devices=4
-    python scripts/train.py env=none data.root=DIR data.episodes=null auxiliary=none
+    python scripts/train.py experiment=real data.root=DIR
 """
 
 import warnings
@@ -25,7 +25,7 @@ def main(settings: "TrainSettings") -> None:
 
     from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.checkpoints import clean_run_folder, identity, provenance, write_provenance
-    from vla_mini.training.setup import check_start, collect_missing, data_module, untrained_policy
+    from vla_mini.training.setup import check_start, collect_missing, data_module, fit_environment, untrained_policy
     from vla_mini.training.trainer import build_training, choose_precision
 
     if not config.rank():  # one of several processes checks for all
@@ -35,6 +35,9 @@ def main(settings: "TrainSettings") -> None:
             find_checkpoint(settings)  # before anything is collected
     collect_missing(settings)
     demonstrations = read_demonstrations(**settings.data.reading())
+    settings, notes = fit_environment(settings, demonstrations, named=config.is_given("env"))
+    for note in () if config.rank() else notes:
+        print(note, flush=True)
     policy = untrained_policy(settings, demonstrations)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own
@@ -56,31 +59,40 @@ def main(settings: "TrainSettings") -> None:
             config.point_latest(run_dir)
     if trainer.is_global_zero:  # of several processes the first does the rest
         module.step.raise_if_stopped()  # the checkpoint holds the last good weights
-        finish(settings, trainer, module, run_dir)
+        finish(settings, trainer, module, demonstrations, run_dir)
 
 
-def finish(settings: "TrainSettings", trainer: Any, module: Any, run_dir: Path) -> None:
-    """Evaluate the saved policy, where there is an environment; close the loggers, write the report, print the result."""
+def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations: Any, run_dir: Path) -> None:
+    """Evaluate the saved policy, in its environment or, without one, open loop on the validation episodes; close the loggers,
+    write the report, print the result."""
     from vla_mini import Policy
     from vla_mini.envs import get_spec
+    from vla_mini.evaluation import open_loop
     from vla_mini.evaluation.curves import read_curves
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
+    from vla_mini.reports.open_loop import write_open_loop
     from vla_mini.reports.run import write_report
     from vla_mini.reports.videos import write_videos
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.setup import trusts_remote_code
+    from vla_mini.training.trainer import choose_device
     from vla_mini.utils.files import write_json
 
     seconds, rates, evaluation = module.step.stopwatch.seconds, {}, settings.evaluation
+    policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
     if settings.env.id is None:
+        policy.to(choose_device(settings.trainer.accelerator))
+        metrics = open_loop.evaluate_open_loop(policy, demonstrations, progress=True)
+        looks = open_loop.looks(policy, demonstrations)
+        write_open_loop(run_dir / "evaluation", metrics, looks, cameras=policy.features.cameras)
+        print(open_loop.table(metrics))
         kept, curve = "the last policy was saved", read_curves(run_dir / "metrics.csv").get("validation/loss")
         if curve and evaluation.every_n_steps:
             loss, step = min(zip(curve.values, curve.steps, strict=True))
             kept = f"validation loss {loss:.4g} after step {step:.0f} (the policy that was saved)"
-        result = f"{kept}; trained {seconds:.0f} s"
+        result = f"{kept}; {open_loop.headline(metrics)}; trained {seconds:.0f} s"
     else:
-        policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
         metrics, episodes = evaluate(
             policy,
             settings.env.id,

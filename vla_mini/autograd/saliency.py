@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 import vla_mini.envs
 from vla_mini.autograd.batches import select
@@ -86,6 +88,19 @@ def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> S
         by_word += products[1].norm(dim=-1)
         by_state += products[2].abs()
     return Sensitivity(pixels.sum(dim=2), by_word, by_state * policy.normalization.state_std)
+
+
+@torch.no_grad()
+def attention_maps(policy: Policy, observation: Observation) -> Float[Tensor, "b k h w"] | None:
+    """How much the trunk's queries attend to each place of the images: the mean over the queries of their probabilities,
+    enlarged to the images' size. None of a trunk that has no attention maps."""
+    images, words, mask, state = policy.prepare(observation)
+    attention = policy.context(images, words, state, mask).attention
+    if attention is None:
+        return None
+    rows, columns = policy.vision.grid
+    maps = rearrange(attention.exp().mean(dim=1), "b (k h w) -> b k h w", h=rows, w=columns)
+    return F.interpolate(maps, images.shape[-2:], mode="bilinear")
 
 
 def on_objects(

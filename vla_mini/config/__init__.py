@@ -6,7 +6,18 @@
 a notebook. Nothing is built and nothing is written before all settings were validated.
 """
 
-from vla_mini.config.command import load, main, run
+from vla_mini.config.command import is_given, load, main, run
 from vla_mini.config.folders import default_output, new_folder, point_latest, rank, run_folder, start_work
 
-__all__ = ["default_output", "load", "main", "new_folder", "point_latest", "rank", "run", "run_folder", "start_work"]
+__all__ = [
+    "default_output",
+    "is_given",
+    "load",
+    "main",
+    "new_folder",
+    "point_latest",
+    "rank",
+    "run",
+    "run_folder",
+    "start_work",
+]

@@ -49,7 +49,8 @@ class Panel(NamedTuple):
     title: str
     label: str  # of the horizontal axis
     curves: Mapping[str, Sequence[Curve]]
-    scale: Literal["linear", "log", "percent"] = "linear"  # values on the percent scale are fractions from 0 to 1
+    # Values on the percent scale are fractions from 0 to 1; "zero" is linear and begins at 0.
+    scale: Literal["linear", "zero", "log", "percent"] = "linear"
     smooth: bool = False  # draw a curve of many points as its running mean
 
     @property
@@ -96,6 +97,8 @@ def _draw_curves(axes: Axes, panel: Panel) -> dict[str, Line2D]:
             (line,) = axes.plot(*curve, **line_style, marker=None if many else "o", markersize=2.5)
             lines.setdefault(name, line)
     axes.set_xlim(left=0)
+    if panel.scale == "zero":
+        axes.set_ylim(bottom=0)
     return lines
 
 
@@ -256,7 +259,8 @@ def inline_svg(figure: Figure, *, name: str) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :], count=1)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" and the like: the same in every figure, and used nowhere
+    # "axes_1" and the like are the same in every figure, those of images in equal images; they are used nowhere.
+    svg = re.sub(r'(<g|<image\b[^>]*?) id="[^"]*"', r"\1", svg)
     svg = svg.replace("xlink:href", "href")
     # "font-family: 'DejaVu Sans', ..."; before matplotlib 3.11, "font: 9px 'DejaVu Sans', ..."
     svg = re.sub(r"(font(?:-family)?: (?:(?:\d+ )?[\d.]+px )?)'[^;\"]*", r"\1var(--sans)", svg)

@@ -43,7 +43,7 @@ def heat_map(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 @style.context([STYLE, {"figure.constrained_layout.use": False}])
 def image_grid(name: str, cells: Sequence[Cell], *, columns: int) -> Markup:
-    """One row of cells with square images, `columns` of which fill the page's width."""
+    """One row of cells, `columns` of which fill the page's width."""
     side = (WIDTH - GAP * (columns - 1)) / columns
     figure = Figure()
     axes = figure.add_axes((0, 0, 1, 1))
@@ -56,13 +56,14 @@ def image_grid(name: str, cells: Sequence[Cell], *, columns: int) -> Markup:
 
 def _draw_cell(axes: Axes, cell: Cell, *, left: float, side: float) -> float:
     """Draw one cell and return the height of its lower end."""
-    image = axes.imshow(cell.image, extent=(left, left + side, side, 0), interpolation="none")
-    corners = FancyBboxPatch((left, 0), side, side, boxstyle="round,pad=0,rounding_size=4", transform=axes.transData)
+    bottom = side * cell.image.shape[0] / cell.image.shape[1]
+    image = axes.imshow(cell.image, extent=(left, left + side, bottom, 0), interpolation="none")
+    corners = FancyBboxPatch((left, 0), side, bottom, boxstyle="round,pad=0,rounding_size=4", transform=axes.transData)
     image.set_clip_path(corners)
     if cell.outline is not None:
-        rows, columns = ((np.arange(n) + 0.5) * side / n for n in cell.outline.shape)
+        rows, columns = ((np.arange(n) + 0.5) * side / cell.image.shape[1] for n in cell.outline.shape)
         axes.contour(left + columns, rows, cell.outline, levels=[0.5], colors=OUTLINE, linewidths=1.3)
-    y = side + 7
+    y = bottom + 7
     title = f"“{cell.title}”" if cell.title else ""
     for text, size, line_height, colour in ((title, 10.8, 15.0, "ink"), (cell.note, 8.8, 11.5, "quiet")):
         for line in textwrap.wrap(text, max(1, int(side / (0.52 * size)))):  # by the mean width of a letter

@@ -1,7 +1,7 @@
 """The folder of a run -> report.html, one self-contained page. It shows what there is and leaves out what there is not.
 
-It is made from files alone, config.yaml, metrics.csv, evaluation/metrics.json and evaluation/videos/, so that the report of an
-old run can be written again.
+It is made from files alone, config.yaml, metrics.csv and evaluation/ (metrics.json and videos/, or open_loop.json and
+open_loop/), so that the report of an old run can be written again.
 """
 
 import re
@@ -14,7 +14,9 @@ from markupsafe import Markup
 
 from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.metrics import further_rates, words
+from vla_mini.evaluation.open_loop import BASELINES, verdict
 from vla_mini.reports.charts import Panel, line_plot
+from vla_mini.reports.open_loop import read_open_loop
 from vla_mini.reports.page import NOTHING, explanations, number, percent, write_page
 from vla_mini.utils.files import read_json
 from vla_mini.utils.machine import machine_text
@@ -30,7 +32,7 @@ def write_report(run_dir: Path) -> Path:
     metrics = read_json(evaluation / "metrics.json") if (evaluation / "metrics.json").is_file() else {}
     config = (run_dir / "config.yaml").read_text(encoding="utf-8") if (run_dir / "config.yaml").is_file() else ""
     env_id = metrics["env"] if metrics else ((yaml.safe_load(config) or {}).get("env") or {}).get("id")
-    curves = read_curves(run_dir / "metrics.csv")
+    curves, open_loop = read_curves(run_dir / "metrics.csv"), read_open_loop(evaluation)
     episodes = [
         entry | {"gif": (videos / f"{entry['name']}.gif").read_bytes(), "strip": (videos / f"{entry['name']}.png").read_bytes()}
         for entry in (read_json(videos / "index.json") if (videos / "index.json").is_file() else [])
@@ -39,9 +41,10 @@ def write_report(run_dir: Path) -> Path:
         run_dir / "report.html",
         "run.html.j2",
         title=" · ".join(filter(None, (env_id, run_dir.name))),
-        **_headline(metrics, curves, has_env=env_id is not None),
+        **_headline(metrics, open_loop, curves, has_env=env_id is not None),
         hero=next((episode["gif"] for episode in episodes if episode["outcome"] == "success"), None),
         metrics=metrics,
+        open_loop=open_loop,
         explanations=explanations(env_id),
         panels=_panels(curves),
         episodes=sorted(episodes, key=lambda episode: episode["outcome"] != "success"),
@@ -50,7 +53,9 @@ def write_report(run_dir: Path) -> Path:
     )
 
 
-def _headline(metrics: Mapping[str, Any], curves: Mapping[str, Curve], *, has_env: bool) -> dict[str, Any]:
+def _headline(
+    metrics: Mapping[str, Any], open_loop: Mapping[str, Any], curves: Mapping[str, Curve], *, has_env: bool
+) -> dict[str, Any]:
     """The most important number, its unit, a sentence about it, and further figures by name."""
     headline, unit, text, figures = NOTHING, "success", "This run has not been evaluated.", {}
     if metrics:
@@ -60,11 +65,18 @@ def _headline(metrics: Mapping[str, Any], curves: Mapping[str, Curve], *, has_en
         figures["95 % interval"] = f"{100 * low:.1f} – {percent(high)}"
         figures |= {name: percent(rate) for name, rate in further_rates(metrics).items()}
         figures |= {"steps per episode": f"{metrics['steps_mean']:.1f}", "evaluation": f"{metrics['seconds']:.0f} s"}
-    elif "validation/loss" in curves and not has_env:
-        loss, step = min(zip(curves["validation/loss"].values, curves["validation/loss"].steps, strict=True))
-        headline, unit = number(loss), "validation loss"
-        text = f"on held-out episodes of the dataset, the lowest of the run, at step {step:,.0f}. "
-        text += "There is no environment in which the policy could be evaluated."
+    elif not has_env and (open_loop or "validation/loss" in curves):
+        text = "There is no environment in which the policy could be evaluated. "
+        if "validation/loss" in curves:
+            loss, step = min(zip(curves["validation/loss"].values, curves["validation/loss"].steps, strict=True))
+            headline, unit = number(loss), "validation loss"
+            figures["validation loss"], figures["at step"] = number(loss), f"{step:,.0f}"
+        if open_loop:
+            errors = {name: found["std"] for name, found in open_loop["errors"].items()}
+            headline, unit = f"{errors['policy']:.2f}", "open-loop error"
+            text = "in standard deviations of each joint, from the recorded actions of validation episodes. "
+            text += f"{verdict(open_loop)} Nothing was executed, so it is not known whether it succeeds."
+            figures = {words(name): f"{errors[name]:.2f}" for name in BASELINES} | figures
     if "seconds" in curves:
         steps, seconds = curves["seconds"]
         figures |= {"training": f"{max(seconds):.0f} s", "optimizer steps": f"{max(steps):,.0f}"}

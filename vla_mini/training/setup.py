@@ -19,6 +19,7 @@ from vla_mini.data.frames import is_decoded
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
+from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
 from vla_mini.evaluation.evaluate import evaluation_splits
 from vla_mini.finetuning.adapters import add_adapters
 from vla_mini.finetuning.freezing import check_stages, check_trainable, freeze
@@ -26,7 +27,7 @@ from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about
 from vla_mini.normalization import NormalizationSettings, relative_sources
 from vla_mini.parts import ActingDefaults
 from vla_mini.policy import Policy
-from vla_mini.settings import Data, TrainSettings
+from vla_mini.settings import Data, Env, TrainSettings
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
@@ -117,6 +118,19 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
     if settings.init_from is not None:
         warn_about_mismatch(policy, demonstrations)
     return policy
+
+
+def fit_environment(
+    settings: TrainSettings, demonstrations: Demonstrations, *, named: bool
+) -> tuple[TrainSettings, tuple[str, ...]]:
+    """The settings, with env=none where the demonstrations are not those of the default environment and the user `named` none;
+    and the demonstrations' notes, with one that says so. `untrained_policy` refuses any other environment that does not fit."""
+    if named or settings.env.id != TOY_PICK.id or settings.evaluation.further_splits:
+        return settings, demonstrations.notes
+    if demonstrations.features == TOY_PICK.features:
+        return settings, demonstrations.notes
+    note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none)"
+    return settings.model_copy(update={"env": Env(id=None)}), (*demonstrations.notes, note)
 
 
 def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy: Policy) -> Any:

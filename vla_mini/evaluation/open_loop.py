@@ -1,0 +1,390 @@
+"""Evaluation without an environment: a policy and demonstrations in, how far its action chunks are from the recorded ones out.
+
+Frames of the validation episodes, evenly spaced, are given to the policy. Each chunk (t, a) that it predicts is compared with
+the actions that were recorded from there on; steps past an episode's end are left out. Errors are mean absolute differences, in
+raw units and in standard deviations of each joint (a dimension of the action) in the training split. Nothing is executed: a
+small error does not show that the policy succeeds.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from vla_mini.autograd.batches import seeded
+from vla_mini.autograd.saliency import attention_maps, sensitivity
+from vla_mini.data.chunks import ActionChunkDataset
+from vla_mini.data.reader import Demonstrations
+from vla_mini.normalization import relative_sources
+from vla_mini.policy import Policy
+from vla_mini.types import Batch, Observation
+
+BASELINES = {"mean_action": "the mean action", "hold": "holding still", "nearest_frame": "the nearest training frame"}
+WORDS = {"own": "its own sentence", "swapped": "another task's sentence", "blank": "no words"}
+NOTICED = 0.05  # by this share of itself the loss has to rise before it is said to notice other words
+GRID = 8  # pixels a side of the images that are compared to find the nearest training frame
+STREAMED_TRAINING_FRAMES = 200  # single frames of a video that is not in the cache take long to decode
+MOST_TRACED = 1000  # frames of an episode whose actions are kept to be drawn
+
+
+def evaluate_open_loop(
+    policy: Policy,
+    data: Demonstrations,
+    *,
+    num_frames: int = 1000,
+    num_training_frames: int = 2000,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """What open_loop.json holds. Nothing is written.
+
+    - num_frames: of the validation episodes, evenly spaced, at most
+    - num_training_frames: among which the nearest is looked for, evenly spaced, at most; fewer where frames are decoded when
+      they are needed
+    - seed: of the noise that sampling heads and losses draw, which is the same whatever the words are
+    - progress: whether to show a bar on stderr
+    """
+    start = time.perf_counter()
+    validation, training = (_chunks(policy, data, split) for split in ("validation", "train"))
+    if not isinstance(data.frames, np.ndarray):
+        num_training_frames = min(num_training_frames, STREAMED_TRAINING_FRAMES)
+    samples, compared = _spaced(len(validation), num_frames), _spaced(len(training), num_training_frames)
+    with tqdm(total=len(samples), desc="open loop", unit="frame", disable=None if progress else True, leave=False) as bar:
+        neighbours = find_neighbours(policy, data, training, compared, batch_size=batch_size)
+        batches = _batches(policy, validation, samples, batch_size)
+        described, losses = _measure(policy, data, samples, batches, neighbours, seed=seed, bar=bar)
+    first, last = data.splits["validation"]
+    held, relative = _held_states(data), policy.normalization.settings.relative
+    return {
+        "episodes": data.episode_index[first:last].tolist(),
+        "num_frames": len(samples),
+        "of_frames": len(validation),
+        "num_training_frames": len(compared),
+        "horizon": policy.horizon,
+        "fps": data.features.fps,
+        "seed": seed,
+        "joints": {
+            name: {
+                "std": round_(std),
+                "hold": "state" if source >= 0 else "last action",
+                "predicted": "relative" if name in relative else "absolute",
+            }
+            for name, std, source in zip(data.features.action, data.statistics.action.std, held, strict=True)
+        },
+        "errors": {"policy": described["own"]} | {name: described[name] for name in BASELINES},
+        "words": {
+            name: {"error": described[name]["std"], "loss": loss, "change": described[f"{name} changes"]["std"]}
+            for name, loss in losses.items()
+        },
+        "traces": traces(policy, data, validation, batch_size=batch_size, seed=seed),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+@torch.no_grad()
+def _measure(
+    policy: Policy,
+    data: Demonstrations,
+    samples: np.ndarray,
+    batches: Iterable[tuple[int, Batch]],
+    neighbours: "Neighbours",
+    *,
+    seed: int,
+    bar: tqdm,
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """The errors (`_describe`) of each baseline and with each kind of words, and by how much these change what is predicted
+    with the own ones; and the mean loss with each kind. Noise is the same whatever the words are."""
+    words, first = sentences(policy, data.tasks), int(data.episode_starts[data.splits["validation"][0]])
+    sums: dict[str, Any] = defaultdict(float)  # of absolute differences, float64 (t, a)
+    losses, counts = dict.fromkeys(words, 0.0), np.zeros(policy.horizon)  # of valid actions, by step
+    for number, batch in batches:
+        frames = first + samples[number : number + len(batch.is_pad)]
+        tasks, recorded, valid = data.task_index[frames], batch.actions.numpy(force=True), ~batch.is_pad.numpy(force=True)
+        predicted = baselines(policy, data, frames, batch.observation, neighbours)
+        for name, (tokens, mask) in words.items():
+            observation = batch.observation._replace(tokens=tokens[tasks], token_mask=mask[tasks])
+            predicted[name] = _act(policy, observation, seed=seed + number)
+            with seeded(seed + number, policy.device):
+                loss, _ = policy.loss(batch._replace(observation=observation))
+            losses[name] += float(loss.double().sum())
+        for name, chunks in predicted.items():
+            sums[name] += (np.abs(chunks - recorded) * valid[..., None]).sum(axis=0)
+            if name in words:
+                sums[f"{name} changes"] += (np.abs(chunks - predicted["own"]) * valid[..., None]).sum(axis=0)
+        counts += valid.sum(axis=0)
+        bar.update(len(valid))
+    described = {name: _describe(total, counts, data) for name, total in sums.items()}
+    return described, {name: round_(loss / counts.sum()) for name, loss in losses.items()}
+
+
+def sentences(policy: Policy, tasks: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Tokens and mask "tasks l" of each task's own sentence, of the next task's, where there are several, and of none."""
+    texts = {"own": list(tasks), "swapped": [*tasks[1:], tasks[0]], "blank": [""] * len(tasks)}
+    if len(tasks) < 2:
+        del texts["swapped"]
+    return {name: tuple(each.to(policy.device) for each in policy.tokenize(of)) for name, of in texts.items()}
+
+
+# ---- baselines
+
+
+class Neighbours(NamedTuple):
+    """Training frames, among which the nearest one is looked for."""
+
+    descriptors: Float[Tensor, "n d"]
+    scale: Float[Tensor, " d"]  # that the descriptors were multiplied by
+    states: np.ndarray  # (n, s) raw units
+    chunks: np.ndarray  # (n, t, a) raw units; past an episode's end the last action repeats
+
+
+def find_neighbours(
+    policy: Policy, data: Demonstrations, training: ActionChunkDataset, samples: np.ndarray, *, batch_size: int = 32
+) -> Neighbours:
+    """The training frames `samples` with descriptors in which pixels and state have the same variance in all."""
+    found = []
+    for _, batch in _batches(policy, training, samples, batch_size):
+        found.append((_descriptors(data, batch.observation), batch.observation.state, batch.actions))
+    descriptors, states, chunks = (torch.cat(each).cpu() for each in zip(*found, strict=True))
+    variance, size = descriptors.var(dim=0, correction=0), data.features.state_size
+    scale = torch.cat(
+        [part.sum().rsqrt().nan_to_num(posinf=0).expand_as(part) for part in (variance[:-size], variance[-size:])]
+    )
+    return Neighbours(descriptors * scale, scale, states[:, :size].numpy(), chunks.numpy())
+
+
+def _descriptors(data: Demonstrations, observation: Observation) -> Float[Tensor, "b d"]:
+    """The newest frame's images, reduced to GRID x GRID pixels, and its state in standard deviations."""
+    cameras, state = observation.images[:, : len(data.features.cameras)], data.statistics.state
+    pixels = F.adaptive_avg_pool2d(rearrange(cameras, "b k c h w -> b (k c) h w").float(), GRID)
+    numbers = observation.state[:, : data.features.state_size].float().cpu() - torch.from_numpy(state.mean)
+    scale = torch.from_numpy(state.bounded(state.std))
+    return torch.cat([pixels.flatten(1).cpu(), numbers / scale.masked_fill(scale == 0, torch.inf)], dim=1)
+
+
+def baselines(
+    policy: Policy, data: Demonstrations, frames: np.ndarray, observation: Observation, neighbours: Neighbours
+) -> dict[str, np.ndarray]:
+    """Chunks (b, t, a), raw units, that need no learning, for `frames` (b,), numbers among all frames, which were observed.
+
+    - mean_action: the mean of the training split
+    - hold: the state of the same name, where there is one, else the last action that was recorded before the frame; before an
+      episode's first frame the mean action
+    - nearest_frame: the chunk of the training frame with the nearest descriptor, relative to its state where the policy's is
+    """
+    mean, size = data.statistics.action.mean, (len(frames), policy.horizon, data.features.action_size)
+    starts = data.episode_starts[np.searchsorted(data.episode_ends, frames, side="right")]
+    held = np.where((frames > starts)[:, None], data.actions[np.maximum(frames - 1, 0)], mean)
+    sources = _held_states(data)
+    held = np.where(sources >= 0, data.states[frames][:, sources], held)
+    nearest = torch.cdist(_descriptors(data, observation) * neighbours.scale, neighbours.descriptors).argmin(dim=1).numpy()
+    relative = relative_sources(data.features, policy.normalization.settings.relative)
+    shift = np.where(relative >= 0, (data.states[frames] - neighbours.states[nearest])[:, relative], 0)
+    return {
+        "mean_action": np.broadcast_to(mean, size),
+        "hold": np.broadcast_to(held[:, None], size),
+        "nearest_frame": neighbours.chunks[nearest] + shift[:, None],
+    }
+
+
+def _held_states(data: Demonstrations) -> np.ndarray:
+    """For each action the index of the state of the same name, or -1, (a,)."""
+    return relative_sources(data.features, [name for name in data.features.action if name in data.features.state])
+
+
+# ---- what is drawn
+
+
+def traces(
+    policy: Policy,
+    data: Demonstrations,
+    validation: ActionChunkDataset,
+    *,
+    num_episodes: int = 2,
+    num_joints: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Recorded and predicted actions over whole episodes, the second of another task where there is one: every `horizon` frames
+    the policy observes, and all actions of its chunk are kept. Of the joints that vary most, in raw units."""
+    first, last = data.splits["validation"]
+    tasks = data.task_index[data.episode_starts[first:last]]
+    others = [*np.flatnonzero(tasks != tasks[0]), *range(1, last - first)]
+    joints = np.sort(np.argsort(-data.statistics.action.std, kind="stable")[:num_joints])
+    found = []
+    for episode in [first, *(first + int(other) for other in others)][:num_episodes]:
+        start = int(data.episode_starts[episode])
+        whole = int(data.episode_ends[episode]) - start
+        length = min(whole, MOST_TRACED)
+        samples = start - int(data.episode_starts[first]) + np.arange(0, length, policy.horizon)
+        chunks = [
+            _act(policy, batch.observation, seed=seed + number)
+            for number, batch in _batches(policy, validation, samples, batch_size)
+        ]
+        predicted = rearrange(np.concatenate(chunks), "b t a -> (b t) a")[:length]
+        recorded = data.actions[start : start + length]
+        found.append(
+            {
+                "episode": int(data.episode_index[episode]),
+                "task": data.tasks[data.task_index[start]],
+                "num_frames": length,
+                "of_frames": whole,
+                "joints": {
+                    data.features.action[joint]: {
+                        "recorded": [round_(value) for value in recorded[:, joint]],
+                        "predicted": [round_(value) for value in predicted[:, joint]],
+                    }
+                    for joint in joints
+                },
+            }
+        )
+    return found
+
+
+class Look(NamedTuple):
+    """Where the policy looks in one frame of an episode, by camera."""
+
+    episode: int  # number in the dataset
+    frame: int  # number within the episode
+    images: np.ndarray  # uint8 (k, h, w, 3)
+    attention: np.ndarray | None  # (k, h, w): of the trunk's queries; None where it has none
+    sensitivity: np.ndarray  # (k, h, w): of the action chunk to each pixel (autograd/saliency.py)
+
+
+def looks(policy: Policy, data: Demonstrations, *, num_frames: int = 4, seed: int = 0) -> list[Look]:
+    """Frames of the first validation episode, evenly spaced."""
+    episode, cameras = data.splits["validation"][0], len(data.features.cameras)
+    samples = _spaced(int(data.episode_ends[episode] - data.episode_starts[episode]), num_frames)
+    ((_, batch),) = _batches(policy, _chunks(policy, data, "validation"), samples, num_frames)
+    attention, pixels = attention_maps(policy, batch.observation), sensitivity(policy, batch.observation, seed=seed).pixels
+    return [
+        Look(
+            int(data.episode_index[episode]),
+            int(frame),
+            batch.observation.images[i, :cameras].permute(0, 2, 3, 1).numpy(force=True),
+            None if attention is None else attention[i, :cameras].float().numpy(force=True),
+            pixels[i, :cameras].float().numpy(force=True),
+        )
+        for i, frame in enumerate(samples)
+    ]
+
+
+# ---- in words
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Which baselines the policy is better than, as a sentence."""
+    error = {name: found["std"] for name, found in metrics["errors"].items()}
+    beaten = [text for name, text in BASELINES.items() if error["policy"] < error[name]]
+    others = [text for name, text in BASELINES.items() if error["policy"] >= error[name]]
+    if not others:
+        return f"The policy is closer to the recorded actions than all baselines: {_list(beaten, 'and')}."
+    text = f"than {_list(beaten, 'and')}, but not than {_list(others, 'or')}" if beaten else "than none of the baselines"
+    hint = " Actions relative to the state may help (data.actions=relative)." if _could_be_relative(metrics) else ""
+    return f"The policy is closer to the recorded actions {text}.{hint}"
+
+
+def _could_be_relative(metrics: Mapping[str, Any]) -> bool:
+    """Whether holding the state is better than a policy that predicts absolute actions."""
+    kinds = {(joint["hold"], joint["predicted"]) for joint in metrics["joints"].values()}
+    worse = metrics["errors"]["policy"]["std"] > metrics["errors"]["hold"]["std"]
+    return worse and ("state", "absolute") in kinds and not any(predicted == "relative" for _, predicted in kinds)
+
+
+def verdict_on_words(metrics: Mapping[str, Any]) -> str:
+    """Whether the loss notices other words, as a sentence."""
+    words, changed = metrics["words"], "swapped" if "swapped" in metrics["words"] else "blank"
+    own, other = words["own"]["loss"], words[changed]["loss"]
+    notices = other - own > NOTICED * abs(own)
+    loss = f"stays {own:.3g}" if f"{own:.3g}" == f"{other:.3g}" else f"is {other:.3g} instead of {own:.3g}"
+    change = f"{words[changed]['change']:.2g} of a standard deviation"
+    if changed == "blank":
+        text = "All episodes have one sentence, so nothing can be learned from the words."
+        return f"{text} Without them the loss {loss}, and the predicted actions change by {change}."
+    use = "uses" if notices else "makes little or no use of"
+    return f"With {WORDS[changed]} the loss {loss}, and the predicted actions change by {change}: the policy {use} the words."
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The error beside those of the baselines, in one line."""
+    errors = metrics["errors"]
+    others = ", ".join(f"{name.replace('_', ' ')} {errors[name]['std']:.2f}" for name in BASELINES)
+    return f"error {errors['policy']['std']:.2f} of a standard deviation ({others})"
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """Errors and losses as lines of text for a terminal, with what they say."""
+    words, errors, last = metrics["words"], metrics["errors"], metrics["horizon"]
+    frames = f"{metrics['num_frames']:,} of {metrics['of_frames']:,} frames of {len(metrics['episodes'])} validation episode(s)"
+    lines = [
+        f"open loop: mean absolute error in standard deviations of each joint, {frames}",
+        f"{'':<32}{'error':>8}{'step 1':>10}{f'step {last}':>10}{'loss':>10}",
+    ]
+    for name, found in errors.items():
+        loss = f"{words['own']['loss']:.3g}" if name == "policy" else ""
+        steps = [f"{value:.2f}" if value is not None else "-" for value in (found["by_step"]["std"][i] for i in (0, -1))]
+        lines.append(f"{name.replace('_', ' '):<32}{found['std']:>8.2f}{steps[0]:>10}{steps[1]:>10}{loss:>10}".rstrip())
+    for name, found in list(words.items())[1:]:
+        lines.append(f"{'policy, ' + WORDS[name]:<32}{found['error']:>8.2f}{'':>20}{found['loss']:>10.3g}")
+    return "\n".join([*lines, verdict(metrics), verdict_on_words(metrics)])
+
+
+# ---- helpers
+
+
+def round_(value: float | np.floating) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")
+
+
+def _list(items: Sequence[str], word: str) -> str:
+    return f" {word} ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def _act(policy: Policy, observation: Observation, *, seed: int) -> np.ndarray:
+    """The policy's chunks (b, t, a), float64 in raw units."""
+    return policy.act(observation, Generator(policy.device).manual_seed(seed)).to("cpu", torch.float64).numpy()
+
+
+def _chunks(policy: Policy, data: Demonstrations, split: str) -> ActionChunkDataset:
+    targets = policy.auxiliary_targets(data)
+    options = {"horizon": policy.horizon, "history": policy.history, "tokenize": policy.tokenize}
+    return ActionChunkDataset(data, split=split, targets=targets, **options)
+
+
+def _spaced(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, evenly spaced, from the first to the last."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+
+
+def _batches(policy: Policy, dataset: ActionChunkDataset, samples: np.ndarray, size: int) -> Iterator[tuple[int, Batch]]:
+    """The samples in batches on the policy's device, each with the number of its first one."""
+    for number in range(0, len(samples), size):
+        batch = dataset.__getitems__(samples[number : number + size])
+        yield number, tree_map(lambda tensor: tensor.to(policy.device), batch)
+
+
+def _describe(sums: np.ndarray, counts: np.ndarray, data: Demonstrations) -> dict[str, Any]:
+    """Mean absolute differences in raw units and in standard deviations: over all, by joint, and by step of the chunk; from
+    their sums (t, a) over `counts` (t,) valid actions. None for a joint without a standard deviation, since it stands still in
+    the training split, and for a step that no episode is long enough for."""
+    std = data.statistics.action.bounded(data.statistics.action.std).astype(float)
+    found: dict[str, Any] = {"by_joint": {}, "by_step": {}}
+    for unit, scale in (("raw", np.ones_like(std)), ("std", std)):
+        moving = scale > 0
+        scaled = sums[:, moving] / scale[moving]
+        joints = dict(zip(np.array(data.features.action)[moving].tolist(), scaled.sum(axis=0) / counts.sum(), strict=True))
+        steps = scaled.sum(axis=1) / np.maximum(counts * moving.sum(), 1)
+        found[unit] = round_(scaled.sum() / max(counts.sum() * moving.sum(), 1))
+        found["by_joint"][unit] = {name: round_(joints[name]) if name in joints else None for name in data.features.action}
+        found["by_step"][unit] = [round_(value) if count else None for value, count in zip(steps, counts, strict=True)]
+    return {unit: found[unit] for unit in ("std", "raw", "by_joint", "by_step")}

@@ -100,7 +100,8 @@ class ActingDefaults(NamedTuple):
 class Part(nn.Module, ABC):
     """A part of a policy.
 
-    - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs
+    - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs. `fit`
+      and `load_assets` may replace settings by what they led to: a saved policy keeps no path of pretrained weights
     - changeable: names of settings that may be changed after training; each is also an attribute
     """
 

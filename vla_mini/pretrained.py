@@ -105,7 +105,7 @@ class PretrainedMixin:
 
         - source: a folder; where there is no such folder, a hub id (owner/name)
         - classes: those of the parts that are not vla_mini's own
-        - trust_remote_code: has to be True again for a policy that was trained with it
+        - trust_remote_code: has to be True again for a policy with a model whose code came with it
         - setting: what the user gave `source` as, for messages
 
         Raises ValueError, naming the file, where one is missing, altered or does not fit.

@@ -71,13 +71,15 @@ class TorchvisionVision(Vision):
 
     def _build(self, path: str | None) -> None:
         settings = self.settings
+        norm = settings["norm"] or ("frozen" if settings["path"] else "group")
         with warnings.catch_warnings(action="ignore"):  # about initial values, and nodes that exist in training only
             network = models.get_model(settings["name"], weights=None)
             if path is not None:
                 _load(network, path)
-            _replace_norms(network, settings["norm"] or ("frozen" if settings["path"] else "group"))
+            _replace_norms(network, norm)
             node, self.width, self.grid = _find_map(network, self.input_size, settings["stride"], settings["layer"])
             self.network = create_feature_extractor(network, {node: "map"})
+        self.settings = settings | {"path": None, "norm": norm}  # what is saved: the weights are the policy's
 
 
 def image_statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -27,6 +27,7 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.validation import check_inputs
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
+OTHER_LOSSES = ("loss", "action", "backbone_action")  # names in the log that no auxiliary loss may have
 
 
 class Policy(PretrainedMixin, nn.Module):
@@ -84,11 +85,11 @@ class Policy(PretrainedMixin, nn.Module):
         second = parts.get("backbone_action")
         backbone_action = build("action", second, head, name="backbone_action", **options) if second else None
         spec = AuxiliarySpec(vision.grid, num_images, trunk.num_queries, trunk.width, features.state, features.action)
-        auxiliary = {
-            name: build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
-            for name, settings in (parts.get("auxiliary") or {}).items()
-        }
-        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary), backbone_action
+        self.auxiliary, self.backbone_action = nn.ModuleDict(), backbone_action
+        for name, settings in (parts.get("auxiliary") or {}).items():
+            if not name.isidentifier() or name in (*OTHER_LOSSES, *dir(self.auxiliary)):
+                raise ValueError(f"auxiliary: an auxiliary loss cannot be named {name!r}: choose another identifier")
+            self.auxiliary[name] = build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(self.language.width, trunk.width)}
         )

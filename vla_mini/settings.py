@@ -7,13 +7,13 @@ is said beside them (`contradictions`). This module imports no torch until it va
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vla_mini.utils.errors import show
+from vla_mini.utils.errors import did_you_mean, show
 from vla_mini.utils.schema import FROM_LIST, StrictModel, library_class, object_settings
 
 # Free text and paths: on a command line their value is taken as it stands, whatever characters it holds (config/compose.py).
@@ -27,6 +27,19 @@ Component = Literal[
     *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
     *("projection", "camera_embedding", "state"),
 ]
+
+
+def by_name(what: str, node: Any) -> Any:
+    """The type of a group of nodes by name. One without a class is a mistyped name of another."""
+
+    def refuse_unknown_names(nodes: Any) -> Any:
+        for name, each in nodes.items() if isinstance(nodes, Mapping) else ():
+            if isinstance(each, Mapping) and "_target_" not in each:
+                hint = did_you_mean(name, (other for other in nodes if other != name))
+                raise ValueError(f"{name}: there is no {what} of that name (a new one needs a _target_); {hint}")
+        return nodes
+
+    return Annotated[dict[str, node], BeforeValidator(refuse_unknown_names)]
 
 
 def part_settings(kind: str) -> Any:
@@ -94,7 +107,7 @@ class Augmentation(StrictModel):
     """Random changes of the training images: transforms by name, applied one after the other."""
 
     draws: PositiveInt
-    transforms: dict[str, TransformSettings | None]
+    transforms: by_name("transform", TransformSettings | None)
 
 
 class Schedule(StrictModel):
@@ -197,7 +210,7 @@ class TrainSettings(StrictModel):
     language: part_settings("language")
     trunk: part_settings("trunk")
     action: part_settings("action")
-    auxiliary: dict[str, part_settings("auxiliary")] = Field(default_factory=dict)  # by name
+    auxiliary: by_name("auxiliary loss", part_settings("auxiliary")) = Field(default_factory=dict)
     augmentation: Annotated[Augmentation | None, BeforeValidator(lambda node: node or None)] = None  # variant none is empty
     optimizer: OptimizerSettings
     schedule: Schedule

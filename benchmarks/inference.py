@@ -94,12 +94,7 @@ def untrained(parts: Mapping[str, str], demonstrations: Demonstrations) -> tuple
 def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str, Any]:
     """Milliseconds of `act`, and of the same prediction in each mode; bytes that each mode saves for a backward pass."""
     generator = torch.Generator().manual_seed(0)
-
-    def predict() -> torch.Tensor:
-        images, words, mask, state = policy.prepare(observation)
-        return policy.predict(images, words, state, policy.draw_noise(len(state), generator), word_mask=mask)
-
-    predictions = {mode: context()(predict) for mode, context in MODES.items()}
+    predictions = {mode: context()(lambda: policy.predict_chunk(observation, generator)) for mode, context in MODES.items()}
     times = take_turns({"act": lambda: policy.act(observation, generator), **predictions}, repeats=repeats)
     saved = {}
     for mode, predict_so in predictions.items():

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Generator
+from jaxtyping import Float
+from torch import Generator, Tensor
 
 from vla_mini.policy import Policy
 from vla_mini.types import Features, Observation
@@ -72,6 +73,10 @@ class Controller:
         newest, *past = self._frames
         return observe(self.policy, [newest], past=[past])
 
+    def predict(self, observation: Observation) -> Float[Tensor, "1 t a"]:
+        """The chunk that `step` predicts from what `observe` returned, with the next noise; differentiable."""
+        return self.policy.predict_chunk(observation, [self._generator])
+
     def _remember(self, observation: Mapping[str, Any]) -> None:
         # Environments and cameras may write the next image into the memory of this one.
         self._frames.appendleft(copy.deepcopy(observation) if self.policy.history > 1 else observation)
@@ -95,15 +100,12 @@ def step_together(controllers: Sequence[Controller], observations: Sequence[Mapp
     return [controller._next_action() for controller in controllers]
 
 
-@torch.no_grad()
 def _predict(controllers: Sequence[Controller]) -> np.ndarray:
     """The next chunk of each, float32 (b, t, a), from noise of its own generator."""
     policy = controllers[0].policy
     frames = [controller._frames for controller in controllers]
     observation = observe(policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
-    images, words, mask, state = policy.prepare(observation)
-    noise = [policy.draw_noise(1, controller._generator) for controller in controllers]
-    chunks = policy.predict(images, words, state, None if noise[0] is None else torch.cat(noise), word_mask=mask)
+    chunks = policy.act(observation, [controller._generator for controller in controllers])
     actions = chunks.to("cpu", torch.float32).numpy()
     if not np.isfinite(actions).all():
         raise FloatingPointError("the policy's actions are not finite: are its weights?")

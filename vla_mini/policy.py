@@ -147,8 +147,14 @@ class Policy(PretrainedMixin, nn.Module):
     # ---- acting
 
     @torch.no_grad()
-    def act(self, observation: Observation, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
-        """A chunk of actions in raw units, without a graph."""
+    def act(self, observation: Observation, generator: Generator | Sequence[Generator] | None = None) -> Float[Tensor, "b t a"]:
+        """`predict_chunk`, without a graph."""
+        return self.predict_chunk(observation, generator)
+
+    def predict_chunk(
+        self, observation: Observation, generator: Generator | Sequence[Generator] | None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units. `generator`: as in `draw_noise`."""
         images, words, mask, state = self.prepare(observation)
         return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask)
 
@@ -166,10 +172,13 @@ class Policy(PretrainedMixin, nn.Module):
         actions = self.action.predict(context, noise)
         return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype))
 
-    def draw_noise(self, size: int, generator: Generator | None = None) -> Float[Tensor, "b t a"] | None:
-        """Standard normal noise for `size` chunks; None where the head does not sample."""
+    def draw_noise(self, size: int, generator: Generator | Sequence[Generator] | None = None) -> Float[Tensor, "b t a"] | None:
+        """Standard normal noise for `size` chunks, from one generator or from one for each chunk; None where the head does not
+        sample."""
         if not self.action.needs_noise:
             return None
+        if isinstance(generator, Sequence):
+            return torch.cat([self.draw_noise(1, each) for each in generator])
         shape, offset = (size, self.horizon, self.features.action_size), self.normalization.action_offset
         return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)
 

@@ -95,28 +95,18 @@ def step_together(controllers: Sequence[Controller], observations: Sequence[Mapp
     for controller, observation in zip(controllers, observations, strict=True):
         controller._remember(observation)
     if due := [controller for controller in controllers if controller._step % controller.execute == 0]:
-        for controller, chunk in zip(due, _predict(due), strict=True):
+        frames = [controller._frames for controller in due]
+        observation = observe(due[0].policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
+        chunks = due[0].policy.act(observation, [controller._generator for controller in due]).to("cpu", torch.float32).numpy()
+        if not np.isfinite(chunks).all():
+            raise FloatingPointError("the policy's actions are not finite: are its weights?")
+        for controller, chunk in zip(due, chunks, strict=True):
             controller._chunks.append((controller._step, chunk))
     return [controller._next_action() for controller in controllers]
 
 
-def _predict(controllers: Sequence[Controller]) -> np.ndarray:
-    """The next chunk of each, float32 (b, t, a), from noise of its own generator."""
-    policy = controllers[0].policy
-    frames = [controller._frames for controller in controllers]
-    observation = observe(policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
-    chunks = policy.act(observation, [controller._generator for controller in controllers])
-    actions = chunks.to("cpu", torch.float32).numpy()
-    if not np.isfinite(actions).all():
-        raise FloatingPointError("the policy's actions are not finite: are its weights?")
-    return actions
-
-
 def observe(
-    policy: Policy,
-    observations: Sequence[Mapping[str, Any]],
-    *,
-    past: Sequence[Sequence[Mapping[str, Any]]] | None = None,
+    policy: Policy, observations: Sequence[Mapping[str, Any]], *, past: Sequence[Sequence[Mapping[str, Any]]] | None = None
 ) -> Observation:
     """Makes b observations {"images", "state", "instruction"} one `Observation` on the policy's device.
 

@@ -137,12 +137,9 @@ class Part(nn.Module, ABC):
 
     def change(self, **settings: Any) -> None:
         """Change settings after training. ValueError for one that is not `changeable`, or a value that does not fit."""
-        for name, value in settings.items():
-            if name not in self.changeable:
-                raise ValueError(
-                    f"{name}={value}: {type(self).__name__} has no such setting that may change after training; "
-                    f"{did_you_mean(name, self.changeable)}"
-                )
+        for name in settings.keys() - {*self.changeable}:
+            kind, hint = type(self).__name__, did_you_mean(name, self.changeable)
+            raise ValueError(f"{name}={settings[name]}: of {kind} it may not change after training; {hint}")
         values = {"_target_": type(self).__qualname__, **self.settings, **settings}
         try:
             arguments = settings_model(type(self)).model_validate(values).arguments()
@@ -229,6 +226,8 @@ class ActionHead(Part):
     """Context -> a chunk of actions, in normalised units: [-1, 1] is the range of the training data.
 
     - needs_noise: True for a head that draws samples: its `predict` starts from noise
+
+    Every context has `spec.num_tokens` tokens, some of them masked: a head may have layers of that size.
     """
 
     spec_class = HeadSpec

@@ -1,4 +1,4 @@
-"""The join: image, word and state tokens are projected to one width, a trunk mixes them, a head turns them into actions.
+"""The policy: image, word and state tokens are projected to one width, a trunk mixes them, a head turns them into actions.
 
     images  b k c h w ── vision ──── b n . ── project ─┐
     tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
@@ -27,6 +27,7 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.validation import check_inputs
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
+Generators = Generator | Sequence[Generator] | None  # of noise: one for all chunks, one for each, or torch's own
 OTHER_LOSSES = ("loss", "action", "backbone_action")  # names in the log that no auxiliary loss may have
 
 
@@ -147,14 +148,12 @@ class Policy(PretrainedMixin, nn.Module):
     # ---- acting
 
     @torch.no_grad()
-    def act(self, observation: Observation, generator: Generator | Sequence[Generator] | None = None) -> Float[Tensor, "b t a"]:
+    def act(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
         """`predict_chunk`, without a graph."""
         return self.predict_chunk(observation, generator)
 
-    def predict_chunk(
-        self, observation: Observation, generator: Generator | Sequence[Generator] | None = None
-    ) -> Float[Tensor, "b t a"]:
-        """A chunk of actions in raw units. `generator`: as in `draw_noise`."""
+    def predict_chunk(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units."""
         images, words, mask, state = self.prepare(observation)
         return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask)
 
@@ -172,9 +171,8 @@ class Policy(PretrainedMixin, nn.Module):
         actions = self.action.predict(context, noise)
         return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype))
 
-    def draw_noise(self, size: int, generator: Generator | Sequence[Generator] | None = None) -> Float[Tensor, "b t a"] | None:
-        """Standard normal noise for `size` chunks, from one generator or from one for each chunk; None where the head does not
-        sample."""
+    def draw_noise(self, size: int, generator: Generators = None) -> Float[Tensor, "b t a"] | None:
+        """Standard normal noise for `size` chunks; None where the head does not sample."""
         if not self.action.needs_noise:
             return None
         if isinstance(generator, Sequence):

@@ -1,4 +1,4 @@
-"""Class path and settings -> part, from an allow-list. Used by training and by `Policy.from_pretrained` alike.
+"""Class path and settings -> part, from an allow-list. Used by training and by `Policy.from_pretrained`.
 
 A part is described by a plain mapping, `{"_target_": "vla_mini.vision.conv.ConvVision", "width": 64}`. Only classes that are
 defined in the variant folders, or that the caller hands over, are built: a description from elsewhere runs no code.
@@ -33,16 +33,15 @@ def class_path(cls: type) -> str:
 def resolve(target: Any, kind: str, *, classes: Sequence[type] = ()) -> type[Part]:
     """The class of a path: one of `classes`, or one that is defined in a module of `vla_mini/<kind>/`; else ValueError, which
     begins with `_target_`."""
-    for candidate in classes:
-        if target == class_path(candidate):
-            return candidate
     modules = [f"vla_mini.{kind}.{variant}" for variant in variants(kind)]
     module, _, name = str(target).rpartition(".")
-    if module in modules and target in (found := _defined_in(module, kind)):
-        return found[target]
+    known = {class_path(cls): cls for cls in classes} | (_defined_in(module, kind) if module in modules else {})
+    if str(target) in known:
+        return known[target]
     paths = {path.rpartition(".")[2]: path for module in modules for path in _defined_in(module, kind)}
     mistake = f"={target!r} is not a class of vla_mini/{kind}/" if target else " is missing"
-    raise ValueError(f"_target_{mistake}: {did_you_mean(paths.get(name, str(target)), paths.values())}")
+    mistake += ": there is no auxiliary loss of that name here" if kind == "auxiliary" and not target else ""
+    raise ValueError(f"_target_{mistake}; {did_you_mean(paths.get(name, str(target)), paths.values())}")
 
 
 def _defined_in(module: str, kind: str) -> dict[str, type[Part]]:
@@ -82,9 +81,8 @@ def build(
         names |= {field.alias for field in model.model_fields.values()}
         part = cls(spec, **model.model_validate(dict(settings)).arguments())
         part.fit(data) if assets is None else part.load_assets(assets)
-        if missing := sorted(KINDS[kind].__annotations__.keys() - set(dir(part))):
-            contract = f"vla_mini.parts.{KINDS[kind].__name__}"
-            raise ValueError(f"{cls.__name__} does not set {', '.join(missing)}, which {contract} asks for")
+        if missing := ", ".join(sorted(KINDS[kind].__annotations__.keys() - set(dir(part)))):
+            raise ValueError(f"{cls.__name__} does not set {missing}, which vla_mini.parts.{KINDS[kind].__name__} asks for")
     except ValidationError as error:
         raise ValueError(validation_message(error, value=settings, prefix=key)) from None
     except ValueError as error:  # a part does not know its own key: its message may begin with a setting

@@ -7,13 +7,13 @@ is said beside them (`contradictions`). This module imports no torch until it va
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vla_mini.utils.errors import did_you_mean, show
+from vla_mini.utils.errors import show
 from vla_mini.utils.schema import FROM_LIST, StrictModel, library_class, object_settings
 
 # Free text and paths: on a command line their value is taken as it stands, whatever characters it holds (config/compose.py).
@@ -24,22 +24,8 @@ Names = Annotated[tuple[str, ...], FROM_LIST]
 
 # The parts of a policy that may hold parameters (`Policy.components`).
 Component = Literal[
-    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
-    *("projection", "camera_embedding", "state"),
+    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"), *("projection", "camera_embedding", "state")
 ]
-
-
-def by_name(what: str, node: Any) -> Any:
-    """The type of a group of nodes by name. One without a class is a mistyped name of another."""
-
-    def refuse_unknown_names(nodes: Any) -> Any:
-        for name, each in nodes.items() if isinstance(nodes, Mapping) else ():
-            if isinstance(each, Mapping) and "_target_" not in each:
-                hint = did_you_mean(name, (other for other in nodes if other != name))
-                raise ValueError(f"{name}: there is no {what} of that name (a new one needs a _target_); {hint}")
-        return nodes
-
-    return Annotated[dict[str, node], BeforeValidator(refuse_unknown_names)]
 
 
 def part_settings(kind: str) -> Any:
@@ -107,7 +93,7 @@ class Augmentation(StrictModel):
     """Random changes of the training images: transforms by name, applied one after the other."""
 
     draws: PositiveInt
-    transforms: by_name("transform", TransformSettings | None)
+    transforms: dict[str, TransformSettings | None]
 
 
 class Schedule(StrictModel):
@@ -210,7 +196,7 @@ class TrainSettings(StrictModel):
     language: part_settings("language")
     trunk: part_settings("trunk")
     action: part_settings("action")
-    auxiliary: by_name("auxiliary loss", part_settings("auxiliary")) = Field(default_factory=dict)
+    auxiliary: dict[str, part_settings("auxiliary")] = Field(default_factory=dict)  # by name
     augmentation: Annotated[Augmentation | None, BeforeValidator(lambda node: node or None)] = None  # variant none is empty
     optimizer: OptimizerSettings
     schedule: Schedule
@@ -240,7 +226,7 @@ class TrainSettings(StrictModel):
             yield f"ensemble={self.ensemble:g} averages chunks that overlap: execute={self.execute} leaves no overlap"
         if self.env.id is None and (splits := self.evaluation.further_splits):
             yield f"evaluation.further_splits={show(splits)} with env=none: there is no environment to evaluate in"
-        if self.insulate and self.action.target.endswith(".BinsHead"):
+        if self.insulate and self.action.target == "vla_mini.action.bins.BinsHead":
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:
             yield "monitor.watch=true is for Weights & Biases: add logger=wandb"
@@ -250,9 +236,9 @@ class TrainSettings(StrictModel):
     def _contradictions_in_compilation(self) -> Iterator[str]:
         if self.compile == "none" and self.compile_dynamic is not None:
             yield f"compile_dynamic={show(self.compile_dynamic)} is for torch.compile: give compile=default, too"
-        if self.compile not in ("none", "default") and (several := self.trainer.accumulate_grad_batches) > 1:
+        if self.compile not in ("none", "default") and (number := self.trainer.accumulate_grad_batches) > 1:
             yield (
-                f"compile={self.compile} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the "
+                f"compile={self.compile} with trainer.accumulate_grad_batches={number}: its CUDA graphs overwrite the "
                 "gradients of the previous micro-batch; use compile=default"
             )
 

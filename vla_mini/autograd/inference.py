@@ -35,7 +35,7 @@ def compare_modes(
         return policy.predict_chunk(observation, generator.manual_seed(seed))
 
     actions, seconds = {}, {name: [] for name in MODES}
-    for _ in range(repeats + 1):  # the modes take turns, so that other load slows all of them alike; the first run warms up
+    for _ in range(repeats + 1):  # the modes take turns, so that other load slows all of them equally; the first run warms up
         for name, mode in MODES.items():
             with mode():
                 start = time.perf_counter()

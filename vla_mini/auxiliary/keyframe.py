@@ -34,13 +34,7 @@ class KeyframeLoss(AuxiliaryLoss):
     """
 
     def __init__(
-        self,
-        spec: AuxiliarySpec,
-        *,
-        weight: NonNegativeFloat = 0.5,
-        state: list[str],
-        closes: str,
-        threshold: float = 0.0,
+        self, spec: AuxiliarySpec, *, weight: NonNegativeFloat = 0.5, state: list[str], closes: str, threshold: float = 0.0
     ):
         super().__init__()
         if not spec.num_queries:

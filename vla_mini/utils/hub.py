@@ -94,9 +94,8 @@ def make_again(config: Mapping[str, Any], *, part: Encoder, settings: Mapping[st
 
 def saved_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model with this `config`, which is saved beside them, without where it came from."""
-    config_setting = None if settings["path"] else settings["config"]
-    needs_code = {} if "auto_map" in config else {"path": None, "trust_remote_code": False}
-    return {**settings, "config": config_setting, **needs_code}
+    own_config = {"config": None} if settings["path"] else {}
+    return {**settings, **own_config, **({} if "auto_map" in config else {"path": None, "trust_remote_code": False})}
 
 
 def fetch(path: str | Path, *, trust_remote_code: bool = False, files: Sequence[str] = FILES, setting: str = "path") -> Path:

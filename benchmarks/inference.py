@@ -4,7 +4,7 @@ configs/, and for every language and trunk variant with the default parts.
 python benchmarks/inference.py [repeats=200] [threads=1] [output=benchmarks/results/inference.json]
 
 The policies are untrained, since the time does not depend on the weights. Only that of action=fast depends on the number of
-tokens in a chunk: study=heads times a trained one. The modes take turns, so that other load affects all of them alike.
+tokens in a chunk: study=heads times a trained one. The modes take turns, so that other load affects all of them equally.
 """
 
 import itertools

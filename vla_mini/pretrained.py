@@ -94,12 +94,7 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        classes: Sequence[type] = (),
-        trust_remote_code: bool = False,
-        setting: str = "policy",
+        cls, source: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False, setting: str = "policy"
     ) -> "PretrainedMixin":
         """The policy that `save_pretrained` wrote, in eval mode.
 

@@ -4,7 +4,6 @@ for each cell of the map, row by row, "b n width"."""
 import math
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -124,9 +123,7 @@ def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | Non
     nodes = get_graph_node_names(network)[1][1:]  # without the input
     parts = {".".join(node.split(".")[:depth]) for node in nodes for depth in range(1, node.count(".") + 2)}
     if layer is not None and layer not in parts:
-        raise ValueError(
-            f"layer={layer!r} is not in the network; the nearest: {', '.join(get_close_matches(layer, parts, n=5))}"
-        )
+        raise ValueError(f"layer={layer!r} is not in the network; {did_you_mean(layer, sorted(parts))}")
     extractor = create_feature_extractor(network, [layer] if layer else nodes).eval()
     with as_value_error(f"input_size={size} does not suit this network", AssertionError, RuntimeError), torch.no_grad():
         found = extractor(torch.zeros(1, 3, *size))

@@ -4,7 +4,7 @@ configs/, and for every language and trunk variant with the default parts.
 python benchmarks/inference.py [repeats=200] [threads=1] [output=benchmarks/results/inference.json]
 
 The policies are untrained, since the time does not depend on the weights. Only that of action=fast depends on the number of
-tokens in a chunk: study=heads times a trained one. The modes take turns, so that other load affects all of them alike.
+tokens in a chunk: study=heads times a trained one. The modes take turns, so that other load affects all of them equally.
 """
 
 import itertools
@@ -94,12 +94,7 @@ def untrained(parts: Mapping[str, str], demonstrations: Demonstrations) -> tuple
 def measure(policy: Policy, observation: Observation, repeats: int) -> dict[str, Any]:
     """Milliseconds of `act`, and of the same prediction in each mode; bytes that each mode saves for a backward pass."""
     generator = torch.Generator().manual_seed(0)
-
-    def predict() -> torch.Tensor:
-        images, words, mask, state = policy.prepare(observation)
-        return policy.predict(images, words, state, policy.draw_noise(len(state), generator), word_mask=mask)
-
-    predictions = {mode: context()(predict) for mode, context in MODES.items()}
+    predictions = {mode: context()(lambda: policy.predict_chunk(observation, generator)) for mode, context in MODES.items()}
     times = take_turns({"act": lambda: policy.act(observation, generator), **predictions}, repeats=repeats)
     saved = {}
     for mode, predict_so in predictions.items():

@@ -56,7 +56,7 @@ def main() -> None:
         tests = Tests(copy(checkout, Path(folder) / "copy"), workers=arguments["workers"], limit=arguments["limit"])
         if arguments["baseline"]:
             tests.leave_out_failing()
-        results = [examine(tests, fault, arguments["stages"]) for fault in faults]
+        results = [check(tests, fault, arguments["stages"]) for fault in faults]
     print_table(
         [(result["fault"], result["seconds"], result["caught_by"] or "NOT CAUGHT") for result in results],
         header=("fault", "seconds", "caught by"),
@@ -89,7 +89,7 @@ def copy(checkout: Path, to: Path) -> Path:
     return Path(shutil.copytree(checkout, to, ignore=left_out, symlinks=True))
 
 
-def examine(tests: "Tests", fault: Fault, stages: list[str]) -> dict[str, Any]:
+def check(tests: "Tests", fault: Fault, stages: list[str]) -> dict[str, Any]:
     """Plant the fault, run the tests until one fails, and take the fault out again."""
     path = tests.root / fault.file
     text, start, caught, stage = path.read_text(encoding="utf-8"), time.perf_counter(), None, None

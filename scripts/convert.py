@@ -40,9 +40,12 @@ SETTINGS = {"draws": "noise_samples", "levels": "num_train_timesteps"}
 INPUTS = {"words": "instruction"}
 
 
-def convert(old: Path, new: Path) -> None:
-    """Write the policy in the folder `old` to the folder `new`. ValueError, naming the file, where one is damaged."""
+def convert(old: Path, new: Path, *, trust_remote_code: bool) -> None:
+    """Write the policy in the folder `old` to the folder `new`. ValueError, naming the file, where one is damaged, and where
+    the new policy cannot be loaded."""
     from safetensors.torch import load_file, save_file
+
+    from vla_mini import Policy
 
     found = files.digests(old, (path for path in sorted(old.iterdir()) if path.is_file()))
     files.check_manifest(old, "manifest.json", found, required=("config.json", "model.safetensors"))
@@ -83,6 +86,10 @@ def convert(old: Path, new: Path) -> None:
                 (folder / name).write_bytes((old / name).read_bytes())
         _write_model_configs(folder, config["parts"])
         files.write_manifest(folder, "manifest.json", files.digests(folder, sorted(folder.iterdir())))
+        try:
+            Policy.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except ValueError as error:  # in a folder that the user does not know
+            raise ValueError(str(error).replace(str(folder), str(old))) from error
 
 
 def _renamed(name: str) -> str:
@@ -111,15 +118,12 @@ def _write_model_configs(folder: Path, parts: Mapping[str, Any]) -> None:
 
 @commands.main("convert")
 def main(settings: "ConvertSettings") -> None:
-    from vla_mini import Policy
-
     old, output = Path(settings.policy), Path(settings.output)
     if not old.is_dir():
         raise ValueError(f"policy={old}: there is no such folder")
     if output.exists():
         raise ValueError(f"output={output} exists already: name a new folder")
-    convert(old, output)
-    Policy.from_pretrained(output)  # it has to load
+    convert(old, output, trust_remote_code=settings.trust_remote_code)
     print(output)
 
 

@@ -95,7 +95,7 @@ def collect_some(env_id: str | None, folder: Path, *, seed: int) -> Path:
     from vla_mini.collection import collect
 
     if env_id is None:
-        raise ValueError("the policy was trained with env=none: give data=DIR, the dataset to look at")
+        raise ValueError("env=none: there is no environment to collect data in: give data=DIR")
     collect(env_id, folder, episodes=EPISODES, seed=seed, num_workers=1)
     return folder
 

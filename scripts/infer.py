@@ -1,4 +1,5 @@
-"""Predict one chunk of actions with a saved policy: an image, an instruction and a state in, one JSON object out.
+"""Predict the first chunk of actions of a `Controller` with a saved policy: an image, an instruction and a state in, one JSON
+object out.
 
 `mode` is the mode of autograd: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The actions are
 the same; the time, and the bytes kept for a backward pass, are not.
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from vla_mini import config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vla_mini.config.command_settings import InferSettings
 
 
 @config.main("infer")
 def main(settings: "InferSettings") -> None:
-    import torch
-
     from vla_mini import Controller, Policy
     from vla_mini.autograd.inference import MODES, count_saved_bytes
 
@@ -36,11 +37,10 @@ def main(settings: "InferSettings") -> None:
     if unknown := policy.language.unknown_words(settings.instruction):
         words = ", ".join(map(repr, unknown))
         print(f"infer: warning: the words {words} are not in the policy's vocabulary: they share one vector", file=sys.stderr)
-    noise = policy.draw_noise(1, torch.Generator().manual_seed(settings.seed))
 
-    def predict() -> torch.Tensor:
-        images, words, mask, state = policy.prepare(observation)
-        return policy.predict(images, words, state, noise, word_mask=mask)
+    def predict() -> "Tensor":
+        controller.reset(settings.seed)  # the same noise each time
+        return controller.predict(observation)
 
     with MODES[settings.mode]():
         predict()  # the first pass also pays for setting up

@@ -24,7 +24,7 @@ def main(settings: "TrainSettings") -> None:
     import lightning
 
     from vla_mini.data.mixture import read_demonstrations
-    from vla_mini.training.checkpoints import clean_run_folder, identity, provenance, write_provenance
+    from vla_mini.training.checkpoints import clean_run_folder, fingerprint, provenance, write_provenance
     from vla_mini.training.setup import check_start, collect_missing, data_module, fit_environment, untrained_policy
     from vla_mini.training.trainer import build_training, choose_precision
 
@@ -43,7 +43,7 @@ def main(settings: "TrainSettings") -> None:
     lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own
     sources = {"dataset": demonstrations.fingerprint, "init_from": policy.source.get("init_from")}
     precision = choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator)
-    origin, run = provenance(precision, **sources), identity(settings, **sources)
+    origin, run = provenance(precision, **sources), fingerprint(settings, **sources)
     steps, checkpoint = find_checkpoint(settings, origin, run) if settings.resume else (0, None)
 
     run_dir = config.run_folder(settings)  # everything is checked: work starts
@@ -68,12 +68,12 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     from vla_mini import Policy
     from vla_mini.envs import get_spec
     from vla_mini.evaluation import open_loop
-    from vla_mini.evaluation.curves import read_curves
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.open_loop import write_open_loop
     from vla_mini.reports.run import write_report
     from vla_mini.reports.videos import write_videos
+    from vla_mini.training.callbacks import BestPolicy
     from vla_mini.training.loggers import finish_loggers
     from vla_mini.training.setup import trusts_remote_code
     from vla_mini.training.trainer import choose_device
@@ -87,10 +87,10 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
         looks = open_loop.looks(policy, demonstrations)
         write_open_loop(run_dir / "evaluation", metrics, looks, cameras=policy.features.cameras)
         print(open_loop.table(metrics))
-        kept, curve = "the last policy was saved", read_curves(run_dir / "metrics.csv").get("validation/loss")
-        if curve and evaluation.every_n_steps:
-            loss, step = min(zip(curve.values, curve.steps, strict=True))
-            kept = f"validation loss {loss:.4g} after step {step:.0f} (the policy that was saved)"
+        best = next(callback.best for callback in trainer.callbacks if isinstance(callback, BestPolicy))
+        kept = "the last policy was saved"
+        if best:
+            kept = f"validation loss {-best['score']:.4g} after step {best['step']} (the policy that was saved)"
         result = f"{kept}; {open_loop.headline(metrics)}; trained {seconds:.0f} s"
     else:
         metrics, episodes = evaluate(
@@ -117,7 +117,7 @@ def find_checkpoint(
 ) -> tuple[int, Path | None]:
     """Where a run resumes: the steps that it has made, and their checkpoint.
 
-    - origin, run: what the run would be made with now, and its identity, once they are known
+    - origin, run: what the run would be made with now, and its fingerprint, once they are known
 
     ValueError where there is nothing to resume from.
     """

@@ -25,7 +25,9 @@ class ReachPolicy(Policy):
         return tokens, torch.ones_like(tokens, dtype=torch.bool)
 
     def draw_noise(self, size, generator=None):
-        return torch.randn((size, self.horizon, 1), generator=generator) if self.noise else None
+        if not self.noise:
+            return None
+        return torch.cat([torch.randn((1, self.horizon, 1), generator=each) for each in generator])  # one for each chunk
 
     def prepare(self, observation):
         self.calls.append(observation)

@@ -263,5 +263,5 @@ def test_a_planted_fault_is_found_by_the_test_that_it_breaks(tmp_path):
     assert tests.failing == ["tests/test_sum.py::test_it_is_broken"]
     for replace, stage, caught in (("a - b", "mirror", "tests/test_sum.py::test_it_adds"), ("b + a", "suite", None)):
         fault = planted_faults.Fault("a fault", "vla_mini/sum.py", "a + b", replace)
-        assert planted_faults.examine(tests, fault, [stage])["caught_by"] == caught
+        assert planted_faults.check(tests, fault, [stage])["caught_by"] == caught
     assert "a + b" in (tmp_path / "vla_mini" / "sum.py").read_text()

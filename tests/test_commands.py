@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import vla_mini
-from tests.factory import command
+from tests.factory import command, make_policy
 from vla_mini.acting import observe
 from vla_mini.envs import make
 
@@ -161,6 +161,20 @@ def infer(capsys, **settings) -> dict:
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     return json.loads(out)
+
+
+def test_infer_prints_the_first_chunk_of_a_controller(tmp_path, scene, capsys):
+    """Of the same seed, also from a head that samples; whichever of its actions would be executed."""
+    path, observation = scene
+    policy = make_policy(action="flow")
+    policy.save_pretrained(tmp_path / "policy")
+    controller = vla_mini.Controller(policy, seed=3, execute=8)
+    chunk = [controller.step(observation) for _ in range(8)]
+    state = "[" + ",".join(map(str, observation["state"])) + "]"
+    given = [f"policy={tmp_path / 'policy'}", f"image={path}", f"instruction={observation['instruction']}", f"state={state}"]
+    for mode in ("grad", "no_grad"):
+        assert command("infer", *given, "seed=3", f"mode={mode}") == 0
+        torch.testing.assert_close(torch.tensor(json.loads(capsys.readouterr().out)["actions"]), torch.tensor(np.stack(chunk)))
 
 
 def test_infer_prints_what_act_returns(place, scene, capsys):

@@ -136,6 +136,13 @@ def test_any_number_of_auxiliary_losses_are_weighted_added_and_saved(tmp_path):
     testing.assert_round_trip(policy, classes=[MeanStateLoss])
 
 
+@pytest.mark.parametrize("name", ["loss", "action", "backbone_action", "keys", "training", "a.b", "a b", ""])
+def test_names_that_an_auxiliary_loss_cannot_have_are_refused(name):
+    with pytest.raises(ValueError, match=r"^auxiliary: an auxiliary loss cannot be named '") as refused:
+        make_policy(auxiliary={name: MeanStateLoss})
+    assert repr(name) in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_padded_actions_do_not_change_the_loss():
     policy = make_policy()
     batch = make_batch(policy)

@@ -8,7 +8,7 @@ import pytest
 from tests.factory import command
 from vla_mini import config
 from vla_mini.config.folders import save_settings
-from vla_mini.training.checkpoints import check_provenance, identity, provenance, write_provenance
+from vla_mini.training.checkpoints import check_provenance, fingerprint, provenance, write_provenance
 from vla_mini.utils import files
 
 
@@ -137,8 +137,8 @@ def test_settings_that_were_edited_are_refused(run, capsys):
     data, logger = (settings.data.model_copy(update={"root": "elsewhere"}), settings.logger.model_copy(update={"wandb": True}))
     moved = settings.model_copy(update={"run_dir": "elsewhere", "data": data, "logger": logger})
     written_out = type(settings).model_validate(settings.model_dump(mode="json", exclude={"augmentation"}))
-    assert identity(written_out, dataset="a") == identity(settings, dataset="a")
-    assert identity(moved, dataset="a") == identity(settings, dataset="a") != identity(settings, dataset="b")
+    assert fingerprint(written_out, dataset="a") == fingerprint(settings, dataset="a")
+    assert fingerprint(moved, dataset="a") == fingerprint(settings, dataset="a") != fingerprint(settings, dataset="b")
 
 
 def test_nothing_is_collected_for_a_run_that_cannot_be_resumed(run, capsys, monkeypatch):

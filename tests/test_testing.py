@@ -7,9 +7,12 @@ from torch import nn
 
 from vla_mini import testing
 from vla_mini.action.regression import RegressionHead
-from vla_mini.parts import ActionHead, HeadSpec
+from vla_mini.language.table import TableLanguage
+from vla_mini.parts import KINDS, ActionHead, AuxiliaryLoss, AuxiliarySpec, HeadSpec
 from vla_mini.testing import make_batch, make_observation, make_policy
+from vla_mini.trunk.query import QueryTrunk
 from vla_mini.utils.layers import flatten_tokens, mlp
+from vla_mini.vision.conv import ConvVision
 
 KEY_BIAS = {"trunk.word_keys.bias": "a key's bias adds the same score to every token, which the softmax cancels"}
 
@@ -197,6 +200,38 @@ def test_a_head_that_breaks_the_contract_is_refused_where_it_is_built(make_class
     with pytest.raises(ValueError, match=message) as refused:
         make_policy(action=make_class())
     assert "\n" not in str(refused.value)
+
+
+class WeightlessLoss(AuxiliaryLoss):
+    def __init__(self, spec: AuxiliarySpec):
+        super().__init__()
+        self.weight = 1.0
+
+    def loss(self, context, batch):
+        return context.tokens.mean(dim=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "attributes"),
+    [
+        ("vision", ConvVision, ["width", "grid"]),
+        ("language", TableLanguage, ["width", "tokenizer"]),
+        ("trunk", QueryTrunk, ["width", "num_tokens", "num_queries"]),
+        ("auxiliary", WeightlessLoss, ["weight"]),
+    ],
+)
+def test_a_part_without_an_attribute_of_its_contract_is_refused_where_it_is_built(kind, base, attributes):
+    for attribute in attributes:
+
+        class Forgetful(base):
+            def fit(self, data, attribute=attribute):
+                super().fit(data)
+                delattr(self, attribute)
+
+        message = rf"Forgetful does not set {attribute}, which vla_mini\.parts\.{KINDS[kind].__name__} asks for"
+        with pytest.raises(ValueError, match=message) as refused:
+            make_policy(**{kind: {"extra": Forgetful} if kind == "auxiliary" else Forgetful})
+        assert "\n" not in str(refused.value)
 
 
 def test_unknown_parts_and_settings_are_refused():

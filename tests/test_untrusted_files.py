@@ -55,6 +55,18 @@ def pickle_as_weights(folder):
     torch.save({"weights": Malicious()}, folder / "model.safetensors")
 
 
+def foreign_code(folder):
+    """A model that needs code, in a config that does not say so."""
+    Path("mine").mkdir()
+    Path("mine/mine.py").write_text(CODE.format(trace=str(Path.cwd() / "trace")))
+    needed = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Tokenizer", "AutoModel": "mine.Tokenizer"}}
+    Path("mine/config.json").write_text(json.dumps(needed))
+    (folder / "vision_model.json").write_text(json.dumps({"config": needed, "processor": {}}))
+    config = json.loads((folder / "config.json").read_text())
+    config["parts"]["vision"] = {"_target_": "vla_mini.vision.huggingface.HuggingFaceVision", "path": "mine"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
@@ -69,6 +81,7 @@ def missing_adapters(folder):
     [
         (os_system_as_a_part, "_target_='os.system' is not a class of vla_mini/vision/"),
         (pickle_as_weights, "the weights in policy do not fit its config.json"),
+        (foreign_code, "it needs code that comes with it, which is run only with trust_remote_code=true"),
         (no_tokenizer, "policy/tokenizer.json is missing"),
         (missing_adapters, "policy/adapters.safetensors is missing"),
     ],

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Generator
+from jaxtyping import Float
+from torch import Generator, Tensor
 
 from vla_mini.data.images import resize
 from vla_mini.policy import Policy
@@ -73,6 +74,10 @@ class Controller:
         newest, *past = self._frames
         return observe(self.policy, [newest], past=[past])
 
+    def predict(self, observation: Observation) -> Float[Tensor, "1 t a"]:
+        """The chunk that `step` predicts from what `observe` returned, with the next noise; differentiable."""
+        return self.policy.predict_chunk(observation, [self._generator])
+
     def _remember(self, observation: Mapping[str, Any]) -> None:
         # Environments and cameras may write the next image into the memory of this one.
         self._frames.appendleft(copy.deepcopy(observation) if self.policy.history > 1 else observation)
@@ -91,31 +96,18 @@ def step_together(controllers: Sequence[Controller], observations: Sequence[Mapp
     for controller, observation in zip(controllers, observations, strict=True):
         controller._remember(observation)
     if due := [controller for controller in controllers if controller._step % controller.execute == 0]:
-        for controller, chunk in zip(due, _predict(due), strict=True):
+        frames = [controller._frames for controller in due]
+        observation = observe(due[0].policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
+        chunks = due[0].policy.act(observation, [controller._generator for controller in due]).to("cpu", torch.float32).numpy()
+        if not np.isfinite(chunks).all():
+            raise FloatingPointError("the policy's actions are not finite: are its weights?")
+        for controller, chunk in zip(due, chunks, strict=True):
             controller._chunks.append((controller._step, chunk))
     return [controller._next_action() for controller in controllers]
 
 
-@torch.no_grad()
-def _predict(controllers: Sequence[Controller]) -> np.ndarray:
-    """The next chunk of each, float32 (b, t, a), from noise of its own generator."""
-    policy = controllers[0].policy
-    frames = [controller._frames for controller in controllers]
-    observation = observe(policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
-    images, words, mask, state = policy.prepare(observation)
-    noise = [policy.draw_noise(1, controller._generator) for controller in controllers]
-    chunks = policy.predict(images, words, state, None if noise[0] is None else torch.cat(noise), word_mask=mask)
-    actions = chunks.to("cpu", torch.float32).numpy()
-    if not np.isfinite(actions).all():
-        raise FloatingPointError("the policy's actions are not finite: are its weights?")
-    return actions
-
-
 def observe(
-    policy: Policy,
-    observations: Sequence[Mapping[str, Any]],
-    *,
-    past: Sequence[Sequence[Mapping[str, Any]]] | None = None,
+    policy: Policy, observations: Sequence[Mapping[str, Any]], *, past: Sequence[Sequence[Mapping[str, Any]]] | None = None
 ) -> Observation:
     """Makes b observations {"images", "state", "instruction"} one `Observation` on the policy's device.
 

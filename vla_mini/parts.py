@@ -21,12 +21,14 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vla_mini.types import Batch, Context
-from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.errors import did_you_mean, validation_message
 from vla_mini.utils.features import Features, Resize, Statistics
+from vla_mini.utils.schema import settings_model
 
 UNKNOWN_TOKENS = {"[UNK]", "<unk>"}  # as BERT writes it, and as T5 and RoBERTa do
 
@@ -101,8 +103,11 @@ class ActingDefaults(NamedTuple):
 class Part(nn.Module, ABC):
     """A part of a policy.
 
-    - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs
+    - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs. `fit`
+      and `load_assets` may replace settings by what they led to: a saved policy keeps no path of pretrained weights
     - changeable: names of settings that may be changed after training; each is also an attribute
+
+    A ValueError about a setting begins with its name (`width=3 is ...`); registry.py puts the part's own key before it.
     """
 
     spec: Any
@@ -133,13 +138,15 @@ class Part(nn.Module, ABC):
 
     def change(self, **settings: Any) -> None:
         """Change settings after training. ValueError for one that is not `changeable`, or a value that does not fit."""
-        for name, value in settings.items():
-            if name not in self.changeable:
-                raise ValueError(
-                    f"{name}={value}: {type(self).__name__} has no such setting that may change after training; "
-                    f"{did_you_mean(name, self.changeable)}"
-                )
-        type(self)(self.spec, **{**self.settings, **settings})  # the constructor is what checks values
+        for name in settings.keys() - {*self.changeable}:
+            kind, hint = type(self).__name__, did_you_mean(name, self.changeable)
+            raise ValueError(f"{name}={settings[name]}: of {kind} it may not change after training; {hint}")
+        values = {"_target_": type(self).__qualname__, **self.settings, **settings}
+        try:
+            arguments = settings_model(type(self)).model_validate(values).arguments()
+        except ValidationError as error:
+            raise ValueError(validation_message(error, value=values)) from None
+        type(self)(self.spec, **arguments)  # which checks what two settings may not be together
         self.settings |= settings
         for name, value in settings.items():
             setattr(self, name, value)
@@ -220,6 +227,8 @@ class ActionHead(Part):
     """Context -> a chunk of actions, in normalised units: [-1, 1] is the range of the training data.
 
     - needs_noise: True for a head that draws samples: its `predict` starts from noise
+
+    Every context has `spec.num_tokens` tokens, some of them masked: a head may have layers of that size.
     """
 
     spec_class = HeadSpec

@@ -1,4 +1,4 @@
-"""The join: image, word and state tokens are projected to one width, a trunk mixes them, a head turns them into actions.
+"""The policy: image, word and state tokens are projected to one width, a trunk mixes them, a head turns them into actions.
 
     images  b k c h w ── vision ──── b n . ── project ─┐
     tokens  b l ──────── language ── b l . ── project ─┼── trunk ── Context ── action head ── actions  b t a
@@ -27,6 +27,8 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.validation import check_inputs
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
+Generators = Generator | Sequence[Generator] | None  # of noise: one for all chunks, one for each, or torch's own
+OTHER_LOSSES = ("loss", "action", "backbone_action")  # names in the log that no auxiliary loss may have
 
 
 class Policy(PretrainedMixin, nn.Module):
@@ -88,11 +90,11 @@ class Policy(PretrainedMixin, nn.Module):
         second = parts.get("backbone_action")
         backbone_action = build("action", second, head, name="backbone_action", **options) if second else None
         spec = AuxiliarySpec(vision.grid, num_images, trunk.num_queries, trunk.width, features.state, features.action)
-        auxiliary = {
-            name: build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
-            for name, settings in (parts.get("auxiliary") or {}).items()
-        }
-        self.auxiliary, self.backbone_action = nn.ModuleDict(auxiliary), backbone_action
+        self.auxiliary, self.backbone_action = nn.ModuleDict(), backbone_action
+        for name, settings in (parts.get("auxiliary") or {}).items():
+            if not name.isidentifier() or name in (*OTHER_LOSSES, *dir(self.auxiliary)):
+                raise ValueError(f"auxiliary: an auxiliary loss cannot be named {name!r}: choose another identifier")
+            self.auxiliary[name] = build("auxiliary", settings, spec, name=f"auxiliary.{name}", **options)
         self.projection = nn.ModuleDict(
             {"vision": nn.Linear(vision.width, trunk.width), "language": nn.Linear(self.language.width, trunk.width)}
         )
@@ -149,8 +151,12 @@ class Policy(PretrainedMixin, nn.Module):
     # ---- acting
 
     @torch.no_grad()
-    def act(self, observation: Observation, generator: Generator | None = None) -> Float[Tensor, "b t a"]:
-        """A chunk of actions in raw units, without a graph."""
+    def act(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
+        """`predict_chunk`, without a graph."""
+        return self.predict_chunk(observation, generator)
+
+    def predict_chunk(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units."""
         images, words, mask, state = self.prepare(observation)
         return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask)
 
@@ -168,10 +174,12 @@ class Policy(PretrainedMixin, nn.Module):
         actions = self.action.predict(context, noise)
         return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype), state)
 
-    def draw_noise(self, size: int, generator: Generator | None = None) -> Float[Tensor, "b t a"] | None:
+    def draw_noise(self, size: int, generator: Generators = None) -> Float[Tensor, "b t a"] | None:
         """Standard normal noise for `size` chunks; None where the head does not sample."""
         if not self.action.needs_noise:
             return None
+        if isinstance(generator, Sequence):
+            return torch.cat([self.draw_noise(1, each) for each in generator])
         shape, offset = (size, self.horizon, self.features.action_size), self.normalization.action_offset
         return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)
 

@@ -96,18 +96,13 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        classes: Sequence[type] = (),
-        trust_remote_code: bool = False,
-        setting: str = "policy",
+        cls, source: str | Path, *, classes: Sequence[type] = (), trust_remote_code: bool = False, setting: str = "policy"
     ) -> "PretrainedMixin":
         """The policy that `save_pretrained` wrote, in eval mode.
 
         - source: a folder; where there is no such folder, a hub id (owner/name)
         - classes: those of the parts that are not vla_mini's own
-        - trust_remote_code: has to be True again for a policy that was trained with it
+        - trust_remote_code: has to be True again for a policy with a model whose code came with it
         - setting: what the user gave `source` as, for messages
 
         Raises ValueError, naming the file, where one is missing, altered or does not fit.

@@ -1,4 +1,4 @@
-"""Class path and settings -> part, from an allow-list. Used by training and by `Policy.from_pretrained` alike.
+"""Class path and settings -> part, from an allow-list. Used by training and by `Policy.from_pretrained`.
 
 A part is described by a plain mapping, `{"_target_": "vla_mini.vision.conv.ConvVision", "width": 64}`. Only classes that are
 defined in the variant folders, or that the caller hands over, are built: a description from elsewhere runs no code.
@@ -33,21 +33,21 @@ def class_path(cls: type) -> str:
 def resolve(target: Any, kind: str, *, classes: Sequence[type] = ()) -> type[Part]:
     """The class of a path: one of `classes`, or one that is defined in a module of `vla_mini/<kind>/`; else ValueError, which
     begins with `_target_`."""
-    for candidate in classes:
-        if target == class_path(candidate):
-            return candidate
     modules = [f"vla_mini.{kind}.{variant}" for variant in variants(kind)]
     module, _, name = str(target).rpartition(".")
-    if module not in modules:
-        mistake = f"={target!r} is not a class of vla_mini/{kind}/" if target else " is missing"
-        raise ValueError(f"_target_{mistake}: {did_you_mean(module, modules)}")
-    found = vars(importlib.import_module(module))
-    # A class that the module only imported is not one that it defines.
-    names = [key for key, value in found.items() if inspect.isclass(value) and value.__module__ == module]
-    if name not in names or not issubclass(found[name], KINDS[kind]):
-        hint = did_you_mean(name, names)
-        raise ValueError(f"_target_={target!r} is not a {KINDS[kind].__name__} class of {module}: {hint}")
-    return found[name]
+    known = {class_path(cls): cls for cls in classes} | (_defined_in(module, kind) if module in modules else {})
+    if str(target) in known:
+        return known[target]
+    paths = {path.rpartition(".")[2]: path for module in modules for path in _defined_in(module, kind)}
+    mistake = f"={target!r} is not a class of vla_mini/{kind}/" if target else " is missing"
+    mistake += ": there is no auxiliary loss of that name here" if kind == "auxiliary" and not target else ""
+    raise ValueError(f"_target_{mistake}; {did_you_mean(paths.get(name, str(target)), paths.values())}")
+
+
+def _defined_in(module: str, kind: str) -> dict[str, type[Part]]:
+    """The parts of that kind by class path, without the classes that the module only imported."""
+    classes = filter(inspect.isclass, vars(importlib.import_module(module)).values())
+    return {class_path(cls): cls for cls in classes if cls.__module__ == module and issubclass(cls, KINDS[kind])}
 
 
 def describe(part: Part) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def build(
     - name: the dotted key of the settings, for messages; None: `kind`
     - classes: further classes that `_target_` may name
 
-    Raises ValueError for settings that the constructor does not have, or of another type or out of bounds.
+    Raises ValueError for settings that the constructor does not have, or of another type or out of bounds, and for a part that
+    lacks an attribute of its contract. Its messages begin with the key of the setting that they are about, or of the part.
     """
     key = name or kind
     names = {"_target_"}
@@ -80,10 +81,11 @@ def build(
         names |= {field.alias for field in model.model_fields.values()}
         part = cls(spec, **model.model_validate(dict(settings)).arguments())
         part.fit(data) if assets is None else part.load_assets(assets)
+        if missing := ", ".join(sorted(KINDS[kind].__annotations__.keys() - set(dir(part)))):
+            raise ValueError(f"{cls.__name__} does not set {missing}, which vla_mini.parts.{KINDS[kind].__name__} asks for")
     except ValidationError as error:
         raise ValueError(validation_message(error, value=settings, prefix=key)) from None
-    except ValueError as error:  # a part names its settings without knowing their key
-        if re.split("[ =.]", str(error))[0] in names:
-            raise ValueError(f"{key}.{error}") from error
-        raise
+    except ValueError as error:  # a part does not know its own key: its message may begin with a setting
+        about_a_setting = re.match(r"\w*", str(error))[0] in names
+        raise ValueError(f"{key}{'.' if about_a_setting else ': '}{error}") from error
     return part

@@ -25,8 +25,7 @@ Names = Annotated[tuple[str, ...], FROM_LIST]
 
 # The parts of a policy that may hold parameters (`Policy.components`).
 Component = Literal[
-    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"),
-    *("projection", "camera_embedding", "state"),
+    *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"), *("projection", "camera_embedding", "state")
 ]
 
 
@@ -278,7 +277,7 @@ class TrainSettings(StrictModel):
             yield f"ensemble={self.ensemble:g} averages chunks that overlap: execute={self.execute} leaves no overlap"
         if self.env.id is None and (splits := self.evaluation.further_splits):
             yield f"evaluation.further_splits={show(splits)} with env=none: there is no environment to evaluate in"
-        if self.insulate and self.action.target.endswith(".BinsHead"):
+        if self.insulate and self.action.target == "vla_mini.action.bins.BinsHead":
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:
             yield "monitor.watch=true is for Weights & Biases: add logger=wandb"
@@ -288,9 +287,9 @@ class TrainSettings(StrictModel):
     def _contradictions_in_compilation(self) -> Iterator[str]:
         if self.compile == "none" and self.compile_dynamic is not None:
             yield f"compile_dynamic={show(self.compile_dynamic)} is for torch.compile: give compile=default, too"
-        if self.compile not in ("none", "default") and (several := self.trainer.accumulate_grad_batches) > 1:
+        if self.compile not in ("none", "default") and (number := self.trainer.accumulate_grad_batches) > 1:
             yield (
-                f"compile={self.compile} with trainer.accumulate_grad_batches={several}: its CUDA graphs overwrite the "
+                f"compile={self.compile} with trainer.accumulate_grad_batches={number}: its CUDA graphs overwrite the "
                 "gradients of the previous micro-batch; use compile=default"
             )
 

@@ -56,8 +56,12 @@ def test_the_number_of_steps_can_be_changed_and_other_settings_cannot(head):
     before = act()
     policy.action.change(num_steps=3)
     assert policy.action.settings["num_steps"] == 3 and (act() - before).abs().max() > 1e-4
-    with pytest.raises(ValueError, match=r"hidden=3: .*may change after training"):
+    with pytest.raises(ValueError, match=r"hidden=3: .*may not change after training"):
         policy.action.change(hidden=3)
+    for value, expected in ((0, "an integer of at least 1"), (-1, "an integer"), (2.5, "an integer"), ("x", "an integer")):
+        with pytest.raises(ValueError, match=f"^num_steps={value!r} is not {expected}"):
+            policy.action.change(num_steps=value)
+    assert policy.action.settings["num_steps"] == policy.action.num_steps == 3
 
 
 def test_euler_steps_along_the_exact_field_end_at_the_action():

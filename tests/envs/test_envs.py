@@ -1,5 +1,7 @@
 """EnvSpec and Environment: which environments are accepted, whether they fit a dataset, how several are stepped together."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -61,6 +63,30 @@ def test_an_environment_without_expert_or_masks_says_so():
     for method in (env.expert_action, env.object_masks):
         with pytest.raises(NotImplementedError, match="Reach-v0 has no"):
             method()
+
+
+class Wrong(Reach):
+    env_spec = replace(Reach.env_spec, id="vla_mini_tests/Wrong-v0", has_expert=True)
+
+
+class Unknown(Reach):
+    env_spec = replace(Reach.env_spec, id="vla_mini_tests/Unknown-v0")
+
+    def object_masks(self):
+        return np.zeros((1, 8, 6), bool)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Wrong, "has_expert=True, but of Wrong it is False"),
+        (Unknown, "has_object_masks=False, but of Unknown it is True"),
+    ],
+)
+def test_a_spec_that_is_not_true_of_its_environment_is_refused(env, message):
+    gymnasium.register(env.env_spec.id, env, max_episode_steps=12)
+    with pytest.raises(ValueError, match=f"^env='{env.env_spec.id}': its env_spec says {message}$"):
+        make(env.env_spec.id)
 
 
 @pytest.mark.parametrize(

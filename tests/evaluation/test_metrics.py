@@ -1,6 +1,7 @@
 """Figures of metrics.json from episode results, for any EnvSpec, and their text for a terminal."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -80,6 +81,16 @@ def test_an_environment_has_the_metrics_of_its_spec_alone():
     assert headline(metrics) == "success 100.0% (95 % interval 20.7% to 100.0%)"
     _, seen = table(metrics).splitlines()
     assert seen.split() == ["seen", "100.0%", "20.7%", "to", "100.0%"]
+
+
+def test_groups_of_tasks_pool_the_episodes_of_their_tasks():
+    spec = replace(PLAIN, tasks={"a": "do a", "b": "do b", "c": "do c"}, groups={"ab": ("a", "b"), "rest": ("c",)})
+    results = [result(0, instruction="do a"), result(1, instruction="do b", success=False), result(2, instruction="do b")]
+    metrics = summarize({"seen": results}, {}, spec, seed=0, seconds=1.0)
+    assert metrics["groups"] == {"ab": summarize_split(results, spec)}  # of "rest" there is no episode
+    assert metrics["groups"]["ab"]["success_rate"] == pytest.approx(2 / 3) and list(metrics["tasks"]) == ["a", "b"]
+    with pytest.raises(ValueError, match="groups: 'z' is not one of the tasks; choose from: a, b, c"):
+        replace(spec, groups={"ab": ("a", "z")})
 
 
 def test_text_for_a_terminal():

@@ -6,6 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torchvision import models
+from transformers import PreTrainedTokenizerFast
 
 from tests.factory import command, make_observation, make_policy
 from tests.utils.test_lora import adapted
@@ -16,6 +20,7 @@ from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
 from vla_mini.training.setup import dry_run, untrained_policy
+from vla_mini.utils import hub
 
 ENV = "vla_mini/ToyPick-v0"
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -93,6 +98,35 @@ def test_how_a_part_is_trained_may_change(tmp_path, demonstrations):
         untrained(folder, demonstrations, language=other)
 
 
+def test_pretrained_parts_may_come_from_elsewhere_and_where_from_is_not_saved(tmp_path, demonstrations):
+    """Their weights are the saved policy's, so the path is not read; what follows from it (`norm`) is saved."""
+    from safetensors.torch import save_file
+
+    save_file(models.resnet18().state_dict(), tmp_path / "resnet.safetensors")
+    hub.make(BERT | {"vocab_size": 30})[0].save_pretrained(tmp_path / "bert")
+    words = {"[PAD]": 0, "[UNK]": 1, "pick": 2}
+    tokenizer = Tokenizer(WordLevel(words, "[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path / "bert")
+    vision = {"_target_": "vla_mini.vision.torchvision.TorchvisionVision", "path": str(tmp_path / "resnet.safetensors")}
+    language = {"_target_": "vla_mini.language.huggingface.HuggingFaceLanguage", "path": str(tmp_path / "bert")}
+    saved, folder = make_policy(vision=vision, language=language), tmp_path / "policy"
+    saved.save_pretrained(folder)
+    assert str(tmp_path) not in "".join(path.read_text() for path in folder.glob("*.json"))
+    assert saved_part(folder, "vision")["norm"] == "frozen"
+    policy = untrained(folder, demonstrations, vision=vision | {"path": "/else"}, language=language | {"path": "/else"})
+    observation = make_observation(saved)
+    assert torch.equal(policy.act(observation), saved.act(observation))
+    policy.save_pretrained(tmp_path / "next")
+    assert saved_part(tmp_path / "next", "vision") == saved_part(folder, "vision")
+    with pytest.raises(ValueError, match=r"its vision.norm is frozen, here it is group: use vision.norm=frozen"):
+        untrained(folder, demonstrations, vision=vision | {"path": None}, language=language)
+    with pytest.raises(ValueError, match=r"its language.config is null, here it is {...}: use language.config=null"):
+        untrained(folder, demonstrations, vision=vision, language=language | {"path": None, "config": BERT})
+    assert (
+        untrained(folder, demonstrations, vision=vision, language=language | {"path": None}).language.settings["path"] is None
+    )
+
+
 def test_how_many_steps_a_sample_takes_may_change(tmp_path, demonstrations):
     make_policy(action={"_target_": "vla_mini.action.flow.FlowHead"}).save_pretrained(tmp_path / "policy")
     action = saved_part(tmp_path / "policy", "action") | {"num_steps": 3}
@@ -124,9 +158,9 @@ def test_learned_action_tokens_are_loaded(tmp_path, demonstrations):
         ),
         ("ablate=[instruction]", "its ablate is [], here it is [instruction]"),
         ("freeze=[visoin]", "no part 'visoin'; did you mean 'vision'?"),
-        ("lora.targets=[quieries]", "no module 'quieries'; the nearest are queries"),
+        ("lora.targets=[quieries]", "no module 'quieries'; did you mean 'queries'?"),
         ("unfreeze_at.vison=2", "no part 'vison'; did you mean 'vision'?"),
-        ("schedule.multipliers.camera_embedding=2", "has no component 'camera_embedding'"),
+        ("schedule.multipliers.camera_embedding=2", "there is no component 'camera_embedding'"),
         ("schedule.multipliers.vision=2 freeze=[vision]", "schedule.multipliers.vision: nothing in it is trainable"),
         ("lora.targets=[vision,trunk] freeze=[vision]", "lora.targets.vision.stem: nothing in it is trainable"),
         ("lora.targets=[trunk] lora.also_train=[state] freeze=[state]", "lora.also_train=[state] and freeze=[state]: give one"),

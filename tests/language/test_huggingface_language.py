@@ -210,7 +210,7 @@ def test_a_copy_has_a_cache_of_its_own(language):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs a path .* or a config"),
+        ({}, "path=null, config=null: give a path .* or a config"),
         ({"config": CONFIG | {"vocab_size": 4}}, "config.vocab_size=4 is too small"),
         ({"config": CONFIG, "max_words": 600}, "config.max_position_embeddings=512 is too small: 600"),
     ],

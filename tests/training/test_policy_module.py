@@ -1,12 +1,13 @@
 """The optimizer of a policy, what is printed about it, and validation."""
 
+import lightning
 import pytest
 import torch
 
 from tests.factory import make_batch, make_policy, mean_loss, spec
 from tests.harness import SGD, fit, optimizer_settings
 from vla_mini.finetuning.freezing import freeze
-from vla_mini.training.module import build_optimizer, check_optimizer, describe_batch, describe_parameters
+from vla_mini.training.module import Summary, build_optimizer, check_optimizer, describe_batch, describe_parameters
 
 
 def test_weight_decay_spares_all_but_the_weights_of_layers():
@@ -59,3 +60,17 @@ def test_the_summary_names_every_tensor_and_component():
     freeze(policy, ["vision"])
     line = next(line for line in describe_parameters(policy).splitlines() if line.split()[0] == "vision")
     assert int(line.split()[1].replace(",", "")) > 0 and line.split()[2] == "0"
+
+
+def test_the_summary_is_printed_once_and_the_callbacks_after_it_are_called(capsys):
+    class Count(lightning.Callback):
+        calls = 0
+
+        def on_train_batch_start(self, *_):
+            self.calls += 1
+
+    policy = make_policy()
+    count = Count()
+    record = fit(policy, [make_batch(policy)] * 2, callbacks=[Summary(), count])
+    assert capsys.readouterr().out.count("precision: ") == 1
+    assert count.calls == 2 and any(isinstance(callback, Summary) for callback in record.trainer.callbacks)

@@ -118,8 +118,8 @@ def test_grouped_convolutions_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("targets", "says"),
     [
-        (["trunk.querys"], r"no module 'trunk.querys'; the nearest are trunk.queries"),
-        (["zzzzz"], r"no module 'zzzzz'; the nearest are vision, language, trunk"),
+        (["trunk.querys"], r"no module 'trunk.querys'; did you mean 'trunk.queries'"),
+        (["zzzzz"], r"no module 'zzzzz'; choose from: vision, language, trunk"),
         ([""], r"no module ''"),
         (["normalization"], r"normalization \(Normalization\) is and holds no Linear, .* that the loss depends on"),
         (["camera_embedding"], r"camera_embedding \(Embedding\) is and holds no Linear"),  # the policy reads its weight

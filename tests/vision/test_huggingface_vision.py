@@ -86,7 +86,7 @@ def test_a_saved_policy_does_not_need_the_folder(folder, tmp_path, trust):
     policy = make_policy(vision=TARGET | {"path": str(folder), "trust_remote_code": trust})
     policy.save_pretrained(tmp_path / "policy")
     shutil.rmtree(folder)
-    loaded = Policy.from_pretrained(tmp_path / "policy", trust_remote_code=trust)
+    loaded = Policy.from_pretrained(tmp_path / "policy")  # without trust, since no code came with it
     observation = make_observation(policy)
     torch.testing.assert_close(loaded.act(observation), policy.act(observation), rtol=0, atol=0)
 
@@ -94,7 +94,7 @@ def test_a_saved_policy_does_not_need_the_folder(folder, tmp_path, trust):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs a path .* or a config"),
+        ({}, "path=null, config=null: give a path .* or a config"),
         ({"config": {"model_type": "bert"}}, "model_type=bert is not an encoder of patches"),
     ],
 )

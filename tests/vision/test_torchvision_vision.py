@@ -103,7 +103,7 @@ def test_no_norm_mixes_the_samples_of_a_batch():
     ("settings", "message"),
     [
         ({"name": "resnet81"}, "name='resnet81' is not a classification network of torchvision; did you mean 'resnet18'"),
-        ({"layer": "layr2"}, "layer='layr2' is not in the network; the nearest: layer2"),
+        ({"layer": "layr2"}, "layer='layr2' is not in the network; did you mean 'layer2'"),
         (
             {"stride": 5},
             r"stride=5: for input_size=\[64, 64\] the network has no maps .* of that stride; choose from \[2, 4, 8, 16, 32",

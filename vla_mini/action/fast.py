@@ -142,11 +142,11 @@ class FastHead(ActionHead):
         return tokenizer
 
     def _scatter(self, tokens: Int64[Tensor, "b l"], expected: Float[Tensor, "b l n"]) -> Float[Tensor, "b t a"]:
-        """Each token's coefficients at their place in the chunk, behind those of the tokens before it."""
+        """Each token's coefficients at their position in the chunk, behind those of the tokens before it."""
         number = torch.arange(expected.shape[-1], device=tokens.device)
-        place, real = self._offsets(tokens)[..., None] + number, number < self.lengths[tokens][..., None]
+        position, real = self._offsets(tokens)[..., None] + number, number < self.lengths[tokens][..., None]
         chunks = expected.new_zeros(len(tokens), len(number) + 1)  # the last column collects padding
-        chunks = chunks.scatter_add(1, torch.where(real, place, len(number)).flatten(1), expected.flatten(1))
+        chunks = chunks.scatter_add(1, torch.where(real, position, len(number)).flatten(1), expected.flatten(1))
         return rearrange(chunks[:, :-1], "b (t a) -> b t a", t=self.spec.horizon)
 
     def _offsets(self, tokens: Int64[Tensor, "b l"]) -> Int64[Tensor, "b l"]:

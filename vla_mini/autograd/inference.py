@@ -29,14 +29,13 @@ def compare_modes(
     policy: Policy, observation: Observation, *, repeats: int = 30, seed: int = 0
 ) -> tuple[dict[str, Cost], bool]:
     """The cost of predicting in each mode, and whether the actions of all modes are bit-identical."""
-    noise = policy.draw_noise(len(observation.state), torch.Generator(policy.device).manual_seed(seed))
+    generator = torch.Generator(policy.device)
 
     def predict() -> Float[Tensor, "b t a"]:
-        images, words, mask, state = policy.prepare(observation)
-        return policy.predict(images, words, state, noise, word_mask=mask)
+        return policy.predict_chunk(observation, generator.manual_seed(seed))
 
     actions, seconds = {}, {name: [] for name in MODES}
-    for _ in range(repeats + 1):  # the modes take turns, so that other load slows all of them alike; the first run warms up
+    for _ in range(repeats + 1):  # the modes take turns, so that other load slows all of them equally; the first run warms up
         for name, mode in MODES.items():
             with mode():
                 start = time.perf_counter()

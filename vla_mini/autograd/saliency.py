@@ -1,7 +1,7 @@
 """Which inputs the actions depend on: observations -> size of the action chunk's gradient by pixels, words and state.
 
 For each dimension of an action, one vector-Jacobian product with a vector that sums this dimension over the chunk, in
-normalised units, so that all dimensions count alike. The absolute values of the products are added. One product for the sum of
+normalised units, so that each counts the same. The absolute values of the products are added. One product for the sum of
 all dimensions would be wrong: a pixel that moves dx up and dy down by the same amount would seem to have no effect.
 """
 

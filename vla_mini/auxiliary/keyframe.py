@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vla_mini.parts import AuxiliaryLoss, AuxiliarySpec, EpisodeData, FitData
 from vla_mini.types import Batch, Context
-from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.errors import did_you_mean, show
 from vla_mini.utils.layers import grid_positions
 
 MIN_LOG_STD = -3.0  # keeps the density, and with it the loss, bounded
@@ -33,22 +33,16 @@ class KeyframeLoss(AuxiliaryLoss):
     """
 
     def __init__(
-        self,
-        spec: AuxiliarySpec,
-        *,
-        weight: NonNegativeFloat = 0.5,
-        state: list[str],
-        closes: str,
-        threshold: float = 0.0,
+        self, spec: AuxiliarySpec, *, weight: NonNegativeFloat = 0.5, state: list[str], closes: str, threshold: float = 0.0
     ):
         super().__init__()
         if not spec.num_queries:
-            raise ValueError("auxiliary=keyframe needs a trunk with attention maps, such as query; or say auxiliary=none")
+            raise ValueError("it needs a trunk with attention maps, such as query; or say auxiliary=none")
         if not state:
-            raise ValueError("auxiliary.keyframe.state=[] names no state feature; or say auxiliary=none")
+            raise ValueError("state=[] names no state feature; or say auxiliary=none")
         self.weight, self.threshold, size = weight, threshold, len(state)
-        self.state_indices = [_index(name, spec.state_names, "state") for name in state]
-        self.action_index = _index(closes, spec.action_names, "closes")
+        self.state_indices = [_index(name, spec.state_names, f"state={show(state)}") for name in state]
+        self.action_index = _index(closes, spec.action_names, f"closes={closes}")
         self.register_buffer("keyframe_mean", torch.zeros(size))
         self.register_buffer("keyframe_std", torch.ones(size))
         self.register_buffer("positions", grid_positions(spec.grid), persistent=False)
@@ -96,5 +90,5 @@ class KeyframeLoss(AuxiliaryLoss):
 
 def _index(name: str, names: tuple[str, ...], setting: str) -> int:
     if name not in names:
-        raise ValueError(f"auxiliary.keyframe.{setting}: the dataset has no feature {name!r}; {did_you_mean(name, names)}")
+        raise ValueError(f"{setting}: the dataset has no feature {name!r}; {did_you_mean(name, names)}")
     return names.index(name)

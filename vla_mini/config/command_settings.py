@@ -49,6 +49,7 @@ class ConvertSettings(StrictModel):
 
     policy: Path
     output: Path
+    trust_remote_code: bool
 
 
 class InferSettings(StrictModel):

@@ -113,9 +113,12 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
         if is_text(kind):
             texts[key] = None if value == "null" and type(None) in get_args(kind) else value
         elif key in groups:
-            for variant in value.strip("[]").split(","):
-                if variant.strip() not in groups[key]:
-                    raise ValueError(f"{argument} names no variant: {did_you_mean(variant.strip(), groups[key])}")
+            chosen = [variant.strip() for variant in value.strip("[]").split(",")]
+            for variant in chosen:
+                if variant not in groups[key]:
+                    raise ValueError(f"{argument} names no variant: {did_you_mean(variant, groups[key])}")
+            if "none" in chosen and len(chosen) > 1:
+                raise ValueError(f"{argument}: none stands alone")
             overrides[key] = f"{key}={value}"
         elif key.startswith("hydra.") or (configs_folder() / key).is_dir():
             names = [*known_keys(name), *([RUN_DIR] if name == "train" else [])]
@@ -187,7 +190,11 @@ def _hydra_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         message = str(error).replace("Error merging override ++", "cannot set ")
         reason = f": {error.__cause__}" if message.startswith("cannot set") else ""
-        raise ValueError(one_line(f"{message}{reason}")) from error
+        before, mixed, after = one_line(f"{message}{reason}").partition("Cannot merge DictConfig with ListConfig")
+        if mixed and reason:
+            expected = "a list" if "object_type=list" in after else "a group of settings"
+            raise ValueError(f"{before.removeprefix('cannot set ').removesuffix(': ')} is not {expected}") from error
+        raise ValueError(f"{before}a list where a group of settings is needed, or the reverse" if mixed else before) from error
     finally:
         HydraConfig.instance().cfg = None  # else Lightning would add hydra.* to the arguments of the processes that it starts
 

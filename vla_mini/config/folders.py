@@ -174,15 +174,12 @@ def point_latest(run_dir: str | Path) -> None:
     run_dir = Path(run_dir)
     if not _TIMESTAMP.fullmatch(run_dir.name):
         return
-    latest, temporary = run_dir.parent / "latest", run_dir.parent / f".latest-{os.getpid()}"
+    latest = run_dir.parent / "latest"
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.symlink(run_dir.name, temporary, target_is_directory=True)
-        except (OSError, NotImplementedError):  # FAT, or Windows without the right to make links
-            temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
-        os.replace(temporary, latest)
+        with files.replacing(latest) as temporary:
+            try:
+                os.symlink(run_dir.name, temporary, target_is_directory=True)
+            except (OSError, NotImplementedError):  # FAT, or Windows without the right to make links
+                temporary.write_text(f"{run_dir.name}\n", encoding="utf-8")
     except OSError as error:  # no reason to fail, nor to hide why training did
         print(f"warning: {latest} was not set to {run_dir.name}: {error.strerror}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            temporary.unlink()

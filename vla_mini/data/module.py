@@ -38,8 +38,6 @@ class DemonstrationDataModule(LightningDataModule):
         self.validation_dataset = ActionChunkDataset(demonstrations, split="validation", **chunks)
         self._num_workers = num_workers
         self._batch_size, self._num_processes, self._seed, self._augment = batch_size, num_processes, seed, augment
-        if augment is not None:
-            self.on_after_batch_transfer = self._augment_batch
         self.train_dataloader(), self.val_dataloader()  # refuse a batch size that does not fit, before any work
 
     def train_dataloader(self) -> BatchLoader:
@@ -48,8 +46,8 @@ class DemonstrationDataModule(LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         return self._loader(self.validation_dataset, seed=None)
 
-    def _augment_batch(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if not self.trainer.training:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self._augment is None or not self.trainer.training:
             return batch
         number = self.trainer.fit_loop.total_batch_idx + 1  # a checkpoint restores it
         images = self._augment(batch.observation.images, batch=number, rank=self.trainer.global_rank)

@@ -18,7 +18,7 @@ from vla_mini.training import setup
 from vla_mini.training.trainer import choose_device
 from vla_mini.types import Batch
 
-NUM_SAMPLES = 16  # in the batch that is examined and overfitted
+NUM_SAMPLES = 16  # in the batch that is checked and overfitted
 
 
 class TrainingRun(NamedTuple):

@@ -76,9 +76,10 @@ def acting_path(policy: Policy, batch: Batch) -> Finding:
     with evaluating(policy), torch.no_grad():
         with policy.trunk.register_forward_hook(lambda _module, _inputs, output: contexts.append(output)):
             policy.loss(batch)
-        noise = policy.draw_noise(len(batch.actions), _generator(policy))
-        predicted = policy.action.predict(contexts[0], noise)
-        raw = policy.act(batch.observation, _generator(policy))
+        with seeded(0, policy.device):
+            predicted = policy.action.predict(contexts[0], policy.draw_noise(len(batch.actions)))
+        with seeded(0, policy.device):
+            raw = policy.act(batch.observation)
         acted = policy.normalization.action(raw, batch.observation.state)
     moving = policy.normalization.action_scale > 0  # the others are what they were in the data, whatever is predicted
     rounding = 4 * torch.finfo(torch.float32).eps * raw.abs() / policy.normalization.action_scale
@@ -183,7 +184,3 @@ def closed_loop(policy: Policy, env_id: str | None, *, episodes: int = 2) -> Fin
         results = rollout(policy, env_id, episodes=range(episodes), options=options)
     steps = sum(result.steps for result in results)
     return Finding("pass", f"{len(results)} episodes, {steps} steps in {env_id}")
-
-
-def _generator(policy: Policy) -> torch.Generator:
-    return torch.Generator(policy.device).manual_seed(0)

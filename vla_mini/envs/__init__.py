@@ -24,14 +24,19 @@ def make(env_id: str) -> gymnasium.Env:
 
     - env_id: as in Gymnasium; "module:namespace/Name-v0" first imports the module that registers it
 
-    Raises ValueError where it is not registered, is no `Environment`, or has another `max_episode_steps` than its `env_spec`.
+    Raises ValueError where it is not registered, is no `Environment`, or is not as its `env_spec` says.
     """
     with as_value_error(f"env={env_id!r} is not known to Gymnasium", gymnasium.error.Error, ImportError):
         env = gymnasium.make(env_id, disable_env_checker=True)  # Gymnasium's checks cost more than a step.
-    if not isinstance(env.unwrapped, Environment):
-        kind = type(env.unwrapped).__name__
-        raise ValueError(f"env={env_id!r} has no env_spec: derive {kind} from vla_mini.envs.Environment")
-    registered, described = env.spec.max_episode_steps, env.unwrapped.env_spec.max_episode_steps
+    kind = type(env.unwrapped)
+    if not issubclass(kind, Environment):
+        raise ValueError(f"env={env_id!r} has no env_spec: derive {kind.__name__} from vla_mini.envs.Environment")
+    spec = env.unwrapped.env_spec
+    expert, masks = kind.expert_action != Environment.expert_action, kind.object_masks != Environment.object_masks
+    for flag, said, found in (("has_expert", spec.has_expert, expert), ("has_object_masks", spec.has_object_masks, masks)):
+        if said != found:
+            raise ValueError(f"env={env_id!r}: its env_spec says {flag}={said}, but of {kind.__name__} it is {found}")
+    registered, described = env.spec.max_episode_steps, spec.max_episode_steps
     if registered != described:
         raise ValueError(f"env={env_id!r} is registered with max_episode_steps={registered}, but its env_spec has {described}")
     return env

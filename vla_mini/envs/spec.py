@@ -16,6 +16,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
 
@@ -33,6 +34,7 @@ class EnvSpec:
     robot_type: str  # written into datasets
     max_episode_steps: int  # as it is registered
     tasks: Mapping[str, str] = field(default_factory=dict)  # name -> instruction, by which an episode belongs to its task
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> tasks, whose episodes are also pooled
     splits: Mapping[str, str] = field(default_factory=lambda: {"seen": "new scenes"})  # name -> explanation
     further_splits: Mapping[str, str] = field(default_factory=dict)  # those that are evaluated on request only
     checks: Mapping[str, str] = field(default_factory=dict)  # name -> explanation
@@ -42,6 +44,10 @@ class EnvSpec:
     vectorization: Literal["sync", "async"] = "sync"  # several in this process, or where a step is expensive, in one each
     has_expert: bool = False  # whether `expert_action` is implemented
     has_object_masks: bool = False  # whether `object_masks` is implemented
+
+    def __post_init__(self) -> None:
+        for name in {task for tasks in self.groups.values() for task in tasks} - self.tasks.keys():
+            raise ValueError(f"groups: {name!r} is not one of the tasks; {did_you_mean(name, self.tasks)}")
 
 
 class Environment(gymnasium.Env[dict[str, Any], np.ndarray]):

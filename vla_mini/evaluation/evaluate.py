@@ -61,6 +61,5 @@ def evaluation_splits(env_id: str, further_splits: Sequence[str] = (), *, settin
     spec = get_spec(env_id)
     for split in further_splits:
         if split not in spec.further_splits:
-            hint = did_you_mean(split, spec.further_splits)
-            raise ValueError(f"{setting}: {env_id} has no split {split!r}; {hint}")
+            raise ValueError(f"{setting}: {env_id} has no split {split!r}; {did_you_mean(split, spec.further_splits)}")
     return *spec.splits, *further_splits

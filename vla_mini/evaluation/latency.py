@@ -19,10 +19,7 @@ def act_milliseconds(policies: Mapping[str, Policy], env_id: str, *, repeats: in
     """The times of `repeats` calls of each policy's `act`, in one thread, for the environment's first observation."""
     with closing(make(env_id)) as env:
         first, _ = env.reset(seed=0)
-    calls = {
-        name: partial(policy.act, observe(policy, [first]), torch.Generator(policy.device).manual_seed(0))
-        for name, policy in policies.items()
-    }
+    calls = {name: partial(policy.act, observe(policy, [first])) for name, policy in policies.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

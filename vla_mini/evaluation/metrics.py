@@ -39,7 +39,7 @@ def summarize(
     seed: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """All of metrics.json. The figures at its top, and those of the tasks where there are any, are of the first split."""
+    """All of metrics.json. The figures at its top, and those of tasks and groups, are of the first split."""
     summaries = {split: summarize_split(results, spec) for split, results in splits.items()}
     first, figures = next(iter(splits.values())), next(iter(summaries.values()))
     metrics = {
@@ -53,8 +53,11 @@ def summarize(
         "grounding": {check: _success(results) | _rates(results, spec.check_rates) for check, results in checks.items()},
     }
     by_task = {name: [r for r in first if r.instruction == instruction] for name, instruction in spec.tasks.items()}
-    tasks = {name: summarize_split(results, spec) for name, results in by_task.items() if results}
-    return metrics | ({"tasks": tasks} if tasks else {})
+    by_group = {name: [r for task in tasks for r in by_task[task]] for name, tasks in spec.groups.items()}
+    for key, parts in (("tasks", by_task), ("groups", by_group)):
+        summaries = {name: summarize_split(results, spec) for name, results in parts.items() if results}
+        metrics |= {key: summaries} if summaries else {}
+    return metrics
 
 
 def words(name: str) -> str:
@@ -107,6 +110,6 @@ def _rates(results: Sequence[EpisodeResult], keys: Iterable[str]) -> dict[str, f
 
 
 def _mean(values: Iterable[float | bool]) -> float:
-    """The mean; 0 of nothing (a subset of a split may be empty, which its `episodes` shows)."""
+    """The mean; 0 of no values (a subset of a split may be empty, which its `episodes` shows)."""
     values = list(values)
     return sum(values) / len(values) if values else 0.0

@@ -1,7 +1,6 @@
 """LoRA in training: targets -> the layers that get an adapter (lora.py). The adapters are trained, and all else is frozen."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from vla_mini.autograd.batches import blank_batch, forward_hooks
 from vla_mini.finetuning.freezing import TrainableParameters, submodules
 from vla_mini.policy import Policy
 from vla_mini.utils import lora
+from vla_mini.utils.errors import did_you_mean
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
 ADAPTABLE = "Linear, Embedding or Conv2d (without groups or dilation)"
@@ -46,9 +46,9 @@ def find_layers(policy: Policy, targets: Sequence[str]) -> list[str]:
     for target in targets:
         named = [target] if target in modules else [name for name in modules if name.endswith(f".{target}")]
         if not named:
-            choices = {*modules, *(name.rpartition(".")[2] for name in modules if not name[-1].isdigit())}
-            near = get_close_matches(target, choices, n=5) or [name for name, _ in policy.named_children()]
-            raise ValueError(f"lora.targets: the policy has no module {target!r}; the nearest are {', '.join(near)}")
+            children, last = dict(policy.named_children()), (name.rpartition(".")[2] for name in modules)
+            hint = did_you_mean(target, dict.fromkeys([*children, *modules, *last]))
+            raise ValueError(f"lora.targets: the policy has no module {target!r}; {hint}")
         layers = [layer for layer in used if any(f"{layer}.".startswith(f"{name}.") for name in named)]
         if not layers:
             kind = type(modules[named[0]]).__name__

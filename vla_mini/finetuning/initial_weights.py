@@ -18,8 +18,8 @@ from vla_mini.policy import Policy
 from vla_mini.utils import lora
 from vla_mini.utils.errors import show
 
-# Settings of how a part is trained or samples, which may differ.
-FREE = {"frozen", "noise", "weight", "noise_samples", "distance", "num_steps", "closes", "threshold"}
+# Settings of how a part is trained or samples, and of where its code comes from, which may differ.
+FREE = {"frozen", "noise", "weight", "noise_samples", "distance", "num_steps", "closes", "threshold", "path"}
 WIDER = 1.2  # times the saved range of an action; data beyond it are worth a warning
 
 
@@ -93,7 +93,8 @@ def _check_part(name: str, ours: Part | None, theirs: Part | None, source: str) 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name, nested = f"{prefix}{key}", isinstance(value, dict)
+        flat |= _flat(value, f"{name}.") | {name: "{...}"} if nested else {name: value}
     return flat
 
 

@@ -47,8 +47,6 @@ class HuggingFaceLanguage(Language):
     ):
         super().__init__()
         self.frozen, self.noise, self.max_words = frozen, noise, max_words
-        if path is None and config is None:
-            raise ValueError("language=huggingface needs a path (a hub id or a folder) or a config")
         self._cache: dict[tuple[int, ...], Tensor] = {}
         self._cached_state: object = None
 
@@ -57,7 +55,7 @@ class HuggingFaceLanguage(Language):
         if path is None:
             tokenizer = train_tokenizer(data.instructions)
             pad_and_truncate(tokenizer, pad=PAD, max_words=self.max_words)
-            self._build(*hub.make({"vocab_size": tokenizer.get_vocab_size()} | self.settings["config"]), tokenizer)
+            self._build(*hub.make(self.settings["config"], vocab_size=tokenizer.get_vocab_size()), tokenizer)
         else:
             folder = hub.fetch(path, trust_remote_code=trust)
             model, config = hub.load(folder, part="text", trust_remote_code=trust)
@@ -93,6 +91,7 @@ class HuggingFaceLanguage(Language):
         hub.freeze_unused(model, vectors)
         if self.frozen:
             model.requires_grad_(False)
+        self.settings = hub.saved_settings(self.settings, config)
 
     def _encode(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state * mask[..., None]

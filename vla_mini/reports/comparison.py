@@ -19,8 +19,8 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write comparison.json, .md, .html and, where there are curves, .svg into `folder`; returns the path of the page."""
     variants, panels = results["variants"], _panels(results)
     finished = {variant: found for variant, found in variants.items() if found["runs"]}
-    explained = explanations(next((found["runs"][0]["evaluation"]["env"] for found in finished.values()), None))
-    legend = _legend(results, finished.values(), explained)
+    meanings = explanations(next((found["runs"][0]["evaluation"]["env"] for found in finished.values()), None))
+    legend = _legend(results, finished.values(), meanings)
     failures = [
         f"{variant}, seed {failure['seed']}: failed: {failure['reason']}"
         for variant, found in variants.items()
@@ -42,7 +42,7 @@ def write_comparison(folder: Path, results: Mapping[str, Any]) -> Path:
         success=success,
         best=max(success, key=success.__getitem__, default=None),
         splits=_names(finished.values(), "splits"),
-        explanations=explained,
+        explanations=meanings,
         colours={variant: CYCLE[index % len(CYCLE)] for index, variant in enumerate(variants)},
         panels=[(line_plot(f"panel-{index}", [panel]), panel.title, f"by {panel.label}") for index, panel in enumerate(panels)],
         losses=LOSSES,
@@ -99,11 +99,11 @@ def _names(found: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
     return list(dict.fromkeys(name for one in found for name in one[kind]))
 
 
-def _legend(results: Mapping[str, Any], finished: Iterable[Mapping[str, Any]], explained: Mapping[str, str]) -> str:
+def _legend(results: Mapping[str, Any], finished: Iterable[Mapping[str, Any]], meanings: Mapping[str, str]) -> str:
     """What the columns are, and under which conditions the runs were trained and evaluated."""
     budget, machine = results["budget"], results["machine"]
-    names = [name for name in _names(finished, "grounding") if name in explained]
-    checks = "".join(f"{words(name).capitalize()}: {explained[name]}. " for name in names)
+    names = [name for name in _names(finished, "grounding") if name in meanings]
+    checks = "".join(f"{words(name).capitalize()}: {meanings[name]}. " for name in names)
     amount = f"{budget['steps']:,} optimizer steps" if budget["steps"] else f"{budget['seconds']:g} s of training"
     seeds = f"seed{'s' * (len(results['seeds']) > 1)} {', '.join(map(str, results['seeds']))}"
     episodes = {run["evaluation"]["episodes"] for found in finished for run in found["runs"]}

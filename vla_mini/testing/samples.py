@@ -25,9 +25,7 @@ DEFAULTS = {
     "trunk": {"_target_": "vla_mini.trunk.query.QueryTrunk"},
     "action": {"_target_": "vla_mini.action.regression.RegressionHead"},
     "backbone_action": None,
-    "auxiliary": {
-        "keyframe": {"_target_": "vla_mini.auxiliary.keyframe.KeyframeLoss", "state": ["x", "y"], "closes": "close"},
-    },
+    "auxiliary": {"keyframe": {"_target_": "vla_mini.auxiliary.keyframe.KeyframeLoss", "state": ["x", "y"], "closes": "close"}},
 }
 
 

@@ -28,8 +28,8 @@ class WeightAverage(Callback):
     """An exponential moving average (EMA) of the weights: average = decay x average + (1 - decay) x weights after each step.
 
     - policy: the average, in eval mode
-    - decay: 0.999 remembers about a thousand steps. It is (1 + steps) / (10 + steps) where that is less: the untrained weights
-      would outlive a short training
+    - decay: 0.999 averages over about a thousand steps. It is (1 + steps) / (10 + steps) where that is less: else the untrained
+      weights would dominate the average of a short training
 
     A skipped step changes nothing. The average never takes the place of the trained weights, so an error during an evaluation
     cannot mix them up. Buffers are copied: running statistics are averages already. Frozen weights are not touched.

@@ -34,7 +34,7 @@ SUFFIX = ".ckpt"
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint completely or not at all, with its checksum, and reads it without running code that is in it.
 
-    - run: the run's `identity`, which its checkpoints hold
+    - run: the run's `fingerprint`, which its checkpoints hold
     """
 
     def __init__(self, run: str = "") -> None:
@@ -155,7 +155,7 @@ def provenance(precision: str, *, dataset: str, init_from: str | None = None) ->
     return machine.git_state() | {"versions": machine.versions(), "hardware": hardware} | sources
 
 
-def identity(settings: TrainSettings, *, dataset: str, init_from: str | None = None) -> str:
+def fingerprint(settings: TrainSettings, *, dataset: str, init_from: str | None = None) -> str:
     """The SHA-256 of what tells a run from all others: the settings that may not change, and the fingerprints of its data and
     of the policy that it began from, wherever these are kept."""
     kept = settings.model_dump(mode="json", exclude={"run_dir", "resume", *CHANGEABLE_ON_RESUME})

@@ -169,7 +169,7 @@ def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, s
             run = logger.experiment
             try:
                 run.finish()
-            except Exception as error:  # TimeoutError, or anything that a dead process of W&B leads to
+            except Exception as error:  # TimeoutError, or another, where the process of W&B has ended
                 kept = Path(run.dir).parent
                 warnings.warn(f"W&B ended early ({type(error).__name__}): `wandb sync {kept}` sends the rest", stacklevel=2)
 

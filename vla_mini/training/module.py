@@ -138,13 +138,14 @@ def check_optimizer(settings: ObjectSettings, *, device: torch.device) -> None:
 
 
 class Summary(Callback):
-    """Prints once, before the first step: precision, the tensors of a batch, the number of parameters of each component.
+    """Prints once, before the first step: precision, the tensors of a batch, the number of parameters of each component."""
 
-    It is the last callback, since it then takes itself out of the trainer's list.
-    """
+    printed = False
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        trainer.callbacks.remove(self)
+        if self.printed:
+            return
+        self.printed = True
         processes = f", processes: {trainer.world_size}" if trainer.world_size > 1 else ""
         text = [f"precision: {trainer.precision}{processes}"]
         if torch.are_deterministic_algorithms_enabled():

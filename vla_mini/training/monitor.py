@@ -1,6 +1,6 @@
 """The gradients of a step, after accumulation and reduction over processes and before clipping -> metrics by name.
 
-docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, see the gradients of single micro-batches instead.
+docs/monitor.md explains every name. Tensor hooks, and `wandb.watch`, get the gradients of single micro-batches instead.
 """
 
 import math
@@ -70,7 +70,7 @@ class GradientMonitor:
 
 
 class MicroBatchNorms:
-    """The squared norm of each micro-batch's mean gradient, by hooks that see its gradient before it is added to `.grad`."""
+    """The squared norm of each micro-batch's mean gradient, by hooks that get its gradient before it is added to `.grad`."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._micro_batches: list[tuple[float, float]] = []

@@ -25,7 +25,7 @@ from vla_mini.finetuning.adapters import add_adapters
 from vla_mini.finetuning.freezing import check_stages, check_trainable, freeze
 from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about_mismatch
 from vla_mini.normalization import NormalizationSettings, relative_sources
-from vla_mini.parts import ActingDefaults
+from vla_mini.parts import KINDS, ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.settings import Data, Env, TrainSettings
 from vla_mini.utils.errors import did_you_mean
@@ -71,7 +71,7 @@ def collect_missing(settings: TrainSettings) -> None:
 
 
 def dry_run(settings: TrainSettings) -> None:
-    """Build policy and data once, for two episodes of nothing: what does not fit is refused before thousands are collected."""
+    """Build policy and data once, for two blank episodes: what does not fit is refused before thousands are collected."""
     data, spec = settings.data, vla_mini.envs.get_spec(settings.env.id)
     samples = settings.trainer.devices * data.batch_size
     if samples > data.episodes * spec.max_episode_steps:
@@ -173,9 +173,7 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
         saved = Policy.from_pretrained(folder, trust_remote_code=trusts_remote_code(settings), setting="init_from")
         source["init_from"] = pretrained.fingerprint(folder)
     torch.manual_seed(settings.seed)
-    single = {"vision": settings.vision, "language": settings.language, "trunk": settings.trunk, "action": settings.action}
-    parts: dict[str, Any] = {name: part.as_dict() for name, part in single.items()}
-    parts["auxiliary"] = {name: loss.as_dict() for name, loss in settings.auxiliary.items()}
+    parts = settings.model_dump(include=KINDS.keys())
     if settings.insulate:
         parts["backbone_action"] = {"_target_": "vla_mini.action.bins.BinsHead"}
     normalization = normalization_settings(settings.data, demonstrations.features)
@@ -236,6 +234,5 @@ def _choose_trainable(policy: Policy, settings: TrainSettings) -> None:
     check_stages(policy, settings.unfreeze_at)
     for name in multipliers:
         if name not in policy.components():
-            hint = did_you_mean(name, policy.components())
-            raise ValueError(f"schedule.multipliers: the policy has no component {name!r}; {hint}")
+            raise ValueError(f"schedule.multipliers: there is no component {name!r}; {did_you_mean(name, policy.components())}")
     check_trainable(policy, multipliers, setting="schedule.multipliers")

@@ -206,11 +206,11 @@ class OptimizerStep:
 
     def find_origin(self, trainer: Trainer) -> str:
         """What was not finite first, found by computing the micro-batches once more, with the same random numbers."""
-        place = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self.window)), None)
+        origin = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self.window)), None)
         if trainer.world_size > 1:
-            place = next((f"{found} (rank {rank})" for rank, found in enumerate(gather(place)) if found), None)
-        if place is not None:
-            return place
+            origin = next((f"{found} (rank {rank})" for rank, found in enumerate(gather(origin)) if found), None)
+        if origin is not None:
+            return origin
         bad = [name for name, gradient in gradients_of(self.policy).items() if not gradient.isfinite().all()]
         return f"{f'the gradient of {bad[-1]}' if bad else 'the loss'}, which was finite when computed again"
 

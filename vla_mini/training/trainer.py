@@ -40,18 +40,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def build_training(
-    settings: TrainSettings,
-    policy: Policy,
-    *,
-    run_dir: Path,
-    provenance: Mapping[str, Any] = {},
-    run: str = "",
-    steps: int = 0,
+    settings: TrainSettings, policy: Policy, *, run_dir: Path, provenance: Mapping[str, Any] = {}, run: str = "", steps: int = 0
 ) -> tuple[Trainer, PolicyModule]:
     """What `trainer.fit(module, datamodule=...)` needs.
 
     - provenance: goes to the loggers beside the settings
-    - run: its `identity`, which its checkpoints hold
+    - run: its `fingerprint`, which its checkpoints hold
     - steps: that a resumed run has made before
     """
     keep_freed_memory()
@@ -94,7 +88,7 @@ def build_callbacks(settings: TrainSettings, policy: Policy, average: WeightAver
         ProcessShutdown() if settings.trainer.devices > 1 else None,
         TrainingBar() if settings.trainer.enable_progress_bar is not False else None,
         Checkpoints(run_dir / "checkpoints", **settings.checkpoint.model_dump(), best=best),  # after all whose state it saves
-        Summary(),  # last, since it takes itself out of the list
+        Summary(),
     ]
     return [callback for callback in callbacks if callback is not None]
 
@@ -185,7 +179,7 @@ def compile_policy(policy: Policy, mode: str, *, dynamic: bool | None = None) ->
     Only `training_step` calls the policy like this. Validation, rollouts, the search for the origin of a NaN and all analyses
     stay eager. No parameter is renamed, so checkpoints and policy/ stay the same.
     """
-    # Noise is drawn as in eager mode, so that heads that sample are trained alike.
+    # Noise is drawn as in eager mode, so that heads that sample are trained on the same.
     options = torch._inductor.list_mode_options(mode, dynamic) | {"fallback_random": True}
     policy.compile(dynamic=dynamic, options=options)
 

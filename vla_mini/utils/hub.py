@@ -31,13 +31,15 @@ EXPLANATIONS = {  # what the library's errors mean, by a piece of their text
 }
 
 
-def make(config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def make(config: Mapping[str, Any] | None, **defaults: Any) -> tuple[nn.Module, dict[str, Any]]:
     """The untrained encoder of a config, {"model_type": "bert", "hidden_size": 64, ...}, and the whole config with the
     library's defaults. A setting of None is the default, or ignored where the model has no setting of that name."""
+    if config is None:
+        raise ValueError("path=null, config=null: give a path (a hub id or a folder) or a config")
     import transformers
     from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-    arguments = dict(config)
+    arguments = {**defaults, **config}
     kind = arguments.pop("model_type", None)
     with _quiet(), transformers_errors(f"model_type={kind}"):
         known = AutoConfig.for_model(kind).to_dict()
@@ -85,8 +87,14 @@ def make_again(config: Mapping[str, Any], *, part: Encoder, settings: Mapping[st
     """The encoder of a saved policy: from its `config` alone, unless it needs code from the `path` of its settings."""
     if "auto_map" not in config:
         return make(config)
-    folder = fetch(settings["path"], trust_remote_code=True)
-    return load(folder, part=part, trust_remote_code=True)
+    path, trust = settings["path"], settings["trust_remote_code"]  # which the user confirmed (pretrained.py)
+    return load(fetch(path, trust_remote_code=trust), part=part, trust_remote_code=trust)
+
+
+def saved_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model with this `config`, which is saved beside them, without where it came from."""
+    own_config = {"config": None} if settings["path"] else {}
+    return {**settings, **own_config, **({} if "auto_map" in config else {"path": None, "trust_remote_code": False})}
 
 
 def fetch(path: str | Path, *, trust_remote_code: bool = False, files: Sequence[str] = FILES, setting: str = "path") -> Path:

@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b #n n"] | None = None) -> Float[Tensor, "b n d"]:
-        """`mask`: the tokens that each token (or all alike) may attend to; None: all."""
+        """`mask`: the tokens that each token (or all of them) may attend to; None: all."""
         q, k, v = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         scores = at_least_fp32(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         if mask is not None:

@@ -22,12 +22,7 @@ class ConvVision(Vision):
     STRIDE = 4
 
     def __init__(
-        self,
-        spec: ObservationSpec,
-        *,
-        width: PositiveInt = 64,
-        depth: NonNegativeInt = 2,
-        input_size: list[int] | None = None,
+        self, spec: ObservationSpec, *, width: PositiveInt = 64, depth: NonNegativeInt = 2, input_size: list[int] | None = None
     ):
         super().__init__()
         self.width, self.input_size = width, resolve_input_size(input_size, spec.image_size)

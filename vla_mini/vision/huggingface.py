@@ -39,8 +39,6 @@ class HuggingFaceVision(Vision):
         trust_remote_code: bool = False,
     ):
         super().__init__()
-        if path is None and config is None:
-            raise ValueError("vision=huggingface needs a path (a hub id or a folder) or a config")
 
     def fit(self, data: FitData) -> None:
         path, trust = self.settings["path"], self.settings["trust_remote_code"]
@@ -89,6 +87,7 @@ class HuggingFaceVision(Vision):
             raise ValueError(f"model_type={kind} gives {tokens.shape[1]} tokens for {self.grid} patches")
         self.width = tokens.shape[-1]
         hub.freeze_unused(self.model, tokens)
+        self.settings = hub.saved_settings(settings, config)
 
 
 def _read_processor(folder: Path) -> dict[str, Any]:

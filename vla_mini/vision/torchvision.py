@@ -4,7 +4,6 @@ for each cell of the map, row by row, "b n width"."""
 import math
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -71,13 +70,15 @@ class TorchvisionVision(Vision):
 
     def _build(self, path: str | None) -> None:
         settings = self.settings
+        norm = settings["norm"] or ("frozen" if settings["path"] else "group")
         with warnings.catch_warnings(action="ignore"):  # about initial values, and nodes that exist in training only
             network = models.get_model(settings["name"], weights=None)
             if path is not None:
                 _load(network, path)
-            _replace_norms(network, settings["norm"] or ("frozen" if settings["path"] else "group"))
+            _replace_norms(network, norm)
             node, self.width, self.grid = _find_map(network, self.input_size, settings["stride"], settings["layer"])
             self.network = create_feature_extractor(network, {node: "map"})
+        self.settings = settings | {"path": None, "norm": norm}  # what is saved: the weights are the policy's
 
 
 def image_statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -122,9 +123,7 @@ def _find_map(network: nn.Module, size: list[int], stride: int, layer: str | Non
     nodes = get_graph_node_names(network)[1][1:]  # without the input
     parts = {".".join(node.split(".")[:depth]) for node in nodes for depth in range(1, node.count(".") + 2)}
     if layer is not None and layer not in parts:
-        raise ValueError(
-            f"layer={layer!r} is not in the network; the nearest: {', '.join(get_close_matches(layer, parts, n=5))}"
-        )
+        raise ValueError(f"layer={layer!r} is not in the network; {did_you_mean(layer, sorted(parts))}")
     extractor = create_feature_extractor(network, [layer] if layer else nodes).eval()
     with as_value_error(f"input_size={size} does not suit this network", AssertionError, RuntimeError), torch.no_grad():
         found = extractor(torch.zeros(1, 3, *size))

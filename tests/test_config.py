@@ -751,10 +751,11 @@ def test_latest_is_a_text_file_where_links_fail(tmp_path, monkeypatch):
 
 def test_a_latest_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capsys):
     run = tmp_path / "2025-01-01_00-00-00-000000"
+    run.mkdir()
     (tmp_path / "latest").mkdir()
     config.point_latest(run)
     assert "latest was not set to 2025-01-01_00-00-00-000000: Is a directory" in capsys.readouterr().err
-    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [run.name, "latest"]
     config.point_latest(tmp_path / "gone" / run.name)
     assert "No such file or directory" in capsys.readouterr().err
 

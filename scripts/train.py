@@ -67,7 +67,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     write the report, print the result."""
     from vla_mini import Policy
     from vla_mini.envs import get_spec
-    from vla_mini.evaluation import open_loop
+    from vla_mini.evaluation import open_loop, open_loop_texts
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.open_loop import write_open_loop
@@ -86,12 +86,12 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
         metrics = open_loop.evaluate_open_loop(policy, demonstrations, progress=True)
         looks = open_loop.looks(policy, demonstrations)
         write_open_loop(run_dir / "evaluation", metrics, looks, cameras=policy.features.cameras)
-        print(open_loop.table(metrics))
+        print(open_loop_texts.table(metrics))
         best = next(callback.best for callback in trainer.callbacks if isinstance(callback, BestPolicy))
         kept = "the last policy was saved"
         if best:
             kept = f"validation loss {-best['score']:.4g} after step {best['step']} (the policy that was saved)"
-        result = f"{kept}; {open_loop.headline(metrics)}; trained {seconds:.0f} s"
+        result = f"{kept}; {open_loop_texts.headline(metrics)}; trained {seconds:.0f} s"
     else:
         metrics, episodes = evaluate(
             policy,

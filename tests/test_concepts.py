@@ -34,7 +34,7 @@ CONCEPTS = {
         "trunk/test_joint_trunk.py::test_masked_words_have_no_effect",
     ],
     "Devices": [
-        "utils/test_validation.py::test_a_wrong_tensor_is_named_with_what_it_should_be",
+        "test_types.py::test_a_wrong_tensor_is_named_with_what_it_should_be",
         "test_gpu.py::test_a_tensor_on_another_device_is_named_with_both",
     ],
     "requires_grad, the graph, grad_fn": [

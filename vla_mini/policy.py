@@ -22,9 +22,8 @@ from vla_mini.normalization import Normalization, NormalizationSettings
 from vla_mini.parts import ActingDefaults, AuxiliarySpec, EpisodeData, FitData, HeadSpec, ObservationSpec, TrunkSpec
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
-from vla_mini.types import Batch, Context, Features, Observation, Statistics
+from vla_mini.types import Batch, Context, Features, Observation, Statistics, check_inputs
 from vla_mini.utils.errors import did_you_mean
-from vla_mini.utils.validation import check_inputs
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
 Generators = Generator | Sequence[Generator] | None  # of noise: one for all chunks, one for each, or torch's own

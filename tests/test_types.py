@@ -6,8 +6,7 @@ import torch
 
 from tests.factory import make_batch, make_policy
 from vla_mini.acting import observe
-from vla_mini.types import Batch, Observation
-from vla_mini.utils.validation import RULES, check_inputs
+from vla_mini.types import RULES, Batch, Observation, check_inputs
 
 MISTAKES = {
     "observation.images": [

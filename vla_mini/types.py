@@ -13,7 +13,7 @@ run over the newest frame first, and over the one before it next.
 
 All are NamedTuples of tensors: they collate, pin and move between devices in torch and Lightning without help.
 Floating-point fields are annotated `Float`, so that float64 tests pass through the same code. `check_inputs` holds a policy's
-inputs against these annotations: they give the dtype and the letters of the shape, the policy the device and the sizes of letters.
+inputs against these annotations, which give the dtype and the letters of the shape; the policy gives the device and the sizes.
 """
 
 from collections.abc import Mapping, Sequence

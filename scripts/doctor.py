@@ -29,7 +29,7 @@ def main(settings: "DoctorSettings") -> None:
     from vla_mini.data.mixture import read_demonstrations
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.training.setup import check_start, data_module, fit_environment, untrained_policy
+    from vla_mini.training.setup import check_start, data_module, fit_environment, reading, untrained_policy
     from vla_mini.utils.files import write_json
     from vla_mini.utils.machine import describe_machine
 
@@ -38,7 +38,7 @@ def main(settings: "DoctorSettings") -> None:
     if settings.training.resume:
         raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
     with demonstrations_of(settings.training) as training:
-        demonstrations = read_demonstrations(**training.data.reading())
+        demonstrations = read_demonstrations(**reading(training))
         training, notes = fit_environment(training, demonstrations, named=config.is_given("env"))
         print("".join(f"{note}\n" for note in notes), end="", flush=True)
         policy = untrained_policy(training, demonstrations)

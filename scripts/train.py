@@ -25,7 +25,7 @@ def main(settings: "TrainSettings") -> None:
 
     from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.checkpoints import clean_run_folder, fingerprint, provenance, write_provenance
-    from vla_mini.training.setup import check_start, collect_missing, data_module, fit_environment, untrained_policy
+    from vla_mini.training.setup import check_start, collect_missing, data_module, fit_environment, reading, untrained_policy
     from vla_mini.training.trainer import build_training, choose_precision
 
     if not config.rank():  # one of several processes checks for all
@@ -34,7 +34,7 @@ def main(settings: "TrainSettings") -> None:
         with warnings.catch_warnings(action="ignore"):  # they are repeated below
             find_checkpoint(settings)  # before anything is collected
     collect_missing(settings)
-    demonstrations = read_demonstrations(**settings.data.reading())
+    demonstrations = read_demonstrations(**reading(settings))
     settings, notes = fit_environment(settings, demonstrations, named=config.is_given("env"))
     for note in () if config.rank() else notes:
         print(note, flush=True)

@@ -14,6 +14,7 @@ both; the settings are what is saved with a policy.
 import functools
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -162,6 +163,12 @@ class Vision(Part):
     spec_class = ObservationSpec
     width: int
     grid: tuple[int, int]
+
+    @classmethod
+    def wanted_size(cls, settings: Mapping[str, Any]) -> list[int] | None:
+        """[height, width] that a part with these settings resizes images to; None: it takes them as they are. Images of a dataset
+        without an environment are decoded to this size."""
+        return None
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

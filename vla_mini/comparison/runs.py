@@ -77,7 +77,7 @@ def dry_run(comparison: CompareSettings) -> None:
             if setup.must_collect(settings):
                 setup.dry_run(settings)
             else:
-                demonstrations = read_demonstrations(**settings.data.reading())
+                demonstrations = read_demonstrations(**setup.reading(settings))
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
 
 

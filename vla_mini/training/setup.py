@@ -27,6 +27,7 @@ from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about
 from vla_mini.normalization import NormalizationSettings, relative_sources
 from vla_mini.parts import KINDS, ActingDefaults
 from vla_mini.policy import Policy
+from vla_mini.registry import resolve
 from vla_mini.settings import Data, Env, TrainSettings
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
@@ -45,6 +46,15 @@ def check_start(settings: TrainSettings) -> None:
     check_loggers(settings.logger)
     if settings.env.id is not None:
         evaluation_splits(settings.env.id, settings.evaluation.further_splits, setting="evaluation.further_splits")
+
+
+def reading(settings: TrainSettings) -> dict[str, Any]:
+    """The arguments of `read_demonstrations`. Without an environment, images of the dataset
+    get the size that the vision part wants, unless the settings say another."""
+    arguments, vision = settings.data.reading(), settings.vision
+    if settings.env.id is None and arguments["image_size"] is None:
+        arguments["image_size"] = resolve(vision.target, "vision").wanted_size(vision.arguments())
+    return arguments
 
 
 def must_collect(settings: TrainSettings) -> bool:

@@ -1,6 +1,7 @@
 """A vision transformer of the transformers library (SigLIP, DINOv2, ViT, CLIP ...): images "b c h w" in [0, 1] -> one token for
 each patch, row by row, "b n width"."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ class HuggingFaceVision(Vision):
         trust_remote_code: bool = False,
     ):
         super().__init__()
+
+    @classmethod
+    def wanted_size(cls, settings: Mapping[str, Any]) -> list[int] | None:
+        path, config, processor = settings.get("path"), settings.get("config") or {}, {}
+        if path is not None and not settings.get("input_size"):
+            folder = hub.fetch(path, trust_remote_code=settings.get("trust_remote_code", False))
+            config, processor = read_json(folder / "config.json"), _read_processor(folder)
+        config = config.get("vision_config") or config
+        return settings.get("input_size") or processor.get("size") or _pair(config.get("image_size"))
 
     def fit(self, data: FitData) -> None:
         path, trust = self.settings["path"], self.settings["trust_remote_code"]

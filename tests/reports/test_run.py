@@ -64,7 +64,7 @@ def test_report_without_an_environment_shows_the_validation_loss(tmp_path):
     (tmp_path / "metrics.csv").write_text(LOG)
     (tmp_path / "config.yaml").write_text("env:\n  id: null\n")
     html = write_report(tmp_path).read_text()
-    assert "0.5<small> validation loss" in html and "at step 20" in html
+    assert "0.5<small> validation loss" in html and "<dt>at step</dt><dd>20</dd>" in html
     assert "Grounding" not in html and len(drawings(html)) == 4
 
 

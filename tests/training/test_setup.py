@@ -1,20 +1,26 @@
 """Training begins with the policy and the data that the settings describe, or is refused."""
 
 import copy
+import json
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.factory import command, make_batch
 from tests.harness import read_rows
 from vla_mini import config
 from vla_mini.action.bins import BinsHead
 from vla_mini.collection import collect
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.data.reader import read_dataset
+from vla_mini.evaluation.open_loop import headline, table
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import BestPolicy
-from vla_mini.training.setup import data_module, untrained_policy
+from vla_mini.training.setup import data_module, fit_environment, untrained_policy
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
 OTHERS = ["history=2", "execute=3", "ensemble=0.25", "ablate=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
@@ -119,6 +125,11 @@ def test_without_an_environment_a_dataset_is_trained_on_and_validated(root, demo
     rows = {int(row["step"]) + 1: row["validation/loss"] for row in read_rows(tmp_path / "run") if row["validation/loss"]}
     out = capsys.readouterr().out
     assert list(rows) == [2, 4] and f"step 4: validation loss {float(rows[4]):.4g}" in out
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "open_loop.json").read_text())
+    assert metrics["episodes"] == [6, 7] and metrics["num_frames"] == metrics["of_frames"] > 10
+    assert "open-loop error" in (tmp_path / "run" / "report.html").read_text()
+    shown = table(metrics).splitlines()
+    assert out.splitlines()[-1 - len(shown) : -1] == shown and f"; {headline(metrics)}; trained " in out.splitlines()[-1]
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     best = checkpoint["callbacks"]["BestPolicy"]["best"]
     assert best["score"] == -min(map(float, rows.values())) and rows[best["step"]] == min(rows.values(), key=float)
@@ -147,4 +158,42 @@ def test_the_policy_that_is_saved_is_the_one_that_was_validated(root, tmp_path, 
 def test_without_a_choice_the_last_policy_is_saved(root, tmp_path, capsys, setting):
     arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}", setting]
     assert command("train", *arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("the last policy was saved; trained ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the last policy was saved; error ")
+
+
+@pytest.fixture
+def other_root(root, demonstrations, tmp_path):
+    """A dataset as of toy_pick, but for another name of its camera."""
+    features = demonstrations.features._replace(cameras=("wrist",))
+    with DatasetWriter(tmp_path / "other", features=features, robot_type="arm") as writer:
+        for start, end in zip(demonstrations.episode_starts, demonstrations.episode_ends, strict=True):
+            images = {"wrist": np.asarray(demonstrations.frames[start:end, 0]).transpose(0, 2, 3, 1)}
+            states, actions = demonstrations.states[start:end], demonstrations.actions[start:end]
+            writer.add_episode(encode_episode(images, states=states, actions=actions, task="pick up the red cube"))
+        writer.finish(splits={})
+    return tmp_path / "other"
+
+
+def test_a_dataset_that_is_not_the_default_environments_is_trained_on_without_one(other_root, tmp_path, capsys):
+    arguments = ["experiment=toy_pick_smoke", f"data.root={other_root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command("train", *arguments, "env=toy_pick") == 2  # named by the user: refused, with advice
+    assert "env=none to train without one" in capsys.readouterr().err
+    assert command("train", *arguments) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "the dataset is not one of vla_mini/ToyPick-v0: training without an environment (env=none)" in out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["env"] == {"id": None}
+    assert (tmp_path / "run" / "evaluation" / "open_loop.json").is_file()
+    assert Policy.from_pretrained(tmp_path / "run" / "policy").source.keys() == {"dataset"}
+
+
+def test_what_was_left_aside_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
+    noted = demonstrations._replace(notes=("left aside: depth", "another"))
+    assert fit_environment(settings, noted, named=False) == (settings, noted.notes)
+    monkeypatch.setattr("vla_mini.data.reader.read_dataset", lambda *_, **__: noted)
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}"]
+    no_checks = SimpleNamespace(TrainingRun=lambda *_: None, run_checks=lambda _: [])
+    monkeypatch.setitem(sys.modules, "vla_mini.doctor.checks", no_checks)
+    assert command("doctor", *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == list(noted.notes)
+    assert command("train", *arguments, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == list(noted.notes)

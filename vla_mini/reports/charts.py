@@ -193,7 +193,8 @@ def inline_svg(figure: Figure, *, name: str) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :], count=1)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" and the like: the same in every figure, and used nowhere
+    # "axes_1" and the like are the same in every figure, those of images in equal images; they are used nowhere.
+    svg = re.sub(r'(<g|<image\b[^>]*?) id="[^"]*"', r"\1", svg)
     svg = svg.replace("xlink:href", "href")
     # "font-family: 'DejaVu Sans', ..."; before matplotlib 3.11, "font: 9px 'DejaVu Sans', ..."
     svg = re.sub(r"(font(?:-family)?: (?:(?:\d+ )?[\d.]+px )?)'[^;\"]*", r"\1var(--sans)", svg)

@@ -156,8 +156,10 @@ def _known_errors(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _which_joints(metrics: Mapping[str, Any]) -> str:
     shown, moving, number = len(_shown_joints(metrics)), len(_known_errors(metrics)), len(metrics["joints"])
-    which = "all joints" if shown == moving else f"the {shown} largest of {moving}"
-    return f"{which}{f'; {number - moving} others stand still' if moving < number else ''}"
+    if not moving:
+        return "no joint moves in the training split"
+    moves = f" that move, of {number}" if moving < number else ""
+    return f"the {shown} largest of {moving}{moves}" if shown < moving else f"all {shown}{moves}"
 
 
 def shorten(name: str, most: int = 26) -> str:

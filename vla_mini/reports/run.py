@@ -65,7 +65,7 @@ def _headline(
         figures["95 % interval"] = f"{100 * low:.1f} – {percent(high)}"
         figures |= {name: percent(rate) for name, rate in further_rates(metrics).items()}
         figures |= {"steps per episode": f"{metrics['steps_mean']:.1f}", "evaluation": f"{metrics['seconds']:.0f} s"}
-    elif not has_env:
+    elif not has_env and (open_loop or "validation/loss" in curves):
         text = "There is no environment in which the policy could be evaluated. "
         if "validation/loss" in curves:
             loss, step = min(zip(curves["validation/loss"].values, curves["validation/loss"].steps, strict=True))

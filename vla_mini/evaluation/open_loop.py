@@ -8,7 +8,7 @@ small error does not show that the policy succeeds.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,33 +59,11 @@ def evaluate_open_loop(
     if not isinstance(data.frames, np.ndarray):
         num_training_frames = min(num_training_frames, STREAMED_TRAINING_FRAMES)
     samples, compared = _spaced(len(validation), num_frames), _spaced(len(training), num_training_frames)
-    first, last = data.splits["validation"]
-    words = sentences(policy, data.tasks)
-    sums: dict[str, Any] = defaultdict(float)  # of absolute differences, float64 (t, a)
-    losses, counts = dict.fromkeys(words, 0.0), np.zeros(policy.horizon)  # of valid actions, by step
-    bar = tqdm(total=len(samples), desc="open loop", unit="frame", disable=None if progress else True, leave=False)
-    with bar, torch.no_grad():
+    with tqdm(total=len(samples), desc="open loop", unit="frame", disable=None if progress else True, leave=False) as bar:
         neighbours = find_neighbours(policy, data, training, compared, batch_size=batch_size)
-        for number, batch in _batches(policy, validation, samples, batch_size):
-            frames = int(data.episode_starts[first]) + samples[number : number + len(batch.is_pad)]
-            predicted = baselines(policy, data, frames, batch.observation, neighbours)
-            for name, (tokens, mask) in words.items():
-                tasks = data.task_index[frames]
-                observation = batch.observation._replace(tokens=tokens[tasks], token_mask=mask[tasks])
-                chunks = policy.act(observation, Generator(policy.device).manual_seed(seed + number))
-                predicted[name] = chunks.to("cpu", torch.float64).numpy()
-                with seeded(seed + number, policy.device):
-                    loss, _ = policy.loss(batch._replace(observation=observation))
-                losses[name] += float(loss.double().sum())
-            valid = ~batch.is_pad.numpy(force=True)
-            recorded = batch.actions.numpy(force=True)
-            for name, chunks in predicted.items():
-                sums[name] += (np.abs(chunks - recorded) * valid[..., None]).sum(axis=0)
-                if name in words:
-                    sums[f"{name} changes"] += (np.abs(chunks - predicted["own"]) * valid[..., None]).sum(axis=0)
-            counts += valid.sum(axis=0)
-            bar.update(len(valid))
-    described = {name: _describe(total, counts, data) for name, total in sums.items()}
+        batches = _batches(policy, validation, samples, batch_size)
+        described, losses = _measure(policy, data, samples, batches, neighbours, seed=seed, bar=bar)
+    first, last = data.splits["validation"]
     held, relative = _held_states(data), policy.normalization.settings.relative
     return {
         "episodes": data.episode_index[first:last].tolist(),
@@ -105,16 +83,48 @@ def evaluate_open_loop(
         },
         "errors": {"policy": described["own"]} | {name: described[name] for name in BASELINES},
         "words": {
-            name: {
-                "error": described[name]["std"],
-                "loss": round_(losses[name] / counts.sum()),
-                "change": described[f"{name} changes"]["std"],
-            }
-            for name in words
+            name: {"error": described[name]["std"], "loss": loss, "change": described[f"{name} changes"]["std"]}
+            for name, loss in losses.items()
         },
         "traces": traces(policy, data, validation, batch_size=batch_size, seed=seed),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+@torch.no_grad()
+def _measure(
+    policy: Policy,
+    data: Demonstrations,
+    samples: np.ndarray,
+    batches: Iterable[tuple[int, Batch]],
+    neighbours: "Neighbours",
+    *,
+    seed: int,
+    bar: tqdm,
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """The errors (`_describe`) of each baseline and with each kind of words, and by how much these change what is predicted
+    with the own ones; and the mean loss with each kind. Noise is the same whatever the words are."""
+    words, first = sentences(policy, data.tasks), int(data.episode_starts[data.splits["validation"][0]])
+    sums: dict[str, Any] = defaultdict(float)  # of absolute differences, float64 (t, a)
+    losses, counts = dict.fromkeys(words, 0.0), np.zeros(policy.horizon)  # of valid actions, by step
+    for number, batch in batches:
+        frames = first + samples[number : number + len(batch.is_pad)]
+        tasks, recorded, valid = data.task_index[frames], batch.actions.numpy(force=True), ~batch.is_pad.numpy(force=True)
+        predicted = baselines(policy, data, frames, batch.observation, neighbours)
+        for name, (tokens, mask) in words.items():
+            observation = batch.observation._replace(tokens=tokens[tasks], token_mask=mask[tasks])
+            predicted[name] = _act(policy, observation, seed=seed + number)
+            with seeded(seed + number, policy.device):
+                loss, _ = policy.loss(batch._replace(observation=observation))
+            losses[name] += float(loss.double().sum())
+        for name, chunks in predicted.items():
+            sums[name] += (np.abs(chunks - recorded) * valid[..., None]).sum(axis=0)
+            if name in words:
+                sums[f"{name} changes"] += (np.abs(chunks - predicted["own"]) * valid[..., None]).sum(axis=0)
+        counts += valid.sum(axis=0)
+        bar.update(len(valid))
+    described = {name: _describe(total, counts, data) for name, total in sums.items()}
+    return described, {name: round_(loss / counts.sum()) for name, loss in losses.items()}
 
 
 def sentences(policy: Policy, tasks: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -213,10 +223,11 @@ def traces(
     found = []
     for episode in [first, *(first + int(other) for other in others)][:num_episodes]:
         start = int(data.episode_starts[episode])
-        length = min(int(data.episode_ends[episode]) - start, MOST_TRACED)
+        whole = int(data.episode_ends[episode]) - start
+        length = min(whole, MOST_TRACED)
         samples = start - int(data.episode_starts[first]) + np.arange(0, length, policy.horizon)
         chunks = [
-            policy.act(batch.observation, Generator(policy.device).manual_seed(seed + number)).numpy(force=True)
+            _act(policy, batch.observation, seed=seed + number)
             for number, batch in _batches(policy, validation, samples, batch_size)
         ]
         predicted = rearrange(np.concatenate(chunks), "b t a -> (b t) a")[:length]
@@ -226,6 +237,7 @@ def traces(
                 "episode": int(data.episode_index[episode]),
                 "task": data.tasks[data.task_index[start]],
                 "num_frames": length,
+                "of_frames": whole,
                 "joints": {
                     data.features.action[joint]: {
                         "recorded": [round_(value) for value in recorded[:, joint]],
@@ -259,8 +271,8 @@ def looks(policy: Policy, data: Demonstrations, *, num_frames: int = 4, seed: in
             int(data.episode_index[episode]),
             int(frame),
             batch.observation.images[i, :cameras].permute(0, 2, 3, 1).numpy(force=True),
-            None if attention is None else attention[i, :cameras].numpy(force=True),
-            pixels[i, :cameras].numpy(force=True),
+            None if attention is None else attention[i, :cameras].float().numpy(force=True),
+            pixels[i, :cameras].float().numpy(force=True),
         )
         for i, frame in enumerate(samples)
     ]
@@ -336,6 +348,11 @@ def round_(value: float | np.floating) -> float:
 
 def _list(items: Sequence[str], word: str) -> str:
     return f" {word} ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def _act(policy: Policy, observation: Observation, *, seed: int) -> np.ndarray:
+    """The policy's chunks (b, t, a), float64 in raw units."""
+    return policy.act(observation, Generator(policy.device).manual_seed(seed)).to("cpu", torch.float64).numpy()
 
 
 def _chunks(policy: Policy, data: Demonstrations, split: str) -> ActionChunkDataset:

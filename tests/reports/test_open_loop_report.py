@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.test_open_loop import TASKS, TablePolicy, demonstrations, recorded_chunks
 from tests.reports.helpers import check_self_contained, drawings, texts
+from tests.table_policy import TASKS, TablePolicy, demonstrations, recorded_chunks
 from vla_mini.evaluation.open_loop import BASELINES, WORDS, Look, evaluate_open_loop, verdict, verdict_on_words
 from vla_mini.reports.open_loop import read_open_loop, write_open_loop
 from vla_mini.reports.run import write_report
@@ -92,6 +92,7 @@ def test_steps_and_joints_without_an_error_are_left_out(tmp_path, metrics):
         found["by_step"]["std"][2:] = [None, None]
     html = write_run(tmp_path, metrics)
     assert "no joint moves" in html
+    assert {"policy", "mean action"} <= set(texts(drawings(html)[2]))  # at the ends of their lines, the second step
 
 
 def test_a_run_without_the_file_has_no_such_section(tmp_path):

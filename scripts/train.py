@@ -67,7 +67,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     write the report, print the result."""
     from vla_mini import Policy
     from vla_mini.envs import get_spec
-    from vla_mini.evaluation import open_loop
+    from vla_mini.evaluation import open_loop, open_loop_texts
     from vla_mini.evaluation.curves import read_curves
     from vla_mini.evaluation.evaluate import evaluate
     from vla_mini.evaluation.metrics import headline, table
@@ -86,12 +86,12 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
         metrics = open_loop.evaluate_open_loop(policy, demonstrations, progress=True)
         looks = open_loop.looks(policy, demonstrations)
         write_open_loop(run_dir / "evaluation", metrics, looks, cameras=policy.features.cameras)
-        print(open_loop.table(metrics))
+        print(open_loop_texts.table(metrics))
         kept, curve = "the last policy was saved", read_curves(run_dir / "metrics.csv").get("validation/loss")
         if curve and evaluation.every_n_steps:
             loss, step = min(zip(curve.values, curve.steps, strict=True))
             kept = f"validation loss {loss:.4g} after step {step:.0f} (the policy that was saved)"
-        result = f"{kept}; {open_loop.headline(metrics)}; trained {seconds:.0f} s"
+        result = f"{kept}; {open_loop_texts.headline(metrics)}; trained {seconds:.0f} s"
     else:
         metrics, episodes = evaluate(
             policy,

@@ -17,7 +17,7 @@ from vla_mini.action.bins import BinsHead
 from vla_mini.collection import collect
 from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.data.reader import read_dataset
-from vla_mini.evaluation.open_loop import headline, table
+from vla_mini.evaluation.open_loop_texts import headline, table
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import BestPolicy
 from vla_mini.training.setup import data_module, fit_environment, untrained_policy

@@ -1,8 +1,8 @@
 """What evaluation/open_loop.py found -> files in a run's folder, and from these alone the figures of its report.
 
-evaluation/open_loop.json             all numbers; "looks" names the images
-evaluation/open_loop/frame_0012_0_image.png   frame 12 of an episode as the policy gets it, of its first camera; beside it
-                                      frame_0012_0_attention.png and frame_0012_0_sensitivity.png
+evaluation/open_loop.json                      all numbers; "looks" names the images
+evaluation/open_loop/frame_0012_0_image.png    frame 12 of an episode as the policy gets it, of its first camera; beside it
+                                               frame_0012_0_attention.png and frame_0012_0_sensitivity.png
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ from PIL import Image
 
 from vla_mini.evaluation.curves import Curve
 from vla_mini.evaluation.metrics import words
-from vla_mini.evaluation.open_loop import WORDS, Look, verdict_on_words
+from vla_mini.evaluation.open_loop import Look
+from vla_mini.evaluation.open_loop_texts import WORDS, verdict_on_words
 from vla_mini.reports.charts import CYCLE, STYLE, Panel, inline_svg, line_plot
 from vla_mini.reports.images import Cell, heat_map, image_grid
 from vla_mini.utils.files import read_json, write_json

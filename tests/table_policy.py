@@ -38,6 +38,7 @@ def demonstrations(*, tasks=TASKS, **changes) -> Demonstrations:
         statistics=None,
         fingerprint="",
         notes=(),
+        mixture=(),
     )._replace(**changes)
     train = slice(0, ENDS[1])
     return found._replace(statistics=training_statistics(found.states[train], found.actions[train]))

@@ -142,8 +142,11 @@ def test_a_run_without_an_environment_trains_validates_and_reports(place, tmp_pa
     smoke = ["experiment=toy_pick_smoke", "env=none", "data.root=data/toy_pick_16_seed0", "data.episodes=null"]
     assert command("train", *smoke, f"trainer.max_steps={steps}", f"hydra.run.dir={tmp_path / 'run'}") == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"validation loss [\d.]+ after step \d+ \(.*\); trained \d+ s; \S+/report\.html", last), last
-    assert (tmp_path / "run" / "report.html").is_file() and not (tmp_path / "run" / "evaluation").exists()
+    error = r"error [\d.]+ of a standard deviation \(mean action [\d.]+, hold [\d.]+, nearest frame [\d.]+\)"
+    loss = r"validation loss [\d.]+ after step \d+ \(.*\)"
+    assert re.fullmatch(rf"{loss}; {error}; trained \d+ s; \S+/report\.html", last), last
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert {path.name for path in (tmp_path / "run" / "evaluation").iterdir()} == {"open_loop.json", "open_loop"}
     policy = vla_mini.Policy.from_pretrained(tmp_path / "run" / "policy")
     assert "env" not in policy.source
     bad("evaluate", f"policy={tmp_path / 'run' / 'policy'}", says="env=none", capsys=capsys)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from vla_mini.autograd.batches import seeded
 from vla_mini.autograd.saliency import attention_maps, sensitivity
 from vla_mini.data.chunks import ActionChunkDataset
+from vla_mini.data.frames import is_decoded
 from vla_mini.data.reader import Demonstrations
 from vla_mini.normalization import relative_sources
 from vla_mini.policy import Policy
@@ -53,7 +54,7 @@ def evaluate_open_loop(
     """
     start = time.perf_counter()
     validation, training = (_chunks(policy, data, split) for split in ("validation", "train"))
-    if not isinstance(data.frames, np.ndarray):
+    if not is_decoded(data.frames):
         num_training_frames = min(num_training_frames, STREAMED_TRAINING_FRAMES)
     samples, compared = _spaced(len(validation), num_frames), _spaced(len(training), num_training_frames)
     with tqdm(total=len(samples), desc="open loop", unit="frame", disable=None if progress else True, leave=False) as bar:

@@ -139,7 +139,7 @@ def _joint_plot(metrics: Mapping[str, Any]) -> Markup:
         else:
             axes.plot(errors, places, "o", color=f"page:{colour}", markersize=3.4)
     axes.set_yticks(places, [shorten(joint) for joint in shown], fontsize=8)
-    axes.set(ylim=(max(len(shown), MOST_JOINTS) - 0.4, -0.6), xlabel="standard deviations")
+    axes.set(ylim=(max(len(shown), MOST_JOINTS // 2) - 0.4, -0.6), xlabel="standard deviations")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return inline_svg(figure, name="error_by_joint")
@@ -160,7 +160,8 @@ def _which_joints(metrics: Mapping[str, Any]) -> str:
     if not moving:
         return "no joint moves in the training split"
     moves = f" that move, of {number}" if moving < number else ""
-    return f"the {shown} largest of {moving}{moves}" if shown < moving else f"all {shown}{moves}"
+    every = f"all {shown}{moves}" if moves else "all joints"
+    return f"the {shown} largest of {moving}{moves}" if shown < moving else every
 
 
 def shorten(name: str, most: int = 26) -> str:

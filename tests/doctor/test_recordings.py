@@ -119,7 +119,8 @@ def the_same_task_twice(made):
 
 
 def a_dark_camera(made):
-    made.images[3][10:18, 1] = 1
+    made.images[3][10:14, 1] = np.random.default_rng(0).integers(0, 13, (4, 24, 32, 3))  # dark, with noise
+    made.images[3][14:18, 1] = 128  # of one colour
 
 
 def a_blind_camera(made):

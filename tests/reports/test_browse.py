@@ -10,6 +10,7 @@ import pytest
 from tests.doctor.test_recordings import EPISODES, FAULTS, FEATURES, FRAMES, a_blind_camera, a_jump, healthy, write
 from tests.factory import ROOT, command
 from tests.reports.helpers import check_self_contained, drawings, texts
+from vla_mini.data.frames import StreamedFrames
 from vla_mini.data.reader import read_dataset
 from vla_mini.reports.browse import STILLS, choose_episodes, thumbnail_size
 from vla_mini.reports.charts import ENVELOPE, Dimension, _envelope, dimension_grid
@@ -166,6 +167,15 @@ def test_real_datasets(name, format, open_findings):
     check_self_contained(html)
     assert results["format"] == format and html.count("data:image/jpeg") == 2 * STILLS
     assert {finding["check"] for finding in results["findings"] if finding["status"] != "pass"} == open_findings
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/datasets is not there")
+def test_a_preview_of_a_video_shows_what_its_frames_show():
+    data = read_dataset(SHARED / "g1_yellow_bottle", cache="none")
+    preview = data.frames.preview((96, 128))[np.array([5, 400])].astype(int)
+    exact = StreamedFrames(data.frames.footage, size=(96, 128), resize="letterbox")[np.array([5, 400])].astype(int)
+    assert preview.shape == exact.shape == (2, 1, 3, 96, 128)
+    assert np.abs(preview - exact).mean() < 2 < np.abs(preview[0] - exact[1]).mean()
 
 
 def test_every_check_has_a_fault_that_it_finds():

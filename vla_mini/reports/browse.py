@@ -24,7 +24,7 @@ from vla_mini.utils.machine import machine_text
 STILLS = 8  # of a film strip
 THUMBNAIL_HEIGHT = 96
 CURVES = 5  # episodes whose states and actions are drawn over time
-TASKS_SHOWN = 12
+TASKS_SHOWN = 8
 JPEG_QUALITY = 85
 BLUE, AMBER = "blue", "amber"  # of states and of actions
 

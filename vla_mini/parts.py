@@ -166,8 +166,8 @@ class Vision(Part):
 
     @classmethod
     def wanted_size(cls, settings: Mapping[str, Any]) -> list[int] | None:
-        """[height, width] that a part with these settings resizes images to; None: it takes them as they are. Images of a dataset
-        without an environment are decoded to this size."""
+        """[height, width] that a part with these settings resizes images to; None: it takes them as they are. Images of a
+        dataset without an environment are decoded to this size."""
         return None
 
     @abstractmethod

@@ -13,7 +13,7 @@ from tests.reports.helpers import check_self_contained, drawings, texts
 from vla_mini.data.frames import StreamedFrames
 from vla_mini.data.reader import read_dataset
 from vla_mini.reports.browse import STILLS, choose_episodes, thumbnail_size
-from vla_mini.reports.charts import ENVELOPE, Dimension, _envelope, dimension_grid
+from vla_mini.reports.drawing.charts import ENVELOPE, Dimension, _envelope, dimension_grid
 
 SHARED = ROOT.parent / "shared" / "datasets"
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from tests.reports.helpers import texts
 from vla_mini.evaluation.curves import Curve
-from vla_mini.reports.charts import CYCLE, PLACEHOLDERS, Panel, flow_plot, line_plot, matrix, norms_histogram
+from vla_mini.reports.drawing.charts import CYCLE, PLACEHOLDERS, Panel, flow_plot, line_plot, matrix, norms_histogram
 from vla_mini.reports.page import standalone
 
 LOSS = Panel(

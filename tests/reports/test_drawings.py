@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.reports.helpers import texts
-from vla_mini.reports.graph import graph_drawing, in_columns, place
-from vla_mini.reports.images import WIDTH, Cell, heat_map, image_grid
+from vla_mini.reports.drawing.graph import graph_drawing, in_columns, place
+from vla_mini.reports.drawing.images import WIDTH, Cell, heat_map, image_grid
 
 IMAGE = np.zeros((8, 8, 3), dtype=np.uint8)
 TITLE = 'pick "up" the <red> & very, very, very, very long cube'

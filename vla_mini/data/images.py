@@ -4,12 +4,15 @@ The same function resizes the frames of datasets and the observations of a polic
 """
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from vla_mini.utils.errors import one_line
 from vla_mini.utils.features import Resize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def resize(image: np.ndarray, size: tuple[int, int], how: Resize) -> np.ndarray:
@@ -21,6 +24,8 @@ def resize(image: np.ndarray, size: tuple[int, int], how: Resize) -> np.ndarray:
     (height, width), (to_height, to_width) = image.shape[:2], size
     if (height, width) == (to_height, to_width):
         return image
+    from PIL import Image  # not at the top: acting with images of the right size needs none
+
     picture = Image.fromarray(image)
     if how == "letterbox":
         scale = min(to_height / height, to_width / width)
@@ -38,20 +43,24 @@ def resize(image: np.ndarray, size: tuple[int, int], how: Resize) -> np.ndarray:
     return _scale(picture, size, box)
 
 
-def _scale(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+def _scale(picture: "Image", size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    from PIL.Image import Resampling
+
     # Bilinear with antialiasing; much larger images are first reduced by whole factors, which is three times as fast.
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR, box, reducing_gap=2.0))
+    return np.asarray(picture.resize(size[::-1], Resampling.BILINEAR, box, reducing_gap=2.0))
 
 
 def decode(encoded: bytes) -> np.ndarray:
     """A PNG, a JPEG or another file that Pillow reads -> uint8 (h, w, 3). ValueError for one that is damaged, or no colours."""
+    from PIL import Image
+
     try:
         return to_rgb(Image.open(io.BytesIO(encoded)))
     except Exception as error:  # whatever Pillow raises
         raise ValueError(f"its image cannot be decoded: {one_line(error)}") from error
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: "Image") -> np.ndarray:
     """Grey, palette and transparent images as RGB. ValueError for 16 bits a pixel and for floats, which are no colours."""
     if image.mode.startswith("I") or image.mode == "F":
         kind = "of floats" if image.mode == "F" else "of 16 or 32 bits a pixel"

@@ -16,7 +16,7 @@ from vla_mini.data.reader import Demonstrations
 from vla_mini.doctor.finding import Finding
 from vla_mini.doctor.images import ImageScan
 from vla_mini.doctor.recordings import spans, vectors
-from vla_mini.reports.charts import Dimension, dimension_grid
+from vla_mini.reports.drawing.charts import Dimension, dimension_grid
 from vla_mini.reports.page import data_uri, write_page
 from vla_mini.utils import files
 from vla_mini.utils.machine import machine_text

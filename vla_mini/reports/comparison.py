@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_mini.evaluation.curves import Curve
 from vla_mini.evaluation.metrics import further_rates, words
-from vla_mini.reports.charts import CYCLE, Panel, line_plot
+from vla_mini.reports.drawing.charts import CYCLE, Panel, line_plot
 from vla_mini.reports.page import NOTHING, explanations, number, percent, standalone, write_page
 from vla_mini.utils import files
 

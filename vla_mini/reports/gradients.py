@@ -23,9 +23,9 @@ from vla_mini.autograd.jacobian import Jacobian
 from vla_mini.autograd.per_sample import PerSample
 from vla_mini.autograd.saliency import Saliency
 from vla_mini.policy import Policy
-from vla_mini.reports.charts import flow_plot, matrix, norms_histogram
-from vla_mini.reports.graph import graph_drawing
-from vla_mini.reports.images import Cell, heat_map, image_grid
+from vla_mini.reports.drawing.charts import flow_plot, matrix, norms_histogram
+from vla_mini.reports.drawing.graph import graph_drawing
+from vla_mini.reports.drawing.images import Cell, heat_map, image_grid
 from vla_mini.reports.page import number, standalone, write_page
 from vla_mini.types import Batch
 from vla_mini.utils import files

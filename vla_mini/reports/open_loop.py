@@ -20,8 +20,8 @@ from vla_mini.evaluation.curves import Curve
 from vla_mini.evaluation.metrics import words
 from vla_mini.evaluation.open_loop import Look
 from vla_mini.evaluation.open_loop_texts import WORDS, verdict_on_words
-from vla_mini.reports.charts import CYCLE, STYLE, Panel, inline_svg, line_plot
-from vla_mini.reports.images import Cell, heat_map, image_grid
+from vla_mini.reports.drawing.charts import CYCLE, STYLE, Panel, inline_svg, line_plot
+from vla_mini.reports.drawing.images import Cell, heat_map, image_grid
 from vla_mini.utils.files import read_json, write_json
 
 MOST_JOINTS = 12  # in the drawing of errors by joint; the table has all

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.metrics import further_rates, words
 from vla_mini.evaluation.open_loop_texts import BASELINES, verdict
-from vla_mini.reports.charts import Panel, line_plot
+from vla_mini.reports.drawing.charts import Panel, line_plot
 from vla_mini.reports.open_loop import read_open_loop
 from vla_mini.reports.page import NOTHING, explanations, number, percent, write_page
 from vla_mini.utils.files import read_json

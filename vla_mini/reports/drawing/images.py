@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from vla_mini.reports.charts import STYLE, inline_svg
+from vla_mini.reports.drawing.charts import STYLE, inline_svg
 
 OUTLINE = "#78ffbe"
 WIDTH, GAP = 648.0, 16.0  # points: of a row, and between its images

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
-from vla_mini.reports.charts import STYLE, inline_svg
+from vla_mini.reports.drawing.charts import STYLE, inline_svg
 
 # Lengths in points: font sizes and the mean widths of their letters; the distance of two lines of text; gaps.
 NAME, NAME_LETTER, TEXT, TEXT_LETTER = 9.0, 5.6, 7.5, 4.2

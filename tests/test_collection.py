@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
@@ -56,6 +58,19 @@ def test_the_same_bytes_whatever_the_number_of_workers(toy_pick, tmp_path):
     root, _, _ = toy_pick
     collect(TOY_PICK, tmp_path / "d", episodes=6, validation_episodes=2, seed=3, num_workers=3)
     assert contents(tmp_path / "d") == contents(root)
+
+
+def test_others_help_only_where_it_takes_long(toy_pick, tmp_path, monkeypatch):
+    root, _, _ = toy_pick
+    monkeypatch.setattr(collection, "num_cores", lambda: 2)
+    for seconds, helped in ((60.0, False), (0.02, True)):
+        pool = ThreadPoolExecutor(1)  # starts faster than processes
+        pool.submit = Mock(wraps=pool.submit)
+        monkeypatch.setattr(collection, "ProcessPoolExecutor", Mock(return_value=pool))
+        monkeypatch.setattr(collection, "ALONE", seconds)
+        collect(TOY_PICK, tmp_path / str(helped), episodes=6, validation_episodes=2, seed=3)
+        assert pool.submit.called == helped
+        assert contents(tmp_path / str(helped)) == contents(root)
 
 
 def test_another_seed_gives_other_scenes(toy_pick, tmp_path):

@@ -40,7 +40,8 @@ def smoke(tmp_path_factory) -> Smoke:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(place)
         before = sum(os.times()[:4])
-        assert command("train", "experiment=toy_pick_smoke", "logger=wandb") == 0
+        several = ["evaluation.episodes=2", "evaluation.selection_episodes=2"]
+        assert command("train", "experiment=toy_pick_smoke", "logger=wandb", *several) == 0
     return Smoke(place, printed.getvalue(), sum(os.times()[:4]) - before)
 
 

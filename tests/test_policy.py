@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from tests.factory import FEATURES, make_batch, make_observation, make_policy, mean_loss, spec
 from vla_mini import testing
@@ -13,6 +14,12 @@ from vla_mini.parts import ActingDefaults, AuxiliaryLoss, AuxiliarySpec
 from vla_mini.policy import INPUTS
 from vla_mini.testing import split
 from vla_mini.utils.features import FeatureStatistics, Statistics
+
+
+def test_shapes_are_checked_in_tests():
+    """Where they are annotated: tests/conftest.py finds the modules."""
+    with pytest.raises(TypeCheckError):
+        make_policy().vision(torch.zeros(2, 3, 64))
 
 
 def test_act_is_prepare_and_predict():

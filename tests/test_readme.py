@@ -18,7 +18,8 @@ def blocks(language: str, *, page: str = "README.md") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python scripts/")]
+LINES = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python scripts/")]
+COMMANDS = list(dict.fromkeys(LINES))  # each once
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from vla_mini.utils.machine import num_cores
 NOISE = 0.2
 BURST_PROBABILITY = 0.05
 BURST_STEPS = 3
+ALONE = 1.0  # seconds that this process collects alone, if the number of workers is left to it: starting them takes longer
 AHEAD = 32  # attempts that are in the workers, or waiting to be written in their order
 MAX_FAILURES = 0.9  # collecting stops with an error where the expert fails more often than this
 
@@ -51,12 +53,13 @@ def collect(
     Returns the number of frames.
 
     - action_noise: how far executed actions differ from the expert's (0 = not at all)
-    - num_workers: processes that collect (None: one a core); 1 collects in this process
+    - num_workers: processes that collect (None: one a core, if it takes longer than ALONE); 1 collects in this process
     - progress: called after each episode written
 
     Raises ValueError, before any work, for fewer than one episode, an unknown environment or one without an expert, or an
     `output` that exists or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, or the disk is full.
     """
+    alone_until = time.monotonic() + (ALONE if num_workers is None else 0)
     num_workers = num_cores() if num_workers is None else num_workers
     if episodes < 1 or validation_episodes < 0:
         raise ValueError(f"episodes={episodes}, validation_episodes={validation_episodes}: at least 1 and 0 are needed")
@@ -71,7 +74,7 @@ def collect(
         with writer, _workers(num_workers) as pool:
             for purpose, count in (("demonstration", episodes), ("validation", validation_episodes)):
                 attempt = partial(demonstrate, env_id, purpose=purpose, seed=seed, action_noise=action_noise)
-                for episode in itertools.islice(_successes(_in_order(attempt, pool)), count):
+                for episode in itertools.islice(_successes(_in_order(attempt, pool, alone_until)), count):
                     writer.add_episode(episode)
                     if progress is not None:
                         progress()
@@ -149,20 +152,20 @@ def _successes(attempts: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpi
 
 
 def _in_order(
-    attempt: Callable[[int], EncodedEpisode | None], pool: ProcessPoolExecutor | None
+    attempt: Callable[[int], EncodedEpisode | None], pool: Executor | None, alone_until: float
 ) -> Iterator[EncodedEpisode | None]:
-    """The attempts 0, 1, 2, ... without end, AHEAD of them at a time in the workers."""
-    if pool is None:
-        yield from map(attempt, itertools.count())
-        return
-    waiting = deque(pool.submit(attempt, number) for number in range(AHEAD))
-    for number in itertools.count(AHEAD):
+    """The attempts 0, 1, 2, ... without end: at first in this process, then in the workers, AHEAD of them at a time."""
+    numbers = itertools.count()
+    while pool is None or time.monotonic() < alone_until:
+        yield attempt(next(numbers))
+    waiting = deque(pool.submit(attempt, number) for number in itertools.islice(numbers, AHEAD))
+    for number in numbers:
         yield waiting.popleft().result()
         waiting.append(pool.submit(attempt, number))
 
 
 @contextmanager
-def _workers(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
+def _workers(num_workers: int) -> Iterator[Executor | None]:
     """A pool of that many processes; no pool where one process is enough, which is this one."""
     if num_workers == 1:
         yield None

@@ -8,7 +8,7 @@ from tests.doctor.helpers import TwoCameras
 from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
-from vla_mini.doctor import learning
+from vla_mini.doctor import learning, machine
 from vla_mini.doctor.checks import TrainingRun
 from vla_mini.envs.toy_pick.spec import SPEC
 from vla_mini.training.setup import data_module, untrained_policy
@@ -25,6 +25,12 @@ def collected(folder, env_id):
 def no_time_limit(monkeypatch):
     """What a policy learns in a test must not depend on how busy the machine is."""
     monkeypatch.setattr(learning, "MAX_SECONDS", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch):
+    """Of the speed, whose value no test looks at."""
+    monkeypatch.setattr(machine.speed, "__kwdefaults__", {"seconds": 0.2})
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 from tests.factory import command
 from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.data.reader import read_dataset
+from vla_mini.doctor import learning
 
 SMALL = ["experiment=toy_pick_smoke", "vision.width=16", "trunk.width=32", "language.width=16"]
 
@@ -32,7 +33,8 @@ def test_a_healthy_run(root, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checked"]
 
 
-def test_a_failed_check_ends_with_exit_code_1(demonstrations, capsys, tmp_path):
+def test_a_failed_check_ends_with_exit_code_1(demonstrations, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "MAX_STEPS", 40)  # the check that fails is another one
     write_with_swapped_channels(tmp_path / "swapped", demonstrations)
     assert command("doctor", *SMALL, f"data.root={tmp_path / 'swapped'}") == 1
     out, err = capsys.readouterr()

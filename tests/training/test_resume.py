@@ -22,7 +22,7 @@ from vla_mini.utils import files
 
 # 12 episodes make about 12 batches of 16 an epoch: two epochs and a bit, with a short last window where 5 make one.
 COMMON = ["data.batch_size=16", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "evaluation.every_n_steps=5"]
-COMMON += ["evaluation.selection_episodes=1"]
+COMMON += ["evaluation.selection_episodes=1", "execute=8"]
 OF_TIME = {"seconds", "samples_per_second", "selection/seconds"}
 
 
@@ -76,8 +76,8 @@ def outcome(run_dir):
 
 
 VARIANTS = {
-    "windows": ["trainer.accumulate_grad_batches=5"],
-    "flow": ["action=flow", "optimizer=adamw"],
+    "windows": ["trainer.accumulate_grad_batches=5", "trainer.max_steps=8"],
+    "flow": ["action=flow", "action.hidden=64", "optimizer=adamw"],
     "torchvision": ["vision=torchvision"],
     "validated by epochs": [
         *("trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=0.5", "env=none"),
@@ -97,7 +97,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(demonstrations, tmp_path, variant, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    arguments = [*VARIANTS[variant], "trainer.max_steps=17"]
+    arguments = ["trainer.max_steps=17", *VARIANTS[variant]]
     assert train(demonstrations, tmp_path / "whole", arguments)
     expected = outcome(tmp_path / "whole")
     draw = random.Random(variant)

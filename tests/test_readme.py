@@ -35,9 +35,10 @@ def test_commands_run(folder, monkeypatch, line):
     monkeypatch.chdir(folder)
     _, script, *arguments = shlex.split(line.partition("#")[0])
     name = Path(script).stem
-    if re.search("=(DIR|FILE)", line):  # the user's own weights: only the settings are checked
+    if re.search("=(DIR|FILE)", line):  # the user's own weights or data: only the settings are checked
         settings = config.load("train", arguments)
-        assert {"DIR", "FILE"} & {part.arguments().get("path") for part in (settings.vision, settings.language)}
+        paths = {settings.data.root, *(part.arguments().get("path") for part in (settings.vision, settings.language))}
+        assert {"DIR", "FILE"} & paths
         return
     if name == "compare":  # many runs, some of which tests/comparison makes: only the settings are checked
         assert len(config.load(name, arguments).variants) > 1

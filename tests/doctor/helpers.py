@@ -16,7 +16,10 @@ class TwoCameras(Environment):
     """toy_pick with a second camera on the opposite side."""
 
     env_spec = dataclasses.replace(
-        SPEC, id="vla_mini_tests/TwoCameras-v0", features=SPEC.features._replace(cameras=("top", "opposite"))
+        SPEC,
+        id="vla_mini_tests/TwoCameras-v0",
+        features=SPEC.features._replace(cameras=("top", "opposite")),
+        has_object_masks=False,
     )
 
     def __init__(self):

@@ -49,6 +49,11 @@ def make_run(folder: Path) -> None:
     """Run the smoke experiment, with its dataset in `folder`/data and its results in `folder`/run."""
     settings = ["experiment=toy_pick_smoke", f"data.root={folder}/data", f"hydra.run.dir={folder}/run"]
     subprocess.run([sys.executable, "scripts/train.py", *settings], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    make_recording(folder)
+
+
+def make_recording(folder: Path) -> None:
+    """Write the recording of another program, to `folder`/other/recording."""
     record(folder / "other/recording", version="v2.1", video="libx264", lengths=(30, 40, 25), size=(64, 96))
 
 

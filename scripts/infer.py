@@ -91,8 +91,9 @@ def read_image(path: str) -> Any:
     from vla_mini.data.images import decode
     from vla_mini.utils.errors import as_value_error
 
-    with as_value_error(f"image={path}"):
-        return decode(Path(path).read_bytes())
+    encoded = Path(path).read_bytes()
+    with as_value_error(f"image={path}", ValueError):
+        return decode(encoded)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ class Hopeless(Line):
 
 class Expertless(Line):
     env_spec = EnvSpec("vla_mini_tests/Expertless-v0", FEATURES, robot_type="line", max_episode_steps=20)
+    expert_action = Environment.expert_action
 
 
 for environment in (Line, Hopeless, Expertless):

@@ -219,14 +219,14 @@ def bad(name: str, *arguments: str, says: str, capsys) -> None:
         ({"policy": "runs"}, "is not a saved policy"),
         ({"image": "nowhere.png"}, "nowhere.png: No such file"),
         ({"image": RUN + "/metrics.csv"}, "is not an image"),
-        ({"image": "small.png"}, "(32, 64, 3)"),
+        ({"image": "depth.png"}, "image=depth.png: its image cannot be decoded: it is an image of 16 or 32 bits a pixel"),
         ({"state": "[0,0,0]"}, "state"),
         ({"instruction": " "}, "instruction"),
         ({"mode": "fast"}, "mode='fast'"),
     ],
 )
 def test_infer_refuses(place, scene, capsys, change, says):
-    Image.new("RGB", (64, 32)).save("small.png")
+    Image.new("I;16", (64, 64)).save("depth.png")
     good = {"policy": POLICY, "image": scene[0], "instruction": "go", "state": "[0,0,0.5,0]"}
     bad("infer", *(f"{key}={value}" for key, value in (good | change).items()), says=says, capsys=capsys)
 

@@ -15,7 +15,13 @@ from vla_mini.evaluation import open_loop
 
 PAGE = (ROOT / "docs/real_data.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
-SMALL = ["trainer.max_steps=3", "trainer.val_check_interval=3", "data.batch_size=8", "data.image_size=[32,32]"]
+SMALL = [
+    "trainer.max_steps=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=3",
+    "data.batch_size=8",
+    "data.image_size=[32,32]",
+]
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 
@@ -44,7 +50,7 @@ def test_commands_run(folder, monkeypatch, line):
 def test_the_run_says_how_far_its_actions_are_from_the_recorded_ones(folder):
     run = folder / "runs/real/latest"
     found = json.loads((run / "evaluation/open_loop.json").read_text())
-    assert found["frames"] == 54 and (run / "report.html").is_file()
+    assert found["num_frames"] == found["of_frames"] > 20 and (run / "report.html").is_file()
 
 
 def test_python_runs(folder, monkeypatch):

@@ -72,11 +72,11 @@ class Policy(PretrainedMixin, nn.Module):
         self.features, self.history, self.acting = features, history, acting or ActingDefaults()
         self.ablate, self.source = tuple(ablate), dict(source)
         self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
-        self.normalization = Normalization(statistics, history=history, settings=normalization, features=features)
+        units = Normalization(statistics, history=history, settings=normalization, features=features)
         if normalization.relative and "state" in ablate:
             raise ValueError("ablate=[state]: relative actions cannot be turned into absolute ones without the state")
         chunks = np.zeros((0, horizon, features.action_size), np.float32) if action_chunks is None else action_chunks
-        data = FitData(tuple(instructions), self.normalization.action(torch.from_numpy(chunks)), statistics)
+        data = FitData(tuple(instructions), units.action(torch.from_numpy(chunks)), statistics)
         options = {"classes": classes, "data": data, "assets": assets}
 
         num_images = history * len(features.cameras)
@@ -100,6 +100,7 @@ class Policy(PretrainedMixin, nn.Module):
         # Distinguishes cameras and frames of history; a single image needs no embedding.
         self.camera_embedding = nn.Embedding(num_images, trunk.width) if num_images > 1 else None
         self.state = nn.Linear(history * features.state_size, trunk.width)
+        self.normalization = units
 
         (height, width), cameras = features.image_size, _with_history(features.cameras, history)
         # The sizes of inputs, or the names of their entries, by the letters of types.py.

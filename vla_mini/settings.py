@@ -97,7 +97,6 @@ class Reading(StrictModel):
     """Where a dataset is and what of it is read: arguments of `read_dataset` (vla_mini/data/reader.py)."""
 
     root: Path | None = None
-    roots: dict[Path, PositiveFloat] | None = None
     revision: Text | None = None
     cameras: dict[str, Text] | None = None
     state: Names | None = None
@@ -113,11 +112,16 @@ class Reading(StrictModel):
         """The arguments of `read_dataset`."""
         return self.model_dump(include=READING)
 
+    def contradictions(self) -> Iterator[str]:
+        if self.root is None:
+            yield "root is required: give data.root=DIR"
+
 
 class Data(Reading):
     """The demonstrations: where they are, what of them is read, how many are collected where they are missing, how they are
     batched. What has the name of an argument of `read_dataset` is that."""
 
+    roots: dict[Path, PositiveFloat] | None = None
     cache: Path | None = None
     num_workers: NonNegativeInt = 2
     cache_gigabytes: PositiveFloat | None = None

@@ -31,6 +31,7 @@ def place(tmp_path_factory):
     """A run of the smoke experiment, as the benchmark makes it."""
     place = tmp_path_factory.mktemp("place")
     assert command("train", "experiment=toy_pick_smoke", f"data.root={place}/data", f"hydra.run.dir={place}/run") == 0
+    damage.make_recording(place)
     return place
 
 

@@ -54,7 +54,7 @@ def changed(settings, **changes):
 
 
 def test_the_policy_is_as_the_settings_describe(policy, demonstrations):
-    assert (policy.history, policy.acting, policy.ablate) == (2, (3, 0.25), ("state",))
+    assert (policy.history, policy.acting, policy.ablate) == (2, (3, 0.25, "letterbox"), ("state",))
     assert policy.horizon == 5 and isinstance(policy.backbone_action, BinsHead)
     assert policy.auxiliary["keyframe"].settings["state"] == ["y"]
     assert {name.partition(".")[0] for name, p in policy.named_parameters() if not p.requires_grad} == {"vision"}
@@ -189,7 +189,7 @@ def test_a_dataset_that_is_not_the_default_environments_is_trained_on_without_on
 def test_what_was_left_aside_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
     noted = demonstrations._replace(notes=("left aside: depth", "another"))
     assert fit_environment(settings, noted, named=False) == (settings, noted.notes)
-    monkeypatch.setattr("vla_mini.data.reader.read_dataset", lambda *_, **__: noted)
+    monkeypatch.setattr("vla_mini.data.mixture.read_demonstrations", lambda *_, **__: noted)
     arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}"]
     no_checks = SimpleNamespace(TrainingRun=lambda *_: None, run_checks=lambda _: [])
     monkeypatch.setitem(sys.modules, "vla_mini.doctor.checks", no_checks)

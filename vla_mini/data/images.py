@@ -52,10 +52,12 @@ def _scale(picture: "Image", size: tuple[int, int], box: tuple[float, float, flo
 
 def decode(encoded: bytes) -> np.ndarray:
     """A PNG, a JPEG or another file that Pillow reads -> uint8 (h, w, 3). ValueError for one that is damaged, or no colours."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         return to_rgb(Image.open(io.BytesIO(encoded)))
+    except UnidentifiedImageError:
+        raise ValueError("it is not an image that Pillow can read") from None
     except Exception as error:  # whatever Pillow raises
         raise ValueError(f"its image cannot be decoded: {one_line(error)}") from error
 

@@ -180,7 +180,7 @@ def test_both_loops_train_the_same(tmp_path, demonstrations):
 
 def test_the_cost_of_a_frozen_encoder_is_measured(tmp_path, demonstrations):
     save_pretrained(tmp_path / "encoder", start=True)
-    others = [f"data.root={demonstrations}", "data.batch_size=16"]
+    others = [f"data.root={demonstrations}", "data.batch_size=8", "vision.width=16"]
     figures = frozen_language.measure(str(tmp_path / "encoder"), 3, 1, others)
     spent = figures["milliseconds_per_step"]
     assert figures["cost"] > 0.5 and all(milliseconds > 1 for milliseconds in spent.values())

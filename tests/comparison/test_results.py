@@ -15,7 +15,7 @@ from vla_mini.comparison.results import pool
 
 VARIANTS = {
     "plain": "action=regression",
-    "flow": "action=flow optimizer.lr=1e-3",
+    "flow": "action=flow action.hidden=64 action.num_steps=2 optimizer.lr=1e-3",
     "diverging": "optimizer=sgd optimizer.lr=1e38 trainer.gradient_clip_val=null guard.patience=1",
 }
 
@@ -23,7 +23,7 @@ VARIANTS = {
 def compare(*arguments: str, variants=tuple(VARIANTS)) -> int:
     named = [f"variants.{name}={VARIANTS[name]}" for name in variants]
     budget = ["seeds=[0]", "budget.steps=4", "budget.selections=2"]
-    return command("compare", "experiment=toy_pick_smoke", *named, *budget, *arguments)
+    return command("compare", "experiment=toy_pick_smoke", "execute=8", *named, *budget, *arguments)
 
 
 @pytest.fixture(scope="module")

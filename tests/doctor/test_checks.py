@@ -161,7 +161,8 @@ def test_speed_is_measured_and_slow_loading_is_found(make_run, monkeypatch):
     assert "loading takes" in machine.speed(run.policy, run.train_dataset, run.settings, seconds=0.0).measured
 
 
-def test_a_checked_run_stays_as_it_is(make_run):
+def test_a_checked_run_stays_as_it_is(make_run, monkeypatch):
+    monkeypatch.setattr(learning, "MAX_STEPS", 20)
     run = make_run("freeze=[vision]")
     before = {name: value.clone() for name, value in run.policy.state_dict().items()}
     modes = [module.training for module in run.policy.modules()]

@@ -8,12 +8,15 @@ from tests.doctor.helpers import findings_of, not_passed, replace_method
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
 from vla_mini.data.statistics import training_statistics
+from vla_mini.doctor import learning
 from vla_mini.doctor.checks import run_checks
 from vla_mini.types import Context
 
 
 @pytest.mark.parametrize(
-    "variant", [[], ["vision=patch", "vision.width=32", "action=flow"], ["action=bins"], ["action=fast"]], ids=str
+    "variant",
+    [[], ["vision=patch", "vision.width=32", "action=flow", "action.hidden=128"], ["action=bins"], ["action=fast"]],
+    ids=str,
 )
 def test_healthy_runs_pass(make_run, variant):
     findings = findings_of(make_run(*variant))
@@ -222,6 +225,7 @@ RUN_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", RUN_MISTAKES)
 def test_mistakes_in_the_run_are_found(make_run, monkeypatch, mistake):
+    monkeypatch.setattr(learning, "MAX_STEPS", 40)
     plant, checks, text, settings = RUN_MISTAKES[mistake]
     run = make_run(*settings)
     plant(run, monkeypatch)

@@ -169,7 +169,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path):
 
 
 SETTINGS = ["experiment=toy_pick_smoke", "trainer.max_steps=10", "checkpoint.every_n_steps=2", "evaluation.every_n_steps=5"]
-SETTINGS += ["evaluation.episodes=1", "evaluation.selection_episodes=1"]
+SETTINGS += ["execute=8"]
 
 
 def train(place, run, *more):

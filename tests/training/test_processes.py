@@ -25,7 +25,7 @@ from vla_mini.finetuning.freezing import freeze
 from vla_mini.finetuning.unfreezing import Unfreezing
 from vla_mini.testing import split
 
-SMOKE = ["experiment=toy_pick_smoke", "trainer.accelerator=cpu", "trainer.precision=64-true", "optimizer=sgd"]
+SMOKE = ["experiment=toy_pick_smoke", "trainer.accelerator=cpu", "trainer.precision=64-true", "optimizer=sgd", "execute=8"]
 TOGETHER = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8"]
 ALONE = ["data.batch_size=16"]
 # Windows of four micro-batches, of which an epoch ends with a shorter one; five of them reach into the second epoch.

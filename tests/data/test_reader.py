@@ -166,7 +166,7 @@ def broken_image(table):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (broken_image, "file-000.parquet, row 7: its image cannot be decoded"),
+        (broken_image, "file-000.parquet, row 7: it is not an image that Pillow can read"),
         (lambda table: table.drop_columns(["observation.images.wrist"]), "file-000.parquet.*observation.images.wrist"),
         (lambda table: table.drop_columns(["action"]), "file-000.parquet.*action"),
         (lambda table: table.slice(1), "file-000.parquet: 22 rows, but its 5 episodes should have 23"),

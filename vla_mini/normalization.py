@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vla_mini.utils.features import Features, FeatureStatistics, Statistics
 
+States, Actions = Float[Tensor, "*b s"], Float[Tensor, "*b t a"]
 Mode = Literal["mean_std", "min_max", "quantiles", "none"]
 
 
@@ -30,7 +31,8 @@ class NormalizationSettings(NamedTuple):
 
 
 class Normalization(nn.Module):
-    """States "... s" and actions "... t a" into network units, and actions back.
+    """States and actions into network units, and actions back. Relative actions are so to the `state` at the chunk's start, in
+    raw units; without a state they are relative already.
 
     - history: how many frames a state holds, the newest first; past ones are normalised like the newest
     - features: names of state and action; `settings.relative` is of both
@@ -55,24 +57,19 @@ class Normalization(nn.Module):
         sources = relative_sources(features, settings.relative) if features is not None and settings.relative else None
         self.register_buffer("sources", None if sources is None else torch.from_numpy(sources), persistent=False)
 
-    def state(self, state: Float[Tensor, "*b s"]) -> Float[Tensor, "*b s"]:
-        normalized = _divide(state - self.state_mean, self.state_std)
+    def state(self, state: States) -> States:
+        normalized = (state - self.state_mean) / self.state_std.masked_fill(self.state_std == 0, torch.inf)
         return normalized if self.settings.clip is None else normalized.clamp(-self.settings.clip, self.settings.clip)
 
-    def action(self, action: Float[Tensor, "*b t a"], state: Float[Tensor, "*b s"] | None = None) -> Float[Tensor, "*b t a"]:
-        """Chunks of actions in network units. What is relative is so to the `state` at the chunk's start, in raw units; without
-        a state it is relative already."""
-        if self.sources is not None and state is not None:
-            action = action - self._origin(state)
-        return _divide(action - self.action_offset, self.action_scale)
+    def action(self, action: Actions, state: States | None = None) -> Actions:
+        relative = action if self.sources is None or state is None else action - self._origin(state)
+        return (relative - self.action_offset) / self.action_scale.masked_fill(self.action_scale == 0, torch.inf)
 
-    def unnormalize_action(
-        self, action: Float[Tensor, "*b t a"], state: Float[Tensor, "*b s"] | None = None
-    ) -> Float[Tensor, "*b t a"]:
+    def unnormalize_action(self, action: Actions, state: States | None = None) -> Actions:
         action = action * self.action_scale + self.action_offset
         return action if self.sources is None or state is None else action + self._origin(state)
 
-    def _origin(self, state: Float[Tensor, "*b s"]) -> Float[Tensor, "*b 1 a"]:
+    def _origin(self, state: States) -> Float[Tensor, "*b 1 a"]:
         """What each action is relative to: an element of the newest state, or 0."""
         return nn.functional.pad(state, (0, 1))[..., None, :][..., self.sources]
 
@@ -80,11 +77,6 @@ class Normalization(nn.Module):
 def relative_sources(features: Features, relative: Sequence[str]) -> np.ndarray:
     """For each action the index of the state that it is relative to, or -1, (a,) int64."""
     return np.array([features.state.index(name) if name in relative else -1 for name in features.action])
-
-
-def _divide(values: Tensor, scale: Tensor) -> Tensor:
-    """0 where the scale is 0."""
-    return values / scale.masked_fill(scale == 0, torch.inf)
 
 
 def _offset_and_scale(found: FeatureStatistics, mode: Mode) -> tuple[np.ndarray, np.ndarray]:

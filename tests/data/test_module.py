@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vla_mini.data.augmentation import Augmentation
-from vla_mini.data.module import DemonstrationDataModule
+from vla_mini.data.module import AugmentedDataModule, DemonstrationDataModule
 from vla_mini.data.reader import read_dataset
 
 
@@ -89,13 +89,13 @@ def augmented(dataset):
     demonstrations = read_dataset(dataset)
     jitter = {"colour": {"_target_": "torchvision.transforms.v2.ColorJitter", "brightness": 0.5}}
     augment = Augmentation(jitter, draws=3, seed=1, image_size=demonstrations.features.image_size)
-    return lambda: DemonstrationDataModule(demonstrations, tokenize=tokenize, horizon=3, batch_size=6, seed=1, augment=augment)
+    return lambda: AugmentedDataModule(demonstrations, tokenize=tokenize, horizon=3, batch_size=6, seed=1, augment=augment)
 
 
 def test_every_batch_is_augmented_by_its_number(dataset):
     numbers = []
     fit(
-        lambda: DemonstrationDataModule(
+        lambda: AugmentedDataModule(
             read_dataset(dataset),
             tokenize=tokenize,
             horizon=3,

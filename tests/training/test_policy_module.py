@@ -71,6 +71,6 @@ def test_the_summary_is_printed_once_and_the_callbacks_after_it_are_called(capsy
 
     policy = make_policy()
     count = Count()
-    record = fit(policy, [make_batch(policy)] * 2, callbacks=[Summary(), count])
+    fit(policy, [make_batch(policy)] * 2, callbacks=[Summary(), count])
     assert capsys.readouterr().out.count("precision: ") == 1
-    assert count.calls == 2 and any(isinstance(callback, Summary) for callback in record.trainer.callbacks)
+    assert count.calls == 2

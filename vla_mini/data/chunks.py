@@ -175,19 +175,22 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self.sampler.epoch
-        order = self._dataset.order(self._generator(epoch))
         first = self._position[1] if self._resuming and self._position[0] == epoch else 0
         self._resuming = False
-        numbers = range(first, len(self))
-        samples = [
-            order[number * self._stride : (number + 1) * self._stride][self._rank :: self._world_size] for number in numbers
-        ]
-        batches: Iterable[Batch] = map(self._dataset.__getitems__, samples)
-        if self._num_workers:
-            batches = DataLoader(self._dataset, batch_sampler=samples, num_workers=self._num_workers, collate_fn=_as_it_is)
-        for number, batch in zip(numbers, batches, strict=True):
+        for number, batch in enumerate(self._batches(epoch, first), start=first):
             self._position = (epoch, number + 1)  # set before the batch is used: a checkpoint of its step counts it
             yield batch
+
+    def _batches(self, epoch: int, first: int) -> Iterable[Batch]:
+        """Those of an epoch from the number `first` on, made here or by workers."""
+        order = self._dataset.order(self._generator(epoch))
+        parts = [
+            order[start : start + self._stride] for start in range(first * self._stride, len(self) * self._stride, self._stride)
+        ]
+        samples = [part[self._rank :: self._world_size] for part in parts]
+        if self._num_workers:
+            return DataLoader(self._dataset, batch_sampler=samples, num_workers=self._num_workers, collate_fn=_as_it_is)
+        return map(self._dataset.__getitems__, samples)
 
     def _generator(self, epoch: int) -> np.random.Generator | None:
         return None if self._seed is None else np.random.default_rng([self._seed, 0 if self._same_every_epoch else epoch])

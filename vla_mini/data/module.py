@@ -16,7 +16,6 @@ class DemonstrationDataModule(LightningDataModule):
 
     - batch_size: of one process
     - num_processes: how many share each global batch, which has `num_processes` times as many samples
-    - augment: changes the images of training batches (`Augmentation`), once they are on the device
     - num_workers: processes that make batches ahead, for frames that are decoded when they are needed. A batch of others is
       a gather from a memory-mapped file, which is faster than fetching it from another process
     - chunks: the other arguments of `ActionChunkDataset`: tokenize, horizon, history, targets
@@ -30,14 +29,13 @@ class DemonstrationDataModule(LightningDataModule):
         num_processes: int = 1,
         num_workers: int = 0,
         seed: int = 0,
-        augment: Callable[..., Tensor] | None = None,
         **chunks: Any,
     ) -> None:
         super().__init__()
         self.train_dataset = ActionChunkDataset(demonstrations, split="train", **chunks)
         self.validation_dataset = ActionChunkDataset(demonstrations, split="validation", **chunks)
         self._num_workers = num_workers
-        self._batch_size, self._num_processes, self._seed, self._augment = batch_size, num_processes, seed, augment
+        self._batch_size, self._num_processes, self._seed = batch_size, num_processes, seed
         self.train_dataloader(), self.val_dataloader()  # refuse a batch size that does not fit, before any work
 
     def train_dataloader(self) -> BatchLoader:
@@ -46,16 +44,24 @@ class DemonstrationDataModule(LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         return self._loader(self.validation_dataset, seed=None)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if self._augment is None or not self.trainer.training:
-            return batch
-        number = self.trainer.fit_loop.total_batch_idx + 1  # a checkpoint restores it
-        images = self._augment(batch.observation.images, batch=number, rank=self.trainer.global_rank)
-        return batch._replace(observation=batch.observation._replace(images=images))
-
     def _loader(self, dataset: ActionChunkDataset, *, seed: int | None) -> BatchLoader:
         assert not self.trainer or self.trainer.world_size == self._num_processes
         rank = self.trainer.global_rank if self.trainer else 0
         options = {"seed": seed, "num_workers": self._num_workers, "rank": rank, "world_size": self._num_processes}
         options["same_every_epoch"] = bool(self.trainer and self.trainer.overfit_batches)
         return BatchLoader(dataset, batch_size=self._batch_size, **options)
+
+
+class AugmentedDataModule(DemonstrationDataModule):
+    """The same, where `augment` (`Augmentation`) changes the images of training batches, once they are on the device."""
+
+    def __init__(self, demonstrations: Demonstrations, *, augment: Callable[..., Tensor], **arguments: Any) -> None:
+        super().__init__(demonstrations, **arguments)
+        self._augment = augment
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if not self.trainer.training:
+            return batch
+        number = self.trainer.fit_loop.total_batch_idx + 1  # a checkpoint restores it
+        images = self._augment(batch.observation.images, batch=number, rank=self.trainer.global_rank)
+        return batch._replace(observation=batch.observation._replace(images=images))

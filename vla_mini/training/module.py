@@ -140,12 +140,9 @@ def check_optimizer(settings: ObjectSettings, *, device: torch.device) -> None:
 class Summary(Callback):
     """Prints once, before the first step: precision, the tensors of a batch, the number of parameters of each component."""
 
-    printed = False
-
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if self.printed:
-            return
-        self.printed = True
+        # A new list: Lightning still iterates over the old one.
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
         processes = f", processes: {trainer.world_size}" if trainer.world_size > 1 else ""
         text = [f"precision: {trainer.precision}{processes}"]
         if torch.are_deterministic_algorithms_enabled():

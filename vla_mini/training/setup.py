@@ -145,20 +145,22 @@ def fit_environment(
 
 def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy: Policy) -> Any:
     """The LightningDataModule of the demonstrations, with the tokens and the auxiliary targets of the policy."""
-    from vla_mini.data.module import DemonstrationDataModule
+    from vla_mini.data.module import AugmentedDataModule, DemonstrationDataModule
 
-    return DemonstrationDataModule(
-        demonstrations,
-        tokenize=policy.tokenize,
-        horizon=settings.data.horizon,
-        batch_size=settings.data.batch_size,
-        num_processes=settings.trainer.devices,
-        num_workers=0 if is_decoded(demonstrations.frames) else settings.data.num_workers,
-        seed=settings.seed,
-        history=settings.history,
-        targets=policy.auxiliary_targets(demonstrations),
-        augment=augmentation(settings, demonstrations.features.image_size) if settings.augmentation else None,
-    )
+    arguments = {
+        "tokenize": policy.tokenize,
+        "horizon": settings.data.horizon,
+        "batch_size": settings.data.batch_size,
+        "num_processes": settings.trainer.devices,
+        "num_workers": 0 if is_decoded(demonstrations.frames) else settings.data.num_workers,
+        "seed": settings.seed,
+        "history": settings.history,
+        "targets": policy.auxiliary_targets(demonstrations),
+    }
+    if not settings.augmentation:
+        return DemonstrationDataModule(demonstrations, **arguments)
+    augment = augmentation(settings, demonstrations.features.image_size)
+    return AugmentedDataModule(demonstrations, augment=augment, **arguments)
 
 
 def augmentation(settings: TrainSettings, image_size: tuple[int, int]) -> Any:

@@ -15,9 +15,10 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     others = [text for name, text in BASELINES.items() if error["policy"] >= error[name]]
     if not others:
         return f"The policy is closer to the recorded actions than all baselines: {_list(beaten, 'and')}."
-    text = f"than {_list(beaten, 'and')}, but not than {_list(others, 'or')}" if beaten else "than none of the baselines"
+    text = f"closer to the recorded actions than {_list(beaten, 'and')}, but not than {_list(others, 'or')}"
+    text = text if beaten else "no closer to the recorded actions than any of the baselines"
     hint = " Actions relative to the state may help (data.actions=relative)." if _could_be_relative(metrics) else ""
-    return f"The policy is closer to the recorded actions {text}.{hint}"
+    return f"The policy is {text}.{hint}"
 
 
 def _could_be_relative(metrics: Mapping[str, Any]) -> bool:

@@ -285,3 +285,17 @@ def test_with_the_same_order_every_epoch_the_first_batches_are_always_the_same()
     first = states(loader)
     loader.sampler.set_epoch(7)
     assert same(states(loader), first) and same(first, states(batches(batch_size=5, seed=3)))
+
+
+class Unreadable(Streamed):
+    def take(self, rows, axis=0):
+        raise ValueError("video.mp4 is damaged: frame 3 cannot be decoded")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_a_worker_refuses_is_one_line(num_workers):
+    data = demonstrations([30, 1])
+    dataset = ActionChunkDataset(data._replace(frames=Unreadable(data.frames)), split="train", horizon=2, tokenize=tokenize)
+    with pytest.raises(ValueError) as error:
+        next(iter(BatchLoader(dataset, batch_size=9, seed=0, num_workers=num_workers)))
+    assert str(error.value) == "video.mp4 is damaged: frame 3 cannot be decoded"

@@ -204,6 +204,7 @@ def test_features_are_chosen_and_joined_by_name(tmp_path):
     root = record(tmp_path / "d", cameras=("a", "b"), rows=more, info=lambda info: info["features"].update(features))
     read = read_dataset(root, cameras={"top": "b"}, state=["observation.state", "effort"], action="goal", instruction="go on")
     assert read.features.cameras == ("top",) and read.tasks == ("go on",)
+    assert read.notes == ("all episodes have the instruction 'go on'",)
     assert read.features.state == (*(f"state_{i}" for i in range(3)), *(f"effort_{i}" for i in range(3)))
     plain = read_dataset(root, cameras={"top": "b"})
     np.testing.assert_array_equal(read.states, np.concatenate([plain.states, plain.actions], axis=1))
@@ -221,6 +222,8 @@ def test_features_are_chosen_and_joined_by_name(tmp_path):
         ({"state": ["observation.stat"]}, "data.state=observation.stat: .*did you mean 'observation.state'"),
         ({"action": "observation.images.top"}, "'observation.images.top' is kept as image, and not as numbers"),
         ({"instruction": "annotation.human.task"}, "data.instruction=annotation.human.task: .* has no such feature"),
+        ({"instruction": "task_indx"}, "data.instruction=task_indx: .* has no such feature"),
+        ({"instruction": "actoin"}, "data.instruction=actoin: .*did you mean 'action'"),
         ({"fps": 4}, r"data.fps=4: .* has 10 frames a second, of which it is no whole part \(10, 5, "),
         ({"fps": 20}, "data.fps=20: .* has 10 frames a second"),
         ({"revision": "main"}, "data.revision=main is for datasets on the hub"),

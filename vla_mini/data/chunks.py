@@ -120,6 +120,14 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
+def _from_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches. A ValueError of a worker, whose message torch makes a whole traceback, has its own message again."""
+    try:
+        yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
+
+
 class EpochSampler:
     """Holds the number of the epoch, which Lightning sets at its start, as on any sampler."""
 
@@ -189,7 +197,9 @@ class BatchLoader:
         ]
         samples = [part[self._rank :: self._world_size] for part in parts]
         if self._num_workers:
-            return DataLoader(self._dataset, batch_sampler=samples, num_workers=self._num_workers, collate_fn=_as_it_is)
+            return _from_workers(
+                DataLoader(self._dataset, batch_sampler=samples, num_workers=self._num_workers, collate_fn=_as_it_is)
+            )
         return map(self._dataset.__getitems__, samples)
 
     def _generator(self, epoch: int) -> np.random.Generator | None:

@@ -87,6 +87,8 @@ def read_dataset(
     choice = choose(metadata, **chosen)
     rows = _read_rows(metadata, choice)
     notes = [f"left aside: {', '.join(choice.left_aside)}"] if choice.left_aside else []
+    if choice.instruction is None:
+        notes.append(f"all episodes have the instruction {instruction!r}")
     tasks, task_index = _read_tasks(metadata, choice, rows, instruction)
     order, splits, notes_of_splits = split(metadata, task_index)
     stride = frame_stride(metadata, fps)

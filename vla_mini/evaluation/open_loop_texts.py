@@ -15,8 +15,9 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     others = [text for name, text in BASELINES.items() if error["policy"] >= error[name]]
     if not others:
         return f"The policy is closer to the recorded actions than all baselines: {_list(beaten, 'and')}."
-    text = f"closer to the recorded actions than {_list(beaten, 'and')}, but not than {_list(others, 'or')}"
-    text = text if beaten else "no closer to the recorded actions than any of the baselines"
+    text = "no closer to the recorded actions than any of the baselines"
+    if beaten:
+        text = f"closer to the recorded actions than {_list(beaten, 'and')}, but not than {_list(others, 'or')}"
     hint = " Actions relative to the state may help (data.actions=relative)." if _could_be_relative(metrics) else ""
     return f"The policy is {text}.{hint}"
 

@@ -5,6 +5,7 @@ that are no input (`next.*`), depth and masks are left aside, which is said.
 """
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from vla_mini.data.lerobot import layout
@@ -51,13 +52,21 @@ def choose(
         action = _first(metadata, "action", (layout.ACTION, "actions"))
     _require(metadata, "data.action", action)
     column = INSTRUCTION if instruction is None else instruction if instruction in features else None
-    if column is None and " " not in instruction and "." in instruction.rstrip("."):  # a column's name, and no sentence
+    if column is None and _is_name(instruction, features):
         raise ValueError(
             f"data.instruction={instruction}: {metadata.info} has no such feature; {did_you_mean(instruction, features)}"
         )
     left += [f"{name} (not an input)" for name in features if name.startswith("next.")]
     sizes = {feature: image_size(features[feature].shape) for feature in chosen.values()}
     return Choice(chosen, sizes, states, action, column, tuple(left))
+
+
+def _is_name(instruction: str, features: Mapping[str, Feature]) -> bool:
+    """Whether an instruction that is no feature is meant as one: a word with a dot in it, or much like a feature's name."""
+    if " " in instruction:
+        return False
+    words = {INSTRUCTION, *features, *(word for name in features for word in name.split("."))}
+    return "." in instruction.rstrip(".") or bool(get_close_matches(instruction, words, n=1, cutoff=0.8))
 
 
 def element_names(feature: Feature, prefix: str, size: int) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     from vla_mini.envs import get_spec
     from vla_mini.evaluation import open_loop, open_loop_texts
     from vla_mini.evaluation.evaluate import evaluate
+    from vla_mini.evaluation.looks import looks as find_looks
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.open_loop import write_open_loop
     from vla_mini.reports.run import write_report
@@ -84,7 +85,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     if settings.env.id is None:
         policy.to(choose_device(settings.trainer.accelerator))
         metrics = open_loop.evaluate_open_loop(policy, demonstrations, progress=True)
-        looks = open_loop.looks(policy, demonstrations)
+        looks = find_looks(policy, demonstrations)
         write_open_loop(run_dir / "evaluation", metrics, looks, cameras=policy.features.cameras)
         print(open_loop_texts.table(metrics))
         best = next(callback.best for callback in trainer.callbacks if isinstance(callback, BestPolicy))

@@ -143,6 +143,11 @@ def test_folders_and_files_stay_small():
     assert num_lines() <= 15_700
 
 
+@pytest.mark.xfail(strict=True, reason="what the package does today takes more")
+def test_the_package_has_the_size_that_was_planned():
+    assert num_lines() <= 10_500
+
+
 def num_lines() -> int:
     """Of the package, its templates and styles."""
     templates = [path for pattern in ("*.j2", "*.css", "*.html") for path in PACKAGE.rglob(pattern)]

@@ -79,12 +79,6 @@ class Env(StrictModel):
     id: str | None  # as registered with Gymnasium; null = none: train and validate on a dataset alone
 
 
-READING = {
-    *("root", "roots", "revision", "cameras", "state", "action", "instruction", "image_size", "resize"),
-    *("fps", "subsampled_actions", "cache", "cache_gigabytes", "verify"),
-}
-
-
 class NormalizationModes(StrictModel):
     """How states and actions become numbers of about 1 (vla_mini/normalization.py)."""
 
@@ -110,7 +104,7 @@ class Reading(StrictModel):
 
     def reading(self) -> dict[str, Any]:
         """The arguments of `read_dataset`."""
-        return self.model_dump(include=READING)
+        return self.model_dump(include={*Reading.model_fields, "roots", "cache", "cache_gigabytes"})
 
     def contradictions(self) -> Iterator[str]:
         if self.root is None:

@@ -14,7 +14,8 @@ from tests.table_policy import ENDS, FEATURES, HORIZON, LENGTHS, TASKS, TablePol
 from vla_mini.data.frames import StreamedFrames
 from vla_mini.data.reader import read_dataset
 from vla_mini.data.statistics import training_statistics
-from vla_mini.evaluation.open_loop import evaluate_open_loop, looks
+from vla_mini.evaluation.looks import looks
+from vla_mini.evaluation.open_loop import evaluate_open_loop
 from vla_mini.evaluation.open_loop_texts import headline, table, verdict, verdict_on_words
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.reports.helpers import check_self_contained, drawings, texts
 from tests.table_policy import TASKS, TablePolicy, demonstrations, recorded_chunks
-from vla_mini.evaluation.open_loop import Look, evaluate_open_loop
+from vla_mini.evaluation.looks import Look
+from vla_mini.evaluation.open_loop import evaluate_open_loop
 from vla_mini.evaluation.open_loop_texts import BASELINES, WORDS, verdict, verdict_on_words
 from vla_mini.reports.open_loop import read_open_loop, write_open_loop
 from vla_mini.reports.run import write_report

@@ -3,7 +3,7 @@
     Footage of each camera ──decoded once, in parallel──▶ a file in the cache ──memory-mapped──▶ the array
                            └─decoded when asked for──────────────────────────▶ `StreamedFrames`, which is indexed as the array
 
-The file is named after everything that its content depends on. Decoding that was interrupted goes on where it stopped. A
+The file is named after everything that its content depends on. Decoding that was interrupted continues where it stopped. A
 manifest is beside the file: frames that were damaged since are decoded again. Channels come before pixels, as in the policy's
 input, so that a batch is a single gather.
 """

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from vla_mini.autograd.batches import seeded
-from vla_mini.autograd.saliency import attention_maps, sensitivity
 from vla_mini.data.chunks import ActionChunkDataset
 from vla_mini.data.frames import is_decoded
 from vla_mini.data.reader import Demonstrations
@@ -53,13 +52,13 @@ def evaluate_open_loop(
     - progress: whether to show a bar on stderr
     """
     start = time.perf_counter()
-    validation, training = (_chunks(policy, data, split) for split in ("validation", "train"))
+    validation, training = (chunks_of(policy, data, split) for split in ("validation", "train"))
     if not is_decoded(data.frames):
         num_training_frames = min(num_training_frames, STREAMED_TRAINING_FRAMES)
-    samples, compared = _spaced(len(validation), num_frames), _spaced(len(training), num_training_frames)
+    samples, compared = evenly_spaced(len(validation), num_frames), evenly_spaced(len(training), num_training_frames)
     with tqdm(total=len(samples), desc="open loop", unit="frame", disable=None if progress else True, leave=False) as bar:
         neighbours = find_neighbours(policy, data, training, compared, batch_size=batch_size)
-        batches = _batches(policy, validation, samples, batch_size)
+        batches = batches_of(policy, validation, samples, batch_size)
         described, losses = _measure(policy, data, samples, batches, neighbours, seed=seed, bar=bar)
     first, last = data.splits["validation"]
     held, relative = _held_states(data), policy.normalization.settings.relative
@@ -150,7 +149,7 @@ def find_neighbours(
 ) -> Neighbours:
     """The training frames `samples` with descriptors in which pixels and state have the same variance in all."""
     found = []
-    for _, batch in _batches(policy, training, samples, batch_size):
+    for _, batch in batches_of(policy, training, samples, batch_size):
         found.append((_descriptors(data, batch.observation), batch.observation.state, batch.actions))
     descriptors, states, chunks = (torch.cat(each).cpu() for each in zip(*found, strict=True))
     variance, size = descriptors.var(dim=0, correction=0), data.features.state_size
@@ -226,7 +225,7 @@ def traces(
         samples = start - int(data.episode_starts[first]) + np.arange(0, length, policy.horizon)
         chunks = [
             _act(policy, batch.observation, seed=seed + number)
-            for number, batch in _batches(policy, validation, samples, batch_size)
+            for number, batch in batches_of(policy, validation, samples, batch_size)
         ]
         predicted = rearrange(np.concatenate(chunks), "b t a -> (b t) a")[:length]
         recorded = data.actions[start : start + length]
@@ -248,34 +247,6 @@ def traces(
     return found
 
 
-class Look(NamedTuple):
-    """Where the policy looks in one frame of an episode, by camera."""
-
-    episode: int  # number in the dataset
-    frame: int  # number within the episode
-    images: np.ndarray  # uint8 (k, h, w, 3)
-    attention: np.ndarray | None  # (k, h, w): of the trunk's queries; None where it has none
-    sensitivity: np.ndarray  # (k, h, w): of the action chunk to each pixel (autograd/saliency.py)
-
-
-def looks(policy: Policy, data: Demonstrations, *, num_frames: int = 4, seed: int = 0) -> list[Look]:
-    """Frames of the first validation episode, evenly spaced."""
-    episode, cameras = data.splits["validation"][0], len(data.features.cameras)
-    samples = _spaced(int(data.episode_ends[episode] - data.episode_starts[episode]), num_frames)
-    ((_, batch),) = _batches(policy, _chunks(policy, data, "validation"), samples, num_frames)
-    attention, pixels = attention_maps(policy, batch.observation), sensitivity(policy, batch.observation, seed=seed).pixels
-    return [
-        Look(
-            int(data.episode_index[episode]),
-            int(frame),
-            batch.observation.images[i, :cameras].permute(0, 2, 3, 1).numpy(force=True),
-            None if attention is None else attention[i, :cameras].float().numpy(force=True),
-            pixels[i, :cameras].float().numpy(force=True),
-        )
-        for i, frame in enumerate(samples)
-    ]
-
-
 # ---- helpers
 
 
@@ -289,18 +260,18 @@ def _act(policy: Policy, observation: Observation, *, seed: int) -> np.ndarray:
     return policy.act(observation, Generator(policy.device).manual_seed(seed)).to("cpu", torch.float64).numpy()
 
 
-def _chunks(policy: Policy, data: Demonstrations, split: str) -> ActionChunkDataset:
+def chunks_of(policy: Policy, data: Demonstrations, split: str) -> ActionChunkDataset:
     targets = policy.auxiliary_targets(data)
     options = {"horizon": policy.horizon, "history": policy.history, "tokenize": policy.tokenize}
     return ActionChunkDataset(data, split=split, targets=targets, **options)
 
 
-def _spaced(count: int, most: int) -> np.ndarray:
+def evenly_spaced(count: int, most: int) -> np.ndarray:
     """At most `most` of the numbers below `count`, evenly spaced, from the first to the last."""
     return np.linspace(0, count - 1, min(most, count)).round().astype(int)
 
 
-def _batches(policy: Policy, dataset: ActionChunkDataset, samples: np.ndarray, size: int) -> Iterator[tuple[int, Batch]]:
+def batches_of(policy: Policy, dataset: ActionChunkDataset, samples: np.ndarray, size: int) -> Iterator[tuple[int, Batch]]:
     """The samples in batches on the policy's device, each with the number of its first one."""
     for number in range(0, len(samples), size):
         batch = dataset.__getitems__(samples[number : number + size])

@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from vla_mini.evaluation.curves import Curve
+from vla_mini.evaluation.looks import Look
 from vla_mini.evaluation.metrics import words
-from vla_mini.evaluation.open_loop import Look
 from vla_mini.evaluation.open_loop_texts import WORDS, verdict_on_words
 from vla_mini.reports.drawing.charts import CYCLE, STYLE, Panel, inline_svg, line_plot
 from vla_mini.reports.drawing.images import Cell, heat_map, image_grid

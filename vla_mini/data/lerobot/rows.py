@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vla_mini.data.lerobot.metadata import Episode, Metadata, read_table
+from vla_mini.data.lerobot.metadata import Episode, Metadata
+from vla_mini.data.lerobot.tables import read_table
 from vla_mini.utils.errors import show
 
 BOOKKEEPING = ("episode_index", "frame_index", "index", "timestamp")

@@ -1,9 +1,10 @@
 """What a recording of ten and a hundred times as many episodes costs: seconds a sample and memory.
 
-python benchmarks/growth.py source=DIR [episodes=2] [repetitions=[1,10,100]] [rounds=3] [output=benchmarks/results/growth.json]
+python benchmarks/growth.py source=DIR [episodes=2] [decode=1] [repetitions=[1,10,100]] [rounds=3] [output=FILE.json]
 
-`source` is a dataset of format v2.0 or v2.1 with videos. Its first episodes are repeated, and each of these datasets is trained on
-as experiment=real does it, in processes of their own, in turns. The ratios are those of the medians to the smallest dataset's.
+`source` is a dataset of format v2.0 or v2.1 with videos. Its first episodes are repeated, and each of these datasets is read in a
+process of its own, in turns: with decode=1 it is decoded and trained on as experiment=real does it, with decode=0 its frames
+are decoded when they are needed, in two worker processes. The ratios are those of the medians, the largest to the smallest.
 """
 
 import json
@@ -16,16 +17,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-STEPS, WARM_UP, BATCH, STREAMED = 60, 10, 32, 1600
+STEPS, WARM_UP, BATCH, STREAMED = 60, 10, 32, 3200
 PER_SAMPLE = ("training a sample", "a batch of decoded frames, a sample", "decoding when needed, a sample")
 
 
 def main() -> None:
     if "inside" in sys.argv[1:2]:
-        return print(json.dumps(inside(Path(sys.argv[2]))))
+        return print(json.dumps((train if sys.argv[3] == "1" else stream)(Path(sys.argv[2]))))
     from benchmarks._machine import print_table, read_arguments, save
 
-    defaults = {"source": "", "episodes": 2, "repetitions": [1, 10, 100], "rounds": 3}
+    defaults = {"source": "", "episodes": 2, "decode": 1, "repetitions": [1, 10, 100], "rounds": 3}
     arguments = read_arguments(**defaults, output="benchmarks/results/growth.json")
     if not arguments["source"]:
         raise SystemExit("source=DIR is required: a LeRobotDataset of format v2.0 or v2.1 with videos")
@@ -37,7 +38,7 @@ def main() -> None:
         found: dict[str, dict[str, list[float]]] = {root.parent.name: {} for root in roots}
         for _ in range(arguments["rounds"]):
             for root in roots:
-                for name, value in call(root).items():
+                for name, value in call(root, arguments["decode"]).items():
                     found[root.parent.name].setdefault(name, []).append(value)
     # The first start decodes, and the others find what it decoded.
     kept = {times: {name: median(values) for name, values in figures.items()} for times, figures in found.items()}
@@ -47,10 +48,10 @@ def main() -> None:
     names = [*kept[roots[0].parent.name]]
     print_table([(name, *(figures[name] for figures in kept.values())) for name in names], header=("", *(f"{t}x" for t in kept)))
     first, *_, last = kept.values()
-    ratios = {name: last[name] / first[name] for name in PER_SAMPLE}
+    ratios = {name: last[name] / first[name] for name in PER_SAMPLE if name in first}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f} times")
-    save({name: arguments[name] for name in ("episodes", "rounds")} | {"figures": kept, "ratios": ratios}, arguments["output"])
+    save({name: arguments[name] for name in ("episodes", "decode", "rounds")} | {"figures": kept, "ratios": ratios}, arguments["output"])
 
 
 def repeat(source: Path, root: Path, episodes: int, times: int) -> Path:
@@ -96,23 +97,21 @@ def repeat(source: Path, root: Path, episodes: int, times: int) -> Path:
     return root
 
 
-def call(root: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "inside", str(root)]
+def call(root: Path, decode: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "inside", str(root), str(decode)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(result.stderr)
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def inside(root: Path) -> dict[str, float]:
-    """Seconds and megabytes of one dataset, in a process of its own."""
+def train(root: Path) -> dict[str, float]:
+    """Seconds and megabytes of one dataset whose frames are decoded once."""
     import numpy as np
     from lightning.pytorch.callbacks import LambdaCallback
 
     from benchmarks._training import build
     from vla_mini import config
-    from vla_mini.data.chunks import ActionChunkDataset, BatchLoader
-    from vla_mini.data.reader import read_dataset
 
     arguments = ["experiment=real", f"data.root={root}", f"data.batch_size={BATCH}", f"trainer.max_steps={STEPS}"]
     arguments += [f"hydra.run.dir={root.parent}/run", "trainer.limit_val_batches=0", "trainer.accelerator=cpu"]
@@ -124,19 +123,35 @@ def inside(root: Path) -> dict[str, float]:
     frames, rng = data.train_dataset, np.random.default_rng(0)
     drawn = rng.integers(len(frames), size=(200, BATCH))
     gathering, _ = timed(lambda: [frames.__getitems__(each) for each in drawn])
-    memory = megabytes()
-    streamed = read_dataset(root, image_size=(96, 96), cache="none")
-    dataset = ActionChunkDataset(streamed, split="train", horizon=16, tokenize=module.policy.tokenize)
-    batches = iter(BatchLoader(dataset, batch_size=BATCH, seed=0, num_workers=2))
-    next(batches)
-    streaming, _ = timed(lambda: [next(batches) for _ in range(min(STREAMED // BATCH, len(dataset) // BATCH - 1))])
     return {
         "frames": len(frames),
         "start": start,
         "training a sample": float(np.median(np.diff(ends[WARM_UP:]))) / BATCH,
         "a batch of decoded frames, a sample": gathering / drawn.size,
-        "decoding when needed, a sample": streaming / (BATCH * min(STREAMED // BATCH, len(dataset) // BATCH - 1)),
-        "megabytes after training": memory,
+        "megabytes after training": megabytes(),
+    }
+
+
+def stream(root: Path) -> dict[str, float]:
+    """Seconds and megabytes of one dataset whose frames are decoded when they are needed."""
+    import torch
+
+    from vla_mini.data.chunks import ActionChunkDataset, BatchLoader
+    from vla_mini.data.reader import read_dataset
+
+    def tokenize(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(len(texts), 12, dtype=torch.int64), torch.ones(len(texts), 12, dtype=torch.bool)
+
+    start, data = timed(lambda: read_dataset(root, image_size=(96, 96), cache="none"))
+    dataset = ActionChunkDataset(data, split="train", horizon=16, tokenize=tokenize)
+    batches = iter(BatchLoader(dataset, batch_size=BATCH, seed=0, num_workers=2))
+    next(batches)
+    seconds, _ = timed(lambda: [next(batches) for _ in range(STREAMED // BATCH)])
+    return {
+        "frames": len(dataset),
+        "start": start,
+        "decoding when needed, a sample": seconds / (STREAMED // BATCH * BATCH),
+        "megabytes after reading": megabytes(),
     }
 
 

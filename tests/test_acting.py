@@ -161,6 +161,7 @@ def test_observe_repeats_the_earliest_frame():
         ({"images": {"top": np.zeros((8, 6, 3), np.float32)}}, "'top' is float32"),
         ({"images": {"wrist": np.zeros((8, 6, 3), np.uint8)}}, "'top' is missing.*wrist"),
         ({"state": np.zeros(3, np.float32)}, r"\(3,\).*x, goal"),
+        ({"state": np.float32([0, np.nan])}, "the state is not finite: .*goal"),
     ],
 )
 def test_observations_that_do_not_fit_are_refused(change, message):
@@ -168,6 +169,12 @@ def test_observations_that_do_not_fit_are_refused(change, message):
         Controller(ReachPolicy()).step(OBSERVATION | change)
     with pytest.raises(ValueError, match=message):  # in a later observation, too, and in the past
         observe(ReachPolicy(history=2), [OBSERVATION, OBSERVATION], past=[[], [OBSERVATION | change]])
+
+
+@pytest.mark.parametrize("name", OBSERVATION)
+def test_an_observation_that_lacks_something_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' is missing"):
+        Controller(ReachPolicy()).step({key: value for key, value in OBSERVATION.items() if key != name})
 
 
 def test_observe_takes_at_least_one_observation():

@@ -619,6 +619,35 @@ def test_every_command_has_help_without_torch(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_lists_the_settings_of_a_group(capsys):
+    assert config.run("train", ["--help", "data"], never) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^data=lerobot$", out, re.MULTILINE)
+    assert re.search(r"^  data.image_size=null +\[height, width\] that all images", out, re.MULTILINE)
+    assert "data.normalization.clip=null" in out and "optimizer" not in out
+
+
+@pytest.mark.parametrize(
+    ("argument", "example"),
+    [
+        ("data.image_size=[96]", "data.image_size=[96] is not a list of 2 values; for example data.image_size=[96,96]"),
+        ("data.cameras=top", "for example data.cameras={top: observation.images.top}"),
+        ("data.roots=[a,b]", "for example data.roots={my/a: 0.7, my/b: 0.3}"),
+    ],
+)
+def test_a_setting_of_several_values_has_an_example(argument, example):
+    with pytest.raises(ValueError, match=re.escape(example)):
+        config.load("train", ["experiment=real", "data.root=a", argument])
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly():
+    code = "from vla_mini import config\nraise SystemExit(config.run('gradients', ['policy=a'], lambda _: print('a' * 10**6)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (141, "")
+
+
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg=job"], ["-c", "job"]])
 def test_cfg_job_prints_what_was_composed(capsys, flags):
     assert config.run("gradients", [*flags, "seed=3"], never) == 0

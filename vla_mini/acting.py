@@ -115,7 +115,7 @@ def observe(
       earliest is repeated.
 
     Images of another size are resized as in training. Raises ValueError for no observation, a missing camera, an image that is
-    not uint8 (h, w, 3), or a state of another length.
+    not uint8 (h, w, 3), or a state of another length or that is not finite.
     """
     if isinstance(observations, Mapping) or not observations:
         raise ValueError("observe takes a list of at least one observation, as an environment's reset and step return them")
@@ -134,6 +134,8 @@ def observe(
 def _images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
     """The images of a frame, by the policy's cameras and of its size."""
     features, images = policy.features, []
+    if missing := [name for name in ("images", "state", "instruction") if name not in frame]:
+        raise ValueError(f"an observation has images, a state and an instruction: {missing[0]!r} is missing")
     for camera in features.cameras:
         if camera not in frame["images"]:
             raise ValueError(f"camera {camera!r} is missing: the images are from {', '.join(sorted(frame['images']))}")
@@ -145,4 +147,6 @@ def _images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
         images.append(resize(image, features.image_size, policy.acting.resize))
     if np.shape(frame["state"]) != (features.state_size,):
         raise ValueError(f"state is of shape {np.shape(frame['state'])}, but the policy takes {', '.join(features.state)}")
+    if not np.isfinite(frame["state"]).all():
+        raise ValueError(f"the state is not finite: {dict(zip(features.state, frame['state'], strict=True))}")
     return images

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_mini.utils.features import Features, FeatureStatistics, Statistics
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics, Units
 
 States, Actions = Float[Tensor, "*b s"], Float[Tensor, "*b t a"]
 Mode = Literal["mean_std", "min_max", "quantiles", "none"]
@@ -68,6 +68,17 @@ class Normalization(nn.Module):
     def unnormalize_action(self, action: Actions, state: States | None = None) -> Actions:
         action = action * self.action_scale + self.action_offset
         return action if self.sources is None or state is None else action + self._origin(state)
+
+    def change_units(self, units: Units) -> None:
+        """From now on states are in other raw units, and so are the actions that come out. Not for relative actions."""
+        assert self.sources is None
+        for offset, scale, factor, shift in (
+            (self.state_mean, self.state_std, units.state_scale, units.state_shift),
+            (self.action_offset, self.action_scale, units.action_scale, units.action_shift),
+        ):
+            factor, shift = (offset.new_tensor(each).repeat(len(offset) // len(each)) for each in (factor, shift))
+            offset.mul_(factor).add_(shift)
+            scale.mul_(factor)
 
     def _origin(self, state: States) -> Float[Tensor, "*b 1 a"]:
         """What each action is relative to: an element of the newest state, or 0."""

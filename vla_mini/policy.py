@@ -22,7 +22,7 @@ from vla_mini.normalization import Normalization, NormalizationSettings
 from vla_mini.parts import ActingDefaults, AuxiliarySpec, EpisodeData, FitData, HeadSpec, ObservationSpec, TrunkSpec
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
-from vla_mini.types import Batch, Context, Features, Observation, Statistics, check_inputs
+from vla_mini.types import Batch, Context, Features, Observation, Statistics, Units, check_inputs
 from vla_mini.utils.errors import did_you_mean
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
@@ -45,6 +45,7 @@ class Policy(PretrainedMixin, nn.Module):
     - classes: those of the parts that are not vla_mini's own
     - history: how many frames are observed, the newest first; to the parts, past frames are further cameras
     - acting: defaults of the Controller (acting.py), kept for saving
+    - units: of the datasets that it was trained on, by name, where these have statistics of their own (`in_units_of`)
     - ablate: names of inputs, of `INPUTS`, that are replaced by a constant: black images, an empty instruction, the mean state
     - source: the environment's id and the dataset's fingerprint, kept for the record
     """
@@ -63,6 +64,7 @@ class Policy(PretrainedMixin, nn.Module):
         classes: Sequence[type] = (),
         history: int = 1,
         acting: ActingDefaults | None = None,
+        units: Mapping[str, Units] = {},
         ablate: Sequence[str] = (),
         source: Mapping[str, str] = {},
     ):
@@ -70,7 +72,7 @@ class Policy(PretrainedMixin, nn.Module):
         if unknown := [name for name in ablate if name not in INPUTS]:
             raise ValueError(f"ablate={list(ablate)}: {unknown[0]!r} is not an input; {did_you_mean(unknown[0], INPUTS)}")
         self.features, self.history, self.acting = features, history, acting or ActingDefaults()
-        self.ablate, self.source = tuple(ablate), dict(source)
+        self.ablate, self.source, self.units = tuple(ablate), dict(source), dict(units)
         self.lora: dict[str, Any] | None = None  # settings of the low-rank adapters, if there are any (lora.py)
         units = Normalization(statistics, history=history, settings=normalization, features=features)
         if normalization.relative and "state" in ablate:
@@ -182,6 +184,15 @@ class Policy(PretrainedMixin, nn.Module):
             return torch.cat([self.draw_noise(1, each) for each in generator])
         shape, offset = (size, self.horizon, self.features.action_size), self.normalization.action_offset
         return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)
+
+    def in_units_of(self, dataset: str) -> "Policy":
+        """The policy, changed so that it takes the states and puts out the actions of one of the datasets that it was trained
+        on with data.statistics=by_dataset, and not those of the first one. ValueError for one that it does not know."""
+        if dataset not in self.units:
+            raise ValueError(f"the policy has no statistics of a dataset {dataset!r}: {did_you_mean(dataset, self.units)}")
+        self.normalization.change_units(self.units[dataset])
+        self.units = {}
+        return self
 
     # ---- from observation to context
 

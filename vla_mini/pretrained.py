@@ -18,7 +18,7 @@ from vla_mini.parts import ActingDefaults, Part
 from vla_mini.registry import describe
 from vla_mini.utils import download, files, hub, lora
 from vla_mini.utils.errors import as_value_error, one_line
-from vla_mini.utils.features import Features, FeatureStatistics, Statistics
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics, Units
 
 FORMAT = "vla-mini-2"
 CONFIG, WEIGHTS, ADAPTERS, MANIFEST = "config.json", "model.safetensors", "adapters.safetensors", "manifest.json"
@@ -81,6 +81,7 @@ class PretrainedMixin:
             "horizon": self.horizon,
             "history": self.history,
             "acting": self.acting._asdict(),
+            "units": {name: units._asdict() for name, units in self.units.items()},
             "normalization": self.normalization.settings._asdict(),
             "ablate": self.ablate,
             "source": self.source,
@@ -124,6 +125,7 @@ class PretrainedMixin:
             history=config["history"],
             normalization=NormalizationSettings(**_tuples(config.get("normalization", {}))),
             acting=ActingDefaults(**config["acting"]),
+            units={name: Units(**units) for name, units in config.get("units", {}).items()},
             ablate=config["ablate"],
             source=config["source"],
             classes=classes,

@@ -23,6 +23,13 @@ Text = Annotated[str, AS_WRITTEN]
 Path = Annotated[str, AS_WRITTEN, AfterValidator(os.path.expanduser)]
 Names = Annotated[tuple[str, ...], FROM_LIST]
 
+# How settings that are not one number or text are written.
+EXAMPLES = {
+    "data.cameras": "data.cameras={top: observation.images.top}",
+    "data.image_size": "data.image_size=[96,96]",
+    "data.roots": "data.roots={my/a: 0.7, my/b: 0.3}",
+}
+
 # The parts of a policy that may hold parameters (`Policy.components`).
 Component = Literal[
     *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"), *("projection", "camera_embedding", "state")
@@ -100,11 +107,12 @@ class Reading(StrictModel):
     resize: Literal["letterbox", "stretch", "crop"] = "letterbox"
     fps: PositiveFloat | None = None
     subsampled_actions: Literal["last", "mean", "sum"] = "last"
+    exclude_episodes: Annotated[tuple[NonNegativeInt, ...], FROM_LIST] | None = None
     verify: bool | None = None
 
     def reading(self) -> dict[str, Any]:
         """The arguments of `read_dataset`."""
-        return self.model_dump(include={*Reading.model_fields, "roots", "cache", "cache_gigabytes"})
+        return self.model_dump(include={*Reading.model_fields, "roots", "statistics", "cache", "cache_gigabytes"})
 
     def contradictions(self) -> Iterator[str]:
         if self.root is None:
@@ -116,6 +124,7 @@ class Data(Reading):
     batched. What has the name of an argument of `read_dataset` is that."""
 
     roots: dict[Path, PositiveFloat] | None = None
+    statistics: Literal["together", "by_dataset"] = "together"
     cache: Path | None = None
     num_workers: NonNegativeInt = 2
     cache_gigabytes: PositiveFloat | None = None
@@ -133,6 +142,10 @@ class Data(Reading):
             yield "root is required: give data.root=DIR, or several datasets with their weights in data.roots"
         if self.absolute_actions is not None and self.actions == "absolute":
             yield "absolute_actions is for data.actions=relative: all actions are absolute already"
+        if self.statistics == "by_dataset" and (not self.roots or self.actions == "relative"):
+            yield "statistics=by_dataset is for several datasets (data.roots) and absolute actions"
+        if self.roots and self.exclude_episodes:
+            yield f"exclude_episodes={show(self.exclude_episodes)} with data.roots: it is not said of which dataset"
 
 
 class Augmentation(StrictModel):

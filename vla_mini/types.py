@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from vla_mini.utils.features import Features, FeatureStatistics, Statistics
+from vla_mini.utils.features import Features, FeatureStatistics, Statistics, Units
 
-__all__ = ["Batch", "Context", "FeatureStatistics", "Features", "Observation", "Statistics", "check_inputs"]
+__all__ = ["Batch", "Context", "FeatureStatistics", "Features", "Observation", "Statistics", "Units", "check_inputs"]
 
 
 class Observation(NamedTuple):

@@ -224,7 +224,8 @@ def test_features_are_chosen_and_joined_by_name(tmp_path):
         ({"instruction": "annotation.human.task"}, "data.instruction=annotation.human.task: .* has no such feature"),
         ({"instruction": "task_indx"}, "data.instruction=task_indx: .* has no such feature"),
         ({"instruction": "actoin"}, "data.instruction=actoin: .*did you mean 'action'"),
-        ({"fps": 4}, r"data.fps=4: .* has 10 frames a second, of which it is no whole part \(10, 5, "),
+        ({"fps": 4}, r"data.fps=4: .* has 10 frames a second; all of them, every second, third ... one are 10, 5, "),
+        ({"instruction": "observation.state"}, "data.instruction=observation.state: .* is kept as float32, and not as sent"),
         ({"fps": 20}, "data.fps=20: .* has 10 frames a second"),
         ({"revision": "main"}, "data.revision=main is for datasets on the hub"),
     ],
@@ -455,6 +456,31 @@ def test_a_full_disk_names_the_folder_and_the_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(ValueError, match=r"cache: 0.00 GiB of decoded frames do not fit: .*No space left"):
         read_dataset(record(tmp_path / "d"), cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_episodes_can_be_left_out(tmp_path, version):
+    root = record(tmp_path / "data", version=version, video="libx264", lengths=(5, 7, 4, 6), tasks=("push it",))
+    whole, cache = read_dataset(root), tmp_path / "other"
+    chosen = read_dataset(root, exclude_episodes=[1], cache=cache)
+    assert chosen.episode_index.tolist() == [0, 2, 3] and chosen.splits == {"train": (0, 2), "validation": (2, 3)}
+    kept = np.flatnonzero(np.repeat(whole.episode_index, whole.episode_ends - whole.episode_starts) != 1)
+    for name in ("states", "actions", "frames"):
+        np.testing.assert_array_equal(getattr(chosen, name), getattr(whole, name)[kept])
+    with pytest.raises(ValueError, match="data.exclude_episodes: .*data has no episode 9; it has 0 to 3"):
+        read_dataset(root, exclude_episodes=[9])
+    with pytest.raises(ValueError, match="one episode alone"):
+        read_dataset(root, exclude_episodes=[0, 1, 2])
+    if version == "v2.1":
+        (video,) = root.rglob("episode_000001.mp4")
+        video.write_bytes(video.read_bytes()[:200])
+        with pytest.raises(ValueError, match="episode_000001.mp4"):
+            read_dataset(root, cache=cache)
+        assert len(read_dataset(root, exclude_episodes=[1], cache=cache).frames) == len(kept)
+        video.unlink()
+        with pytest.raises(ValueError, match=r"is missing for episode 1 \(1 in all\); data.exclude_episodes=\[1"):
+            read_dataset(root, cache=cache)
+        assert len(read_dataset(root, exclude_episodes=[1], cache=cache).frames) == len(kept)
 
 
 def test_frames_above_the_limit_are_not_kept(tmp_path):

@@ -1,12 +1,16 @@
 """Several datasets as one: their episodes, frames and tasks, and what is refused."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from tests.data.recordings import record
+from tests.factory import make_observation, make_policy
 from vla_mini.data.mixture import read_demonstrations
 from vla_mini.data.reader import read_dataset
 from vla_mini.data.statistics import training_statistics
+from vla_mini.utils.features import Units
 
 
 @pytest.mark.parametrize("cache", [None, "none"])
@@ -41,12 +45,55 @@ def test_datasets_of_other_features_are_not_mixed(tmp_path):
     one, two = record(tmp_path / "one"), record(tmp_path / "two", size=(16, 16))
     roots = {str(one): 1.0, str(two): 1.0}
     with pytest.raises(
-        ValueError, match=r"data.roots: image_size is \[32, 48\] in .*one, and \[16, 16\] in .*two; give data.image_size"
+        ValueError, match=r"data.roots .* the same features: image_size is \[32, 48\] in .*one, and \[16, 16\] in .*two; give data.image_size"
     ):
         read_demonstrations(roots=roots)
     assert read_demonstrations(roots=roots, image_size=(16, 16)).features.image_size == (16, 16)
     three = record(tmp_path / "three", info=lambda info: info["features"]["action"].update(names=["a", "b", "c"]))
     with pytest.raises(
-        ValueError, match=r"data.roots: action is \['action_0', .*\] in .*one, and \['a', 'b', 'c'\] in .*three"
+        ValueError, match=r"data.roots .* the same features: action is \['action_0', .*\] in .*one, and \['a', 'b', 'c'\] in .*three"
     ):
         read_demonstrations(roots={str(one): 1.0, str(three): 1.0})
+
+
+def test_each_dataset_may_be_normalised_by_its_own_statistics(tmp_path):
+    """The second robot counts its joints twice as large and from elsewhere, and its third joint stands still."""
+    scale, shift = np.array([2, -0.5, 1], np.float32), np.array([1, 3, 0], np.float32)
+    one = record(tmp_path / "a/arm", lengths=(30, 20, 10))
+
+    def change(table):
+        for name in ("observation.state", "action"):
+            values = np.array(table[name].to_pylist(), np.float32) * np.abs(scale) + shift
+            values[:, 2] = 0.25
+            table = table.set_column(table.column_names.index(name), name, pa.array(values.tolist(), pa.list_(pa.float32())))
+        return table
+
+    two = record(tmp_path / "b/arm2", lengths=(30, 20, 10), rows=change)
+    roots = {str(one): 1.0, str(two): 1.0}
+    mixed = read_demonstrations(roots=roots, statistics="by_dataset")
+    frames = [slice(0, 50), slice(50, 100)]
+    first, second = (mixed.actions[each] for each in frames)
+    np.testing.assert_allclose(first[:, :2], second[:, :2], atol=1e-5)
+    assert second[:, 2].std() < 1e-6 and abs(second[:, 2].mean() - first[:, 2].mean()) < 1e-5
+    assert list(mixed.units) == ["arm", "arm2"]
+    assert read_demonstrations(roots=roots).fingerprint != mixed.fingerprint
+    theirs = read_dataset(two)
+    units = mixed.units["arm2"]
+    np.testing.assert_allclose(second * units.action_scale + units.action_shift, theirs.actions[:50], atol=1e-5)
+
+
+def test_a_policy_changes_to_the_units_of_another_dataset(tmp_path):
+    policy = make_policy()
+    states, actions = policy.features.state_size, policy.features.action_size
+    units = Units((2.0,) * states, (1.0,) * states, (0.5,) * actions, (-3.0,) * actions)
+    policy.units = {"other": units}
+    policy.save_pretrained(tmp_path / "policy")
+    other = type(policy).from_pretrained(tmp_path / "policy").in_units_of("other")
+    observation = make_observation(policy)
+    theirs = observation._replace(state=observation.state * 2 + 1)
+    torch.testing.assert_close(other.act(theirs), policy.eval().act(observation) * 0.5 - 3, rtol=1e-4, atol=1e-4)
+    other.save_pretrained(tmp_path / "other")
+    again = type(policy).from_pretrained(tmp_path / "other")
+    torch.testing.assert_close(again.act(theirs), other.act(theirs))
+    with pytest.raises(ValueError, match="no statistics of a dataset 'othr': did you mean 'other'"):
+        type(policy).from_pretrained(tmp_path / "policy").in_units_of("othr")

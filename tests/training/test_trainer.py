@@ -17,6 +17,7 @@ from vla_mini import config
 from vla_mini.action._denoiser import Denoiser
 from vla_mini.training.callbacks import BestPolicy, WeightAverage
 from vla_mini.training.trainer import build_training, check_compile, choose_device, choose_precision, keep_freed_memory
+from vla_mini.utils.machine import multiplies_bf16
 
 ENV = "vla_mini/ToyPick-v0"
 
@@ -69,7 +70,9 @@ def test_precision_is_what_the_hardware_has(monkeypatch):
     assert choose_precision("32-true") == "32-true"
     for capable, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_bf16": capable})
+        multiplies_bf16.cache_clear()
         assert choose_precision("auto", accelerator="cpu") == expected
+    multiplies_bf16.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from vla_mini.config import folders
 from vla_mini.config.compose import compose, compose_run, dotted, groups_of, key_of, model_of, split
+from vla_mini.settings import EXAMPLES
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -71,7 +72,9 @@ def validate(name: str, composed: Mapping[str, Any]) -> Any:
         return model_of(name).model_validate(composed)
     except ValidationError as error:
         keys = [*groups_of(name), *dict(dotted(composed))]
-        raise ValueError(validation_message(error, value=composed, full_keys=keys)) from None
+        message = validation_message(error, value=composed, full_keys=keys)
+        example = EXAMPLES.get(message.partition("=")[0])
+        raise ValueError(f"{message}; for example {example}" if example else message) from None
 
 
 def is_given(key: str) -> bool:
@@ -105,9 +108,11 @@ def _answer_flag(name: str, arguments: list[str], function: Main) -> None:
     flag = next(argument for argument in arguments if argument.startswith("-"))
     words = [*flag.split("="), *arguments[arguments.index(flag) + 1 :]]
     if {"--help", "-h"} & set(arguments):
-        from vla_mini.config.help import help_text
+        from vla_mini.config.help import group_text, help_text
 
-        print(help_text(name, function.__doc__ or sys.modules[function.__module__].__doc__ or ""))
+        groups = [argument for argument in arguments if argument in groups_of(name)]
+        text = function.__doc__ or sys.modules[function.__module__].__doc__ or ""
+        print(group_text(groups[0]) if groups else help_text(name, text))
     elif words[0] in ("--cfg", "-c") and words[1:2] == ["job"]:
         import yaml
 
@@ -119,6 +124,9 @@ def _answer_flag(name: str, arguments: list[str], function: Main) -> None:
 
 def _report(name: str, error: BaseException, received: list[int]) -> int:
     """Write to stderr how the command ended; its exit code."""
+    if isinstance(error, BrokenPipeError):  # who read the output has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     if isinstance(error, SystemExit) and not received:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if received:

@@ -1,7 +1,10 @@
 """`--help`, read from configs/ alone, without Hydra and torch, so that it answers at once."""
 
 import re
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vla_mini.config.compose import configs_folder, dotted, groups_of, read_command
 from vla_mini.utils.errors import show
@@ -16,16 +19,32 @@ def help_text(name: str, documentation: str) -> str:
     command, groups = read_command(name), groups_of(name)
     chosen = {item for entry in command.pop("defaults", []) if isinstance(entry, dict) for item in entry.items()}
     if groups:
-        lines.append("groups (each configs/<group>/<variant>.yaml; * = default; its keys are set by group.key=value):")
+        lines.append("groups (each configs/<group>/<variant>.yaml; * = default; its keys are set by group.key=value,")
+        lines.append(f"and python scripts/{name}.py --help <group> lists them):")
     for group, variants in groups.items():
         shown = [f"{variant}*" if (group, variant) in chosen else variant for variant in variants]
         lines.append(f"  {group:<12} {'  '.join(shown)}")
-    comments = _comments((configs_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    leaves = [(key, value) for key, value in dotted(command) if value == {} or not isinstance(value, dict)]
-    settings = {f"{key}={_value(value)}": comments.get(key, "") for key, value in leaves}
-    width = max(map(len, settings))
-    lines += ["", "settings:", *(f"  {setting:<{width}}  {comment}".rstrip() for setting, comment in settings.items())]
+    lines += ["", "settings:", *_settings(configs_folder() / f"{name}.yaml", command)]
     return "\n".join([*lines, "", details.strip("\n"), "", "--help: this text; --cfg job: print the composed config and stop"])
+
+
+def group_text(group: str) -> str:
+    """The settings of each variant of a group, with their defaults and comments."""
+    lines = []
+    for path in sorted((configs_folder() / group).glob("*.yaml")):
+        node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        node.pop("defaults", None)
+        lines += [f"{group}={path.stem}", *_settings(path, node, prefix=f"{group}."), ""]
+    return "\n".join(lines[:-1])
+
+
+def _settings(path: Path, node: dict[str, Any], prefix: str = "") -> list[str]:
+    """A line for each setting of a YAML file: its key with `prefix`, its value, its comment."""
+    comments = _comments(path.read_text(encoding="utf-8"))
+    leaves = [(key, value) for key, value in dotted(node) if value == {} or not isinstance(value, dict)]
+    settings = {f"{prefix}{key}={_value(value)}": comments.get(key, "") for key, value in leaves}
+    width = max(map(len, settings), default=0)
+    return [f"  {setting:<{width}}  {comment}".rstrip() for setting, comment in settings.items()]
 
 
 def _comments(text: str) -> dict[str, str]:

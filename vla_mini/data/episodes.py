@@ -1,6 +1,6 @@
 """The episodes of a dataset -> which of them are held out, which frames of each are read, and the action of each of these."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,13 +14,20 @@ VALIDATION_SHARE = 0.05
 Subsampling = Literal["last", "mean", "sum"]
 
 
-def split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], dict[str, tuple[int, int]], list[str]]:
-    """The order of the episodes, those to train on first; the ranges of both splits; and notes.
+def split(
+    metadata: Metadata, task_of_frame: np.ndarray, exclude: Collection[int] = ()
+) -> tuple[list[int], dict[str, tuple[int, int]], list[str]]:
+    """The order of the episodes that are used, those to train on first; the ranges of both splits; and notes.
 
     Where the dataset names no validation split, the last episode of each task that has two is held out, and then the last
-    ones, until VALIDATION_SHARE of them are.
+    ones, until VALIDATION_SHARE of them are. Those to `exclude`, by the dataset's numbers, are left out.
     """
     number, notes = len(metadata.episodes), []
+    numbers = [episode.index for episode in metadata.episodes]
+    if unknown := set(exclude) - set(numbers):
+        known = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
+        raise ValueError(f"data.exclude_episodes: {metadata.root} has no episode {min(unknown)}; it has {known}")
+    excluded = {place for place, episode in enumerate(numbers) if episode in exclude}
     with as_value_error(
         f"{metadata.info}: splits={show(metadata.splits)} cannot be read", ValueError, AttributeError, TypeError
     ):
@@ -35,20 +42,22 @@ def split(metadata: Metadata, task_of_frame: np.ndarray) -> tuple[list[int], dic
     if validation is None:
         starts = np.cumsum([0, *(episode.length for episode in metadata.episodes)])[:-1]
         task = task_of_frame[starts]
-        counts = {each: int((task[first:last] == each).sum()) for each in np.unique(task[first:last]).tolist()}
-        held_out = [max(e for e in range(first, last) if task[e] == each) for each, count in counts.items() if count > 1]
-        rest = [e for e in range(last - 1, first - 1, -1) if e not in held_out]
-        needed = max(1, round(VALIDATION_SHARE * (last - first)))
+        used = [e for e in range(first, last) if e not in excluded]
+        counts = {each: int((task[used] == each).sum()) for each in np.unique(task[used]).tolist()}
+        held_out = [max(e for e in used if task[e] == each) for each, count in counts.items() if count > 1]
+        rest = [e for e in reversed(used) if e not in held_out]
+        needed = max(1, round(VALIDATION_SHARE * len(used)))
         held_out = sorted(held_out + rest[: max(0, needed - len(held_out))])
-        training = [e for e in range(first, last) if e not in set(held_out)]
+        training = [e for e in used if e not in set(held_out)]
     else:
-        training, held_out = list(range(first, last)), list(validation)
+        training, held_out = ([e for e in each if e not in excluded] for each in (range(first, last), validation))
     used = [*training, *held_out]
-    if number == 1:
+    if number - len(excluded) == 1:
         raise ValueError(f"{metadata.info}: there is one episode alone, and validation needs another")
     if not training or not held_out or not set(used) <= set(range(number)):
-        raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes")
-    rest = [e for e in range(number) if e not in set(used)]
+        left = f", of which data.exclude_episodes leaves out {len(excluded)}" if excluded else ""
+        raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes{left}")
+    rest = [e for e in range(number) if e not in {*used, *excluded}]
     boundary = len(training)
     return [*used, *rest], {"train": (0, boundary), "validation": (boundary, len(used))}, notes
 
@@ -59,7 +68,7 @@ def frame_stride(metadata: Metadata, fps: int | float | None) -> int:
     if stride < 1 or abs(stride - round(stride)) > 1e-6:
         possible = ", ".join(f"{metadata.fps / divisor:g}" for divisor in (1, 2, 3, 5, 6))
         recorded = f"{metadata.info} has {metadata.fps:g} frames a second"
-        raise ValueError(f"data.fps={fps:g}: {recorded}, of which it is no whole part ({possible} ...)")
+        raise ValueError(f"data.fps={fps:g}: {recorded}; all of them, every second, third ... one are {possible} ...")
     return round(stride)
 
 

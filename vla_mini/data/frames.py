@@ -109,10 +109,11 @@ def _decode_all(path: Path, footage: Sequence[Footage], *, shape: tuple[int, ...
 
         todo = [unit for unit in units if ":".join(map(str, unit)) not in done]
         total, left = shape[0] * shape[1], sum(stop - start for _, start, stop in todo)
+        title = f"decoding {math.prod(shape) / 1e9:.2f} GB to {path.parent}"
         with (
             ThreadPoolExecutor() as pool,
             journal.open("a") as finished,
-            tqdm(desc="decoding", unit=" frames", total=total, initial=total - left, disable=None, leave=False) as bar,
+            tqdm(desc=title, unit=" frames", total=total, initial=total - left, disable=None, leave=False) as bar,
         ):
             futures = [pool.submit(decode, unit) for unit in todo]
             try:

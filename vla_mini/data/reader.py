@@ -22,7 +22,7 @@ from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
 from vla_mini.utils.download import download, is_hub_id
 from vla_mini.utils.errors import in_one_line, show
-from vla_mini.utils.features import Features, Resize, Statistics
+from vla_mini.utils.features import Features, Resize, Statistics, Units
 
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vla_mini"
 
@@ -44,6 +44,7 @@ class Demonstrations(NamedTuple):
     fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
     notes: tuple[str, ...]  # what was left aside or assumed, a line each
     mixture: tuple[tuple[int, float], ...]  # of several datasets: the frames to train on and the weight of each
+    units: Mapping[str, Units] = {}  # noqa: RUF012 (a NamedTuple) of a mixture's datasets by name, where they have been changed
     version: str = layout.VERSION  # of the dataset's format
 
 
@@ -60,6 +61,7 @@ def read_dataset(
     resize: Resize = "letterbox",
     fps: int | float | None = None,
     subsampled_actions: Subsampling = "last",
+    exclude_episodes: Sequence[int] | None = None,
     cache: str | Path | None = None,
     cache_gigabytes: int | float | None = None,
     verify: bool | None = None,
@@ -72,6 +74,7 @@ def read_dataset(
     - image_size: height and width that all images are resized to; None: those of the smallest camera
     - fps: to read every second, third ... frame of a faster recording; its action is the `last` (of positions), the `mean` (of
       velocities) or the `sum` (of displacements) of those up to the next frame that is read: `subsampled_actions`
+    - exclude_episodes: by the dataset's numbers; their frames are not read
     - cache: the folder for decoded frames, or "none": they are decoded whenever they are needed. None: `.cache` beside `root`
       or, where that cannot be written, ~/.cache/vla_mini
     - cache_gigabytes: frames that take more are decoded whenever they are needed
@@ -90,7 +93,7 @@ def read_dataset(
     if choice.instruction is None:
         notes.append(f"all episodes have the instruction {instruction!r}")
     tasks, task_index = _read_tasks(metadata, choice, rows, instruction)
-    order, splits, notes_of_splits = split(metadata, task_index)
+    order, splits, notes_of_splits = split(metadata, task_index, exclude_episodes or ())
     stride = frame_stride(metadata, fps)
     kept, starts, ends = kept_frames(metadata, order, stride)
     states = np.concatenate([rows.vectors[name] for name in choice.state], axis=1)[kept]
@@ -215,22 +218,23 @@ def _footage(metadata: Metadata, choice: Choice, feature: str, rows: Rows, kept:
         of_episode = np.array([where[episode.data_file] for episode in metadata.episodes])
         frame, needed, exact = rows.row, [0] * len(found), False
     else:
-        missing = [episode.index for episode in metadata.episodes if feature not in episode.videos]
+        used = np.unique(number[kept]).tolist()
+        missing = [metadata.episodes[i].index for i in used if feature not in metadata.episodes[i].videos]
         if missing:
-            raise ValueError(
-                f"{metadata.root}: the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
-            )
-        parts = [episode.videos[feature] for episode in metadata.episodes]
-        found = list(dict.fromkeys(part.file for part in parts))
+            told = f"the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
+            raise ValueError(f"{metadata.root}: {told}; data.exclude_episodes=[{missing[0]}, ...] leaves episodes out")
+        parts = [episode.videos.get(feature) for episode in metadata.episodes]  # None: of an excluded one
+        found = list(dict.fromkeys(parts[i].file for i in used))
         where = {file: i for i, file in enumerate(found)}
-        of_episode = np.array([where[part.file] for part in parts])
+        of_episode = np.array([where.get(part.file, 0) if part else 0 for part in parts])
         needed = [0] * len(found)
-        for i, part, length in zip(of_episode.tolist(), parts, lengths.tolist(), strict=True):
-            needed[i] = max(needed[i], part.first + length)
+        for i in used:
+            file = of_episode[i]
+            needed[file] = max(needed[file], parts[i].first + lengths[i].item())
         frame = (
             np.arange(lengths.sum())
             - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            + np.repeat([p.first for p in parts], lengths)
+            + np.repeat([part.first if part else 0 for part in parts], lengths)
         )
         exact = metadata.version != "v3.0"
     announced = choice.image_sizes[feature]

@@ -63,7 +63,7 @@ def outliers(data: Demonstrations) -> Finding:
             least = min(least, share)
     measured = f"outliers set the scale of {_listed(problems)}" if problems else "no dimension has its scale set by outliers"
     expected = f"98 % of the values in more than {MIN_FILLED_RANGE:.0%} of the range"
-    advice = "are they real? If not, repair or leave out these episodes; else normalise by quantiles: "
+    advice = "are they real? If not, leave out these episodes (data.exclude_episodes=[...]); else normalise by quantiles: "
     advice += "data.normalization.state=quantiles data.normalization.action=quantiles data.normalization.clip=10"
     return Finding("warn" if problems else "pass", measured, expected, advice, least, episodes=_episodes(data, frames))
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vla_mini.utils.machine import multiplies_bf16
+
 
 class Muon(torch.optim.Optimizer):
     """Groups marked `layers=True` (weights of linear and convolutional layers) are updated by Muon, the others by Adam.
@@ -84,12 +86,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "b rows columns"], *, steps: int = 5) -> Float[Tensor, "b rows columns"]:
-    """The nearest matrices with all singular values near 1, by Newton and Schulz's quintic iteration in bf16.
+    """The nearest matrices with all singular values near 1, by Newton and Schulz's quintic iteration, in bf16 where that is fast.
 
     The coefficients trade exactness (singular values end between 0.7 and 1.2) for speed; see the source above.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = (matrices if wide else matrices.mT).to(torch.bfloat16 if multiplies_bf16(matrices.device.type) else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):  # x <- 3.4445 x + (-4.7750 gram + 2.0315 gram gram) x
         gram = x @ x.mT

@@ -135,12 +135,15 @@ def fit_environment(
 ) -> tuple[TrainSettings, tuple[str, ...]]:
     """The settings, with env=none where the demonstrations are not those of the default environment and the user `named` none;
     and the demonstrations' notes, with one that says so. `untrained_policy` refuses any other environment that does not fit."""
-    if named or settings.env.id != TOY_PICK.id or settings.evaluation.further_splits:
-        return settings, demonstrations.notes
-    if demonstrations.features == TOY_PICK.features:
-        return settings, demonstrations.notes
-    note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none)"
-    return settings.model_copy(update={"env": Env(id=None)}), (*demonstrations.notes, note)
+    features, notes = demonstrations.features, list(demonstrations.notes)
+    if relative := normalization_settings(settings.data, features).relative:
+        absolute = ", ".join(name for name in features.action if name not in relative) or "none"
+        notes.append(f"{len(relative)} of {features.action_size} actions are relative to the state; absolute: {absolute}")
+    is_default = not named and settings.env.id == TOY_PICK.id and not settings.evaluation.further_splits
+    if is_default and features != TOY_PICK.features:
+        notes.append(f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none)")
+        settings = settings.model_copy(update={"env": Env(id=None)})
+    return settings, tuple(notes)
 
 
 def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy: Policy) -> Any:
@@ -204,6 +207,7 @@ def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
         assets=folder,
         history=settings.history,
         acting=ActingDefaults(settings.execute, settings.ensemble, settings.data.resize),
+        units=demonstrations.units,
         ablate=settings.ablate,
         source=source,
     )

@@ -34,6 +34,7 @@ from vla_mini.training.module import PolicyModule, Summary
 from vla_mini.training.monitor import GradientMonitor
 from vla_mini.training.step import OptimizerStep
 from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.machine import multiplies_bf16
 
 SHUTDOWN_SECONDS = 3  # that the first process has after a second signal
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
@@ -136,12 +137,8 @@ def choose_precision(requested: str, *, accelerator: str = "auto") -> str:
     """`requested`, or for "auto": bf16-mixed where the CPU or GPU multiplies bf16 natively, else 32-true."""
     if requested != "auto":
         return requested
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
-    return "bf16-mixed" if native else "32-true"
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if multiplies_bf16("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def keep_freed_memory() -> None:

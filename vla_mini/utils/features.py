@@ -61,3 +61,12 @@ class Statistics(NamedTuple):
 
     state: FeatureStatistics
     action: FeatureStatistics
+
+
+class Units(NamedTuple):
+    """From a policy's raw units of states and actions to those of a dataset: scale * own + shift, a number a dimension."""
+
+    state_scale: tuple[float, ...]
+    state_shift: tuple[float, ...]
+    action_scale: tuple[float, ...]
+    action_shift: tuple[float, ...]

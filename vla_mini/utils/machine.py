@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from timeit import Timer
 from typing import Any
@@ -63,6 +64,17 @@ def num_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # Only Linux tells which ones.
         return os.cpu_count() or 1
+
+
+@cache
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device of this type ("cpu", "cuda") multiplies bf16 natively. Else float32 is faster: on a CPU, 40 times."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
 
 
 def matrix_product_rate(dtype: str, *, seconds: float = 1.0, device: str = "cpu") -> float:

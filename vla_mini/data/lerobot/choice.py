@@ -56,6 +56,9 @@ def choose(
         raise ValueError(
             f"data.instruction={instruction}: {metadata.info} has no such feature; {did_you_mean(instruction, features)}"
         )
+    if instruction in features and features[instruction].dtype.startswith("float"):
+        kept = f"{metadata.info}: it {_kept(features[instruction])}, and not as sentences or their indices"
+        raise ValueError(f"data.instruction={instruction}: {kept}")
     left += [f"{name} (not an input)" for name in features if name.startswith("next.")]
     sizes = {feature: image_size(features[feature].shape) for feature in chosen.values()}
     return Choice(chosen, sizes, states, action, column, tuple(left))

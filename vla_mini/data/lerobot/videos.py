@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vla_mini.utils.errors import one_line
 
@@ -53,6 +54,7 @@ def read_frames(path: Path, numbers: np.ndarray, *, reduction: int = 1) -> Itera
             stream = container.streams.video[0]
             stream.thread_type = "NONE"  # several videos are decoded side by side
             stream.codec_context.options = {"err_detect": "explode"}
+            reformatter = VideoReformatter()  # each frame's own would be set up anew, which takes as long as the conversion
             position, decoded = -1, iter(())  # the frame that was decoded last, and those that follow it
             for number in numbers.tolist():
                 keyframe = int(keyframes[max(0, np.searchsorted(keyframes, number, side="right") - 1)])
@@ -66,15 +68,16 @@ def read_frames(path: Path, numbers: np.ndarray, *, reduction: int = 1) -> Itera
                     if frame is None or frame.pts != times[position + 1] or frame.is_corrupt:
                         raise ValueError(f"frame {position + 1} of {len(times)} cannot be decoded")
                     position += 1
-                yield _to_rgb(frame, reduction)
+                yield _to_rgb(frame, reduction, reformatter)
     except ERRORS as error:
         raise ValueError(f"{path} is damaged: {one_line(error)}") from error
 
 
-def _to_rgb(frame: av.VideoFrame, reduction: int) -> np.ndarray:
+def _to_rgb(frame: av.VideoFrame, reduction: int, reformatter: VideoReformatter) -> np.ndarray:
     components = frame.format.components
     if len(components) < 3 and components[0].bits > 8 and not frame.format.name.startswith("pal"):
         raise ValueError(f"its pixels are {frame.format.name}, as those of depth are, and not of colours")
     if reduction == 1:
-        return frame.to_ndarray(format="rgb24")
-    return frame.to_ndarray(format="rgb24", width=frame.width // reduction, height=frame.height // reduction)
+        return reformatter.reformat(frame, format="rgb24").to_ndarray()
+    size = {"width": frame.width // reduction, "height": frame.height // reduction}
+    return reformatter.reformat(frame, format="rgb24", **size, interpolation="FAST_BILINEAR").to_ndarray()

@@ -7,7 +7,7 @@ LeRobot needs other versions of the libraries that vla-mini uses, so it is insta
 
 `source` is a dataset of format v3.0. Both train for `seconds` on the same episodes, one after the other: vla-mini as
 experiment=real does it, decoding included; LeRobot by its own dataset, loader, processors and optimizer, once for each of
-`settings`, which are changes to its defaults. Then both predict the chunks of the same frames of the episodes that were held out.
+`settings`, which are changes to its defaults. Then both predict the chunks of the same frames of the held-out episodes.
 The error is the mean absolute difference to what was recorded, in standard deviations, over the actions of vla-mini's horizon.
 ACT's ResNet starts from random weights (`pretrained_backbone_weights=None`), since its pretrained ones need a download.
 """

@@ -2,8 +2,8 @@
 
 python benchmarks/growth.py source=DIR [episodes=2] [decode=1] [repetitions=[1,10,100]] [rounds=3] [output=FILE.json]
 
-`source` is a dataset of format v2.0 or v2.1 with videos. Its first episodes are repeated, and each of these datasets is read in a
-process of its own, in turns: with decode=1 it is decoded and trained on as experiment=real does it, with decode=0 its frames
+`source` is a dataset of format v2.0 or v2.1 with videos. Its first episodes are repeated, and each of these datasets is read
+in a process of its own, in turns: with decode=1 it is decoded and trained on as experiment=real does, with decode=0 its frames
 are decoded when they are needed, in two worker processes. The ratios are those of the medians, the largest to the smallest.
 """
 
@@ -46,12 +46,17 @@ def main() -> None:
         starts = figures["start"]
         kept[times] |= {"first start": starts[0], "start": median(starts[1:]) if starts[1:] else None}
     names = [*kept[roots[0].parent.name]]
-    print_table([(name, *(figures[name] for figures in kept.values())) for name in names], header=("", *(f"{t}x" for t in kept)))
+    print_table(
+        [(name, *(figures[name] for figures in kept.values())) for name in names], header=("", *(f"{t}x" for t in kept))
+    )
     first, *_, last = kept.values()
     ratios = {name: last[name] / first[name] for name in PER_SAMPLE if name in first}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f} times")
-    save({name: arguments[name] for name in ("episodes", "decode", "rounds")} | {"figures": kept, "ratios": ratios}, arguments["output"])
+    save(
+        {name: arguments[name] for name in ("episodes", "decode", "rounds")} | {"figures": kept, "ratios": ratios},
+        arguments["output"],
+    )
 
 
 def repeat(source: Path, root: Path, episodes: int, times: int) -> Path:

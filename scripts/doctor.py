@@ -29,7 +29,7 @@ def main(settings: "DoctorSettings") -> None:
     from vla_mini.data.mixture import read_demonstrations
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.training.setup import check_start, data_module, fit_environment, reading, untrained_policy
+    from vla_mini.training.setup import check_start, data_module, fit_environment, notes_on, reading, untrained_policy
     from vla_mini.utils.files import write_json
     from vla_mini.utils.machine import describe_machine
 
@@ -38,10 +38,10 @@ def main(settings: "DoctorSettings") -> None:
     if settings.training.resume:
         raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
     with demonstrations_of(settings.training) as training:
+        training, notes = fit_environment(training, config.is_given)
         demonstrations = read_demonstrations(**reading(training))
-        training, notes = fit_environment(training, demonstrations, named=config.is_given("env"))
-        print("".join(f"{note}\n" for note in notes), end="", flush=True)
         policy = untrained_policy(training, demonstrations)
+        print("".join(f"{note}\n" for note in (*notes, *notes_on(policy, demonstrations))), end="", flush=True)
         data = data_module(training, demonstrations, policy)
 
         output = config.new_folder(settings.output) if settings.output else None
@@ -74,7 +74,7 @@ def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
     from vla_mini.training.setup import must_collect
 
     data = settings.data
-    if not must_collect(settings):
+    if not must_collect(settings, config.is_given):
         yield settings
         return
     with TemporaryDirectory() as temporary:

@@ -25,7 +25,15 @@ def main(settings: "TrainSettings") -> None:
 
     from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.checkpoints import clean_run_folder, fingerprint, provenance, write_provenance
-    from vla_mini.training.setup import check_start, collect_missing, data_module, fit_environment, reading, untrained_policy
+    from vla_mini.training.setup import (
+        check_start,
+        collect_missing,
+        data_module,
+        fit_environment,
+        notes_on,
+        reading,
+        untrained_policy,
+    )
     from vla_mini.training.trainer import build_training, choose_precision
 
     if not config.rank():  # one of several processes checks for all
@@ -33,12 +41,12 @@ def main(settings: "TrainSettings") -> None:
     if settings.resume:
         with warnings.catch_warnings(action="ignore"):  # they are repeated below
             find_checkpoint(settings)  # before anything is collected
-    collect_missing(settings)
+    collect_missing(settings, config.is_given)
+    settings, notes = fit_environment(settings, config.is_given)
     demonstrations = read_demonstrations(**reading(settings))
-    settings, notes = fit_environment(settings, demonstrations, named=config.is_given("env"))
-    for note in () if config.rank() else notes:
-        print(note, flush=True)
     policy = untrained_policy(settings, demonstrations)
+    for note in () if config.rank() else (*notes, *notes_on(policy, demonstrations)):
+        print(note, flush=True)
     data = data_module(settings, demonstrations, policy)
     lightning.seed_everything(settings.seed + config.rank(), verbose=False)  # each process draws noise of its own
     sources = {"dataset": demonstrations.fingerprint, "init_from": policy.source.get("init_from")}

@@ -38,9 +38,9 @@ def test_commands_run(folder, monkeypatch, line):
     monkeypatch.chdir(folder)
     _, script, *arguments = shlex.split(line)
     name = Path(script).stem
-    if "vision.path=DIR" in arguments:  # the user's own weights: only the settings are checked
+    if "vision.path=MODEL" in arguments:  # the user's own weights: only the settings are checked
         settings = config.load(name, arguments)
-        assert settings.vision.arguments()["path"] == "DIR" and settings.data.image_size is None
+        assert settings.vision.arguments()["path"] == "MODEL" and settings.data.image_size is None
         return
     small = [] if name == "browse" else SMALL
     # So few frames of so odd pictures make some checks fail (1); nothing is refused (2).

@@ -168,7 +168,7 @@ class Vision(Part):
     def wanted_size(cls, settings: Mapping[str, Any]) -> list[int] | None:
         """[height, width] that a part with these settings resizes images to; None: it takes them as they are. Images of a
         dataset without an environment are decoded to this size."""
-        return None
+        return settings.get("input_size")
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -234,12 +234,14 @@ class ActionHead(Part):
     """Context -> a chunk of actions, in normalised units: [-1, 1] is the range of the training data.
 
     - needs_noise: True for a head that draws samples: its `predict` starts from noise
+    - bounded: True for a head that puts out nothing beyond [-1, 1]
 
     Every context has `spec.num_tokens` tokens, some of them masked: a head may have layers of that size.
     """
 
     spec_class = HeadSpec
     needs_noise: ClassVar[bool] = False
+    bounded: bool = False
 
     @abstractmethod
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:

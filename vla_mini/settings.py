@@ -241,7 +241,8 @@ class Checkpoint(StrictModel):
 # What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
 CHANGEABLE_ON_RESUME = (
     *("trainer.max_steps", "logger", "compile", "compile_dynamic"),
-    *("data.root", "data.cache", "data.verify", "data.num_workers"),  # where the same data are, and how they are read
+    # Where the same data are, and how they are read.
+    *("data.root", "data.roots", "data.cache", "data.cache_gigabytes", "data.verify", "data.num_workers"),
 )
 
 

@@ -270,12 +270,16 @@ def test_streamed_frames_are_drawn_in_runs_and_resume_at_any_batch(num_workers, 
     def loader():
         return BatchLoader(dataset, batch_size=9, seed=0, num_workers=num_workers)
 
-    order = dataset.order(np.random.default_rng([0, 0]))
+    order = dataset.order(np.random.default_rng([0, 0]), dataset.run_length)
     assert (np.diff(order) == 1).mean() > 0.7 and len(order) == 70
     assert mixture or sorted(order.tolist()) == list(range(70))
     whole = states(loader())
     np.testing.assert_array_equal(torch.cat(whole), data.states[order[:63]])
     resumed = loader()
+    resumed.load_state_dict(loader().state_dict() | {"batches": 3})
+    assert same(states(resumed), whole[3:])
+    decoded = ActionChunkDataset(data._replace(frames=data.frames._frames), split="train", horizon=2, tokenize=tokenize)
+    resumed = BatchLoader(decoded, batch_size=9, seed=0)  # in the meantime they were decoded
     resumed.load_state_dict(loader().state_dict() | {"batches": 3})
     assert same(states(resumed), whole[3:])
 

@@ -190,7 +190,7 @@ def test_features_without_files_and_files_without_features(tmp_path):
     write_video(root / "videos/chunk-000/observation.images.extra/episode_000000.mp4", [picture(0, 0, (32, 48))])
     read = read_dataset(root)
     assert read.features.cameras == ("top",) and read.features.image_size == (32, 48)
-    assert read.notes == ("left aside: observation.images.gone (there is no file of it), next.reward (not an input)",)
+    assert read.notes == ("ignored: observation.images.gone (there is no file of it), next.reward (not an input)",)
 
 
 # ---- choosing
@@ -345,7 +345,7 @@ def ragged(table):
         ({"info": lambda info: info.update(fps="10")}, "fps='10' is not a number above 0"),
         ({"info": lambda info: info.update(fps=0)}, "fps=0 is not a number above 0"),
         ({"info": lambda info: info.update(fps=0.4)}, "timestamp=.* at fps=0.4"),
-        ({"info": lambda info: info.update(features=[])}, "'features' is no group of features"),
+        ({"info": lambda info: info.update(features=[])}, "'features' is not an object"),
         ({"info": lambda info: info["features"].update(action="x")}, "features.action='x' does not describe a feature"),
         ({"info": lambda info: info["features"]["action"].pop("dtype")}, "'action' has no dtype, and not as numbers"),
         (
@@ -366,6 +366,26 @@ def ragged(table):
         ),
         ({"info": lambda info: info.update(data_path="data/{nope}")}, "the path 'data/{nope}' cannot be filled in"),
         ({"info": lambda info: info.update(splits=[0, 1])}, r"splits=\[0, 1\] are no ranges"),
+        ({"info": lambda info: info.update(fps=10**400)}, "fps=10+ is not a number above 0"),
+        (
+            {"info": lambda info: info["features"]["observation.images.top"].update(shape=[float("inf"), 4, 3])},
+            r"its shape \[\] is not",
+        ),
+        (
+            {
+                "video": "libx264",
+                "episodes": lambda rows: [rows[0], rows[1], rows[2] | {k: v for k, v in rows[0].items() if "time" in k}],
+            },
+            "episode 2, .* spans 5 frames",
+        ),
+        (
+            {
+                "video": "libx264",
+                "lengths": (5, 5, 4),
+                "episodes": lambda rows: [rows[0], rows[1] | {k: v for k, v in rows[0].items() if "time" in k}, rows[2]],
+            },
+            "meta/episodes: episodes 0 and 1 have the same frames of .*mp4",
+        ),
     ],
 )
 def test_contradictions_are_named(tmp_path, settings, message):
@@ -467,20 +487,88 @@ def test_episodes_can_be_left_out(tmp_path, version):
     kept = np.flatnonzero(np.repeat(whole.episode_index, whole.episode_ends - whole.episode_starts) != 1)
     for name in ("states", "actions", "frames"):
         np.testing.assert_array_equal(getattr(chosen, name), getattr(whole, name)[kept])
-    with pytest.raises(ValueError, match="data.exclude_episodes: .*data has no episode 9; it has 0 to 3"):
+    with pytest.raises(ValueError, match=r"data.exclude_episodes: .*data has no episode 9; it has 0 to 3"):
         read_dataset(root, exclude_episodes=[9])
     with pytest.raises(ValueError, match="one episode alone"):
         read_dataset(root, exclude_episodes=[0, 1, 2])
     if version == "v2.1":
         (video,) = root.rglob("episode_000001.mp4")
         video.write_bytes(video.read_bytes()[:200])
-        with pytest.raises(ValueError, match="episode_000001.mp4"):
+        with pytest.raises(ValueError, match=r"episode_000001\.mp4"):
             read_dataset(root, cache=cache)
         assert len(read_dataset(root, exclude_episodes=[1], cache=cache).frames) == len(kept)
         video.unlink()
         with pytest.raises(ValueError, match=r"is missing for episode 1 \(1 in all\); data.exclude_episodes=\[1"):
             read_dataset(root, cache=cache)
         assert len(read_dataset(root, exclude_episodes=[1], cache=cache).frames) == len(kept)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_that_is_left_out_may_hold_anything(tmp_path, version):
+    def spoil(table):
+        rows = [row for row, number in enumerate(table["episode_index"].to_pylist()) if number == 1]
+        for row in rows[:1]:
+            table = change(change(table, "action", row, [0.0, float("nan"), 0.0]), "timestamp", row + 1, 7.5)
+        return table
+
+    root = record(tmp_path / "data", version=version, lengths=(5, 7, 4, 6), tasks=("push it",), rows=spoil)
+    for found in (r"action\[1\] is nan .*data.exclude_episodes=\[1\]|timestamp=7.5 is not that of",):
+        with pytest.raises(ValueError, match=found):
+            read_dataset(root)
+    read = read_dataset(root, exclude_episodes=[1])
+    assert read.episode_index.tolist() == [0, 2, 3] and np.isfinite(read.actions).all()
+    if version == "v2.1":
+        (root / "data/chunk-000/episode_000001.parquet").unlink()
+        again = read_dataset(root, exclude_episodes=[1])
+        np.testing.assert_array_equal(again.states, read.states)
+        np.testing.assert_array_equal(again.frames, read.frames)
+
+
+@pytest.mark.parametrize("empty", [None, " "])
+def test_text_that_is_missing_is_no_instruction(tmp_path, empty):
+    def annotate(table):
+        return table.append_column("language", pa.array(["lift it", empty] + ["lift it"] * (table.num_rows - 2)))
+
+    feature = {"language": {"dtype": "string", "shape": [1]}}
+    root = record(tmp_path / "d", rows=annotate, info=lambda info: info["features"].update(feature))
+    with pytest.raises(ValueError, match=r"row 1: 'language' has no text \(1 rows in all\); one sentence for all"):
+        read_dataset(root, instruction="language")
+
+
+def test_a_dataset_may_lack_a_file_of_tasks_or_have_further_columns_in_it(tmp_path):
+    root = record(tmp_path / "d", task_rows=lambda rows: [row | {"__index_level_0__": 7} for row in rows])
+    assert read_dataset(root).tasks == ("push it", "lift it")
+    (root / "meta/tasks.parquet").unlink()
+    with pytest.raises(ValueError, match=r"tasks.parquet is missing, and so is tasks.jsonl.*; one sentence for all"):
+        read_dataset(root)
+    assert read_dataset(root, instruction="lift it").tasks == ("lift it",)
+
+
+def test_what_info_json_counts_and_leaves_out_is_said(tmp_path):
+    def miscount(info):
+        info.update(total_episodes=9, total_frames=16, splits={"train": "0:2"})
+
+    notes = read_dataset(record(tmp_path / "d", info=miscount)).notes
+    assert notes == (
+        "its info.json says total_episodes=9, and there are 3",
+        "of 3 episodes 2 are in the split 'train' of its info.json: the others are not used",
+    )
+    (note,) = read_dataset(record(tmp_path / "e"), fps=5).notes
+    assert note == "1 of 2 frames is read, and its action is the last of 2 (data.subsampled_actions)"
+
+
+def test_without_posix_fallocate_frames_are_decoded_as_well(tmp_path, monkeypatch):
+    root = record(tmp_path / "d")
+    expected = read_dataset(root).frames
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    np.testing.assert_array_equal(read_dataset(root, cache=tmp_path / "other").frames, expected)
+
+
+def test_a_path_in_a_folder_that_is_here_is_not_asked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lerobot").mkdir()
+    with pytest.raises(ValueError, match=r"data.root=lerobot/pusht: there is no such folder, and the hub is not asked"):
+        read_dataset("lerobot/pusht")
 
 
 def test_frames_above_the_limit_are_not_kept(tmp_path):

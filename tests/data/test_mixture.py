@@ -45,13 +45,15 @@ def test_datasets_of_other_features_are_not_mixed(tmp_path):
     one, two = record(tmp_path / "one"), record(tmp_path / "two", size=(16, 16))
     roots = {str(one): 1.0, str(two): 1.0}
     with pytest.raises(
-        ValueError, match=r"data.roots .* the same features: image_size is \[32, 48\] in .*one, and \[16, 16\] in .*two; give data.image_size"
+        ValueError,
+        match=r"same features: image_size is \[32, 48\] in .*one, and \[16, 16\] in .*two; give data.image_size",
     ):
         read_demonstrations(roots=roots)
     assert read_demonstrations(roots=roots, image_size=(16, 16)).features.image_size == (16, 16)
     three = record(tmp_path / "three", info=lambda info: info["features"]["action"].update(names=["a", "b", "c"]))
     with pytest.raises(
-        ValueError, match=r"data.roots .* the same features: action is \['action_0', .*\] in .*one, and \['a', 'b', 'c'\] in .*three"
+        ValueError,
+        match=r"data.roots .* the same features: action is \['action_0', .*\] in .*one, and \['a', 'b', 'c'\] in .*three",
     ):
         read_demonstrations(roots={str(one): 1.0, str(three): 1.0})
 

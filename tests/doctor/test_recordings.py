@@ -186,7 +186,7 @@ def test_a_camera_may_repeat_images_and_stand_still_with_the_robot(tmp_path):
     for part in (made.states, made.actions, made.images):
         part[3][20:40] = part[3][20]
     found = findings(write(tmp_path / "data", made))
-    assert "of one, 50% of the frames repeat the one before" in found["frozen"].measured
+    assert "of one, 52% of the frames repeat the one before" in found["frozen"].measured
     assert not_passed(found).keys() <= {"jumps"}
 
 
@@ -237,7 +237,7 @@ def test_a_scan_examines_so_many_episodes_and_takes_stills_from_end_to_end(tmp_p
         np.testing.assert_array_equal(
             stills, pictures[np.linspace(0, FRAMES - 1, 4).round().astype(int)].transpose(0, 1, 4, 2, 3)
         )
-        np.testing.assert_allclose(brightness, pictures.mean(axis=(2, 3, 4)), rtol=1e-5)
+        np.testing.assert_allclose(brightness, pictures.mean(axis=(2, 3, 4)), atol=1)  # of a part of the pixels
         steps = np.abs(np.diff(pictures.astype(int), axis=0)).max(axis=(2, 3, 4))
         assert (change[0] == 255).all()
         np.testing.assert_array_equal(change[1:], steps)

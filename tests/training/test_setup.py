@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from tests.data.recordings import record
 from tests.factory import command, make_batch
 from tests.harness import read_rows
 from vla_mini import config
@@ -20,7 +21,8 @@ from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.open_loop_texts import headline, table
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import BestPolicy
-from vla_mini.training.setup import data_module, fit_environment, untrained_policy
+from vla_mini.training.module import PolicyModule
+from vla_mini.training.setup import data_module, fit_environment, must_collect, notes_on, untrained_policy
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
 OTHERS = ["history=2", "execute=3", "ensemble=0.25", "ablate=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
@@ -161,6 +163,29 @@ def test_without_a_choice_the_last_policy_is_saved(root, tmp_path, capsys, setti
     assert capsys.readouterr().out.splitlines()[-1].startswith("the last policy was saved; error ")
 
 
+def test_overfitting_draws_the_same_batch_each_epoch(root, tmp_path, monkeypatch):
+    seen, original = [], PolicyModule.training_step
+
+    def training_step(self, batch, *arguments):
+        seen.append(batch.actions)
+        return original(self, batch, *arguments)
+
+    monkeypatch.setattr(PolicyModule, "training_step", training_step)
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert (
+        command(
+            "train",
+            *arguments,
+            "trainer.log_every_n_steps=1",
+            "trainer.overfit_batches=1",
+            "trainer.max_steps=3",
+            "trainer.val_check_interval=null",
+        )
+        == 0
+    )
+    assert len(seen) == 3 and torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+
+
 @pytest.fixture
 def other_root(root, demonstrations, tmp_path):
     """A dataset as of toy_pick, but for another name of its camera."""
@@ -180,15 +205,77 @@ def test_a_dataset_that_is_not_the_default_environments_is_trained_on_without_on
     assert "env=none to train without one" in capsys.readouterr().err
     assert command("train", *arguments) == 0
     out = capsys.readouterr().out.splitlines()
-    assert "the dataset is not one of vla_mini/ToyPick-v0: training without an environment (env=none)" in out
+    assert out[0].startswith("the dataset is not one of vla_mini/ToyPick-v0: training without an environment (env=none")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["env"] == {"id": None}
     assert (tmp_path / "run" / "evaluation" / "open_loop.json").is_file()
     assert Policy.from_pretrained(tmp_path / "run" / "policy").source.keys() == {"dataset"}
 
 
-def test_what_was_left_aside_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
-    noted = demonstrations._replace(notes=("left aside: depth", "another"))
-    assert fit_environment(settings, noted, named=False) == (settings, noted.notes)
+def test_the_environment_stays_where_the_dataset_fits_or_the_user_says_so(settings, root, other_root):
+    def at(path):
+        return settings.model_copy(update={"data": settings.data.model_copy(update={"root": str(path)})})
+
+    assert fit_environment(at(root), lambda key: False) == (at(root), [])
+    assert fit_environment(at(other_root), lambda key: key == "env") == (at(other_root), [])
+    changed, (note,) = fit_environment(at(other_root), lambda key: False)
+    assert changed.env.id is None and changed.auxiliary == {} and "env=none" in note
+    assert fit_environment(at(other_root), lambda key: key == "auxiliary")[0].auxiliary == settings.auxiliary
+
+
+def test_any_recording_trains_without_naming_an_experiment(tmp_path):
+    root = record(tmp_path / "DIR", lengths=(20, 30, 25))
+    small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "data.batch_size=8"]
+    small += [f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command("train", f"data.root={root}", *small) == 0
+    assert (tmp_path / "run" / "evaluation" / "open_loop.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "collects"),
+    [
+        (["data.root=nobody/demos"], False),
+        (["data.root=nobody/demos", "data.episodes=4"], True),
+        (["data.root=nobody/demos", "env=toy_pick"], True),
+        (["data.root=demos"], True),
+        (["data.root=nobody/demos", "env=toy_pick", "data.revision=main"], False),
+        ([], True),
+    ],
+)
+def test_what_may_be_on_the_hub_is_not_collected(tmp_path, monkeypatch, given, collects):
+    monkeypatch.chdir(tmp_path)
+    settings, keys = config.load("train", given), {argument.partition("=")[0] for argument in given}
+    assert must_collect(settings, keys.__contains__) == collects
+
+
+def test_instructions_that_are_cut_or_become_equal_are_said(demonstrations, settings):
+    tasks = ("pick up the red cube", "Pick up the RED cube", "pick " * 40, "pick " * 39 + "cube")
+    policy = untrained_policy(settings, demonstrations)
+    notes = list(notes_on(policy, demonstrations._replace(tasks=tasks, notes=())))
+    assert notes[0].startswith("2 instructions are longer than the tokenizer's limit, and are cut, such as 'pick pick")
+    assert notes[1].startswith("2 instructions become the tokens of another one, such as 'Pick up the RED cube' those of 'pick")
+
+
+def test_relative_actions_are_named(demonstrations, settings):
+    features = demonstrations.features._replace(action=("x", "y", "dz", "close"))
+    data = settings.data.model_copy(update={"actions": "relative"})
+    settings = settings.model_copy(update={"data": data, "env": config.load("train", ["env=none"]).env, "auxiliary": {}})
+    settings = settings.model_copy(update={"ablate": ()})
+    named = demonstrations._replace(features=features, notes=())
+    assert next(notes_on(untrained_policy(settings, named), named)) == (
+        "2 of 4 actions are relative to the state; absolute: dz, close"
+    )
+
+
+def test_a_head_that_cannot_reach_all_actions_is_refused(root, tmp_path, capsys):
+    arguments = ["experiment=toy_pick_smoke", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    for head in ("action=diffusion", "action=bins"):
+        assert command("train", *arguments, head, "data.normalization.action=mean_std") == 2
+        assert "data.normalization.action=mean_std: " in capsys.readouterr().err
+    assert command("train", *arguments, "action=bins", "action.spacing=quantile", "data.normalization.action=mean_std") == 0
+
+
+def test_what_is_ignored_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
+    noted = demonstrations._replace(notes=("ignored: depth", "another"))
     monkeypatch.setattr("vla_mini.data.mixture.read_demonstrations", lambda *_, **__: noted)
     arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}"]
     no_checks = SimpleNamespace(TrainingRun=lambda *_: None, run_checks=lambda _: [])

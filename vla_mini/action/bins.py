@@ -37,7 +37,7 @@ class BinsHead(ActionHead):
         spacing: Literal["uniform", "quantile"] = "uniform",
     ):
         super().__init__()
-        self.bins, self.spacing = bins, spacing
+        self.bins, self.spacing, self.bounded = bins, spacing, spacing == "uniform"
         self.layers = mlp(spec.num_tokens * spec.context_width, hidden, spec.horizon * spec.action_size * bins)
         # Centres that reach -1 and 1 exactly: the ends of the range are the most frequent actions.
         centres = torch.linspace(-1, 1, bins).expand(spec.action_size, bins).contiguous()

@@ -34,7 +34,7 @@ class DiffusionHead(ActionHead):
     - noise_samples: noises and timesteps drawn for each training sample
     """
 
-    needs_noise = True
+    needs_noise = bounded = True
     changeable = ("num_steps",)
 
     def __init__(

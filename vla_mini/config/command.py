@@ -25,7 +25,7 @@ from vla_mini.settings import EXAMPLES
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
-_given: set[str] = set()  # what the arguments of the command begin with
+_given: set[str] = set()  # keys of the command's arguments
 
 
 def main(name: str) -> Callable[[Main], Callable[[], None]]:
@@ -79,14 +79,14 @@ def validate(name: str, composed: Mapping[str, Any]) -> Any:
 
 def is_given(key: str) -> bool:
     """Whether the command that runs was given the setting `key`, or one below it, on the command line."""
-    return key in _given
+    return any(f"{given}.".startswith(f"{key}.") for given in _given)
 
 
 def run(name: str, arguments: Sequence[str], function: Main) -> int:
     """Run a command, report how it ended, and return its exit code."""
     folders.begin()
     _given.clear()
-    _given.update(key_of(argument).partition(".")[0] for argument in arguments)
+    _given.update(map(key_of, arguments))
     with _signals() as received:
         try:
             if any(argument.startswith("-") for argument in arguments):

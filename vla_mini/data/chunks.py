@@ -86,8 +86,8 @@ class ActionChunkDataset:
         since finding a frame in a video costs more than decoding it."""
         return 1 if is_decoded(self._demonstrations.frames) else RUN_LENGTH
 
-    def order(self, rng: np.random.Generator | None) -> np.ndarray:
-        """The samples of an epoch, (n,): a random order drawn from `rng`, or without one as they are.
+    def order(self, rng: np.random.Generator | None, run_length: int = 1) -> np.ndarray:
+        """The samples of an epoch, (n,): runs of `run_length` in a random order drawn from `rng`, or without one as they are.
 
         Each dataset of a mixture has its share of them: its frames come as often as its weight asks for, in turns.
         """
@@ -95,25 +95,26 @@ class ActionChunkDataset:
             return np.arange(self._length)
         mixture = self._demonstrations.mixture if self._first == 0 else ()
         if not mixture:
-            return self._shuffled(rng, 0, self._length)
+            return _shuffled(rng, 0, self._length, run_length)
         counts = np.array([count for count, _ in mixture])
         shares = np.array([weight for _, weight in mixture]) / sum(weight for _, weight in mixture)
         drawn = np.diff(np.rint(np.cumsum([0, *shares]) * self._length).astype(int))
         parts = []
         for start, count, number in zip((np.cumsum(counts) - counts).tolist(), counts.tolist(), drawn.tolist(), strict=True):
-            rounds = [self._shuffled(rng, start, count) for _ in range(-(-number // count))]
+            rounds = [_shuffled(rng, start, count, run_length) for _ in range(-(-number // count))]
             parts.append(np.concatenate(rounds)[:number] if rounds else np.array([], int))
-        order, size = np.concatenate(parts), self.run_length
-        runs = rng.permutation(-(-len(order) // size))
-        return np.concatenate([order[run * size : (run + 1) * size] for run in runs])
+        order = np.concatenate(parts)
+        runs = rng.permutation(-(-len(order) // run_length))
+        return np.concatenate([order[run * run_length : (run + 1) * run_length] for run in runs])
 
-    def _shuffled(self, rng: np.random.Generator, start: int, count: int) -> np.ndarray:
-        """The samples from `start` on, in a random order of runs."""
-        if self.run_length == 1:
-            return start + rng.permutation(count)
-        runs = rng.permutation(-(-count // self.run_length))
-        order = (runs[:, None] * self.run_length + np.arange(self.run_length)).ravel()
-        return start + order[order < count]
+
+def _shuffled(rng: np.random.Generator, start: int, count: int, run_length: int) -> np.ndarray:
+    """`count` samples from `start` on, in a random order of runs."""
+    if run_length == 1:
+        return start + rng.permutation(count)
+    runs = rng.permutation(-(-count // run_length))
+    order = (runs[:, None] * run_length + np.arange(run_length)).ravel()
+    return start + order[order < count]
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -169,7 +170,7 @@ class BatchLoader:
         self._same_every_epoch = same_every_epoch
         self._rank, self._world_size = rank, world_size
         self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
-        self._identity["run_length"] = dataset.run_length
+        self._run_length = dataset.run_length
         self._stride = batch_size * world_size
         self._position = (0, 0)  # the epoch, and how many of its batches were yielded
         self._resuming = False
@@ -191,7 +192,7 @@ class BatchLoader:
 
     def _batches(self, epoch: int, first: int) -> Iterable[Batch]:
         """Those of an epoch from the number `first` on, made here or by workers."""
-        order = self._dataset.order(self._generator(epoch))
+        order = self._dataset.order(self._generator(epoch), self._run_length)
         parts = [
             order[start : start + self._stride] for start in range(first * self._stride, len(self) * self._stride, self._stride)
         ]
@@ -207,13 +208,16 @@ class BatchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         epoch, yielded = self.sampler.epoch, self._position[1]
-        return {"epoch": epoch, "batches": yielded if self._position[0] == epoch else 0, **self._identity}
+        position = {"epoch": epoch, "batches": yielded if self._position[0] == epoch else 0}
+        return position | {"run_length": self._run_length, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where `state` was taken. Raises ValueError where seed, batch size or data differ: no order fits."""
+        """Resume where `state` was taken, in the same order also where frames are decoded in the meantime, or no longer.
+        Raises ValueError where seed, batch size or data differ: no order fits."""
         for name, value in self._identity.items():
-            if (before := state.get(name, 1)) != value:  # checkpoints of 0.1 and 0.2 have no `run_length`
-                raise ValueError(f"cannot resume within an epoch: {name} was {before} and is {value} now")
+            if state[name] != value:
+                raise ValueError(f"cannot resume within an epoch: {name} was {state[name]} and is {value} now")
+        self._run_length = state.get("run_length", 1)  # checkpoints of 0.1 have none
         self.sampler.set_epoch(state["epoch"])
         self._position, self._resuming = (state["epoch"], state["batches"]), True
 

@@ -1,5 +1,7 @@
 """The episodes of a dataset -> which of them are held out, which frames of each are read, and the action of each of these."""
 
+import itertools
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -36,34 +38,40 @@ def split(
         validation = spans.get("validation", spans.get("val"))
         if validation is not None:
             validation = range(*validation)
+    lengths = np.array([episode.length for episode in metadata.episodes])
+    found = {"total_episodes": number, "total_frames": int(lengths.sum())}
+    for name, announced in metadata.announced.items():
+        if announced != found[name]:
+            notes.append(f"its info.json says {name}={announced:g}, and there are {found[name]}")
     if validation is None and last > number > first >= 0:
         notes.append(f"its info.json has {last - first} training episodes, and there are {number}")
         last = number
+    elif validation is None and 0 <= last - first < number:
+        notes.append(f"of {number} episodes {last - first} are in the split 'train' of its info.json: the others are not used")
     if validation is None:
-        starts = np.cumsum([0, *(episode.length for episode in metadata.episodes)])[:-1]
-        task = task_of_frame[starts]
+        task = task_of_frame[np.cumsum(lengths) - lengths].tolist()
         used = [e for e in range(first, last) if e not in excluded]
-        counts = {each: int((task[used] == each).sum()) for each in np.unique(task[used]).tolist()}
-        held_out = [max(e for e in used if task[e] == each) for each, count in counts.items() if count > 1]
-        rest = [e for e in reversed(used) if e not in held_out]
+        last_of, counts = {task[e]: e for e in used}, Counter(task[e] for e in used)
+        held_out = {e for each, e in last_of.items() if counts[each] > 1}
         needed = max(1, round(VALIDATION_SHARE * len(used)))
-        held_out = sorted(held_out + rest[: max(0, needed - len(held_out))])
-        training = [e for e in used if e not in set(held_out)]
+        rest = (e for e in reversed(used) if e not in held_out)
+        held_out |= set(itertools.islice(list(rest), max(0, needed - len(held_out))))
+        training, held_out = [e for e in used if e not in held_out], sorted(held_out)
     else:
         training, held_out = ([e for e in each if e not in excluded] for each in (range(first, last), validation))
     used = [*training, *held_out]
     if number - len(excluded) == 1:
         raise ValueError(f"{metadata.info}: there is one episode alone, and validation needs another")
-    if not training or not held_out or not set(used) <= set(range(number)):
+    if not training or not held_out or not {*used} <= {*range(number)}:
         left = f", of which data.exclude_episodes leaves out {len(excluded)}" if excluded else ""
         raise ValueError(f"{metadata.info}: splits={show(metadata.splits)} are not ranges within its {number} episodes{left}")
-    rest = [e for e in range(number) if e not in {*used, *excluded}]
+    rest = sorted({*range(number)} - {*used, *excluded})
     boundary = len(training)
     return [*used, *rest], {"train": (0, boundary), "validation": (boundary, len(used))}, notes
 
 
 def frame_stride(metadata: Metadata, fps: int | float | None) -> int:
-    """Every how manieth frame is read."""
+    """The distance between frames that are read."""
     stride = 1 if fps is None else metadata.fps / fps
     if stride < 1 or abs(stride - round(stride)) > 1e-6:
         possible = ", ".join(f"{metadata.fps / divisor:g}" for divisor in (1, 2, 3, 5, 6))

@@ -92,7 +92,7 @@ def _decode_all(path: Path, footage: Sequence[Footage], *, shape: tuple[int, ...
     descriptor = os.open(partial_file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            os.posix_fallocate(descriptor, 0, math.prod(shape))
+            _allocate(descriptor, math.prod(shape))
         except OSError as error:
             partial_file.unlink()
             raise ValueError(
@@ -104,7 +104,7 @@ def _decode_all(path: Path, footage: Sequence[Footage], *, shape: tuple[int, ...
             rows = np.arange(start, stop)
             for row, image in zip(rows.tolist(), read(footage[camera], rows, size=shape[3:], resize=resize), strict=True):
                 os.pwrite(descriptor, image.tobytes(), (row * shape[1] + camera) * math.prod(shape[2:]))
-            os.fdatasync(descriptor)
+            os.fsync(descriptor)
             return f"{camera}:{start}:{stop}", stop - start
 
         todo = [unit for unit in units if ":".join(map(str, unit)) not in done]
@@ -134,6 +134,14 @@ def _decode_all(path: Path, footage: Sequence[Footage], *, shape: tuple[int, ...
     journal.unlink(missing_ok=True)
 
 
+def _allocate(descriptor: int, num_bytes: int) -> None:
+    """Take the room for a file of that size. OSError where there is not enough; macOS finds out while writing."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    else:
+        os.ftruncate(descriptor, num_bytes)
+
+
 def _units(footage: Footage) -> Iterator[tuple[int, int]]:
     """Ranges of frames that follow one another in one file, at most UNIT each."""
     breaks = np.flatnonzero((np.diff(footage.file) != 0) | (np.diff(footage.frame) <= 0)) + 1
@@ -159,7 +167,7 @@ def read(
     for number, image in zip(numbers.tolist(), found, strict=True):
         if image.shape[:2] != expected:
             place = f"frame {number}" if footage.is_video else f"row {number}"
-            raise ValueError(f"{file}, {place}: an image of {image.shape[:2]} pixels instead of {expected}")
+            raise ValueError(f"{file}, {place}: an image of {image.shape[:2]} pixels instead of {expected}, as info.json says")
         yield np.ascontiguousarray(rearrange(images.resize(image, size, resize), "h w c -> c h w"))
 
 

@@ -16,8 +16,8 @@ from vla_mini.data.episodes import Subsampling, frame_stride, kept_frames, split
 from vla_mini.data.frames import Footage, Frames, StreamedFrames, cache_name, decode_to_file
 from vla_mini.data.lerobot import layout
 from vla_mini.data.lerobot.choice import Choice, choose, element_names, unique_names
-from vla_mini.data.lerobot.metadata import Metadata, read_metadata
-from vla_mini.data.lerobot.rows import Rows, by_data_file, read_rows
+from vla_mini.data.lerobot.metadata import Metadata, VideoPart, read_metadata
+from vla_mini.data.lerobot.rows import Rows, read_rows
 from vla_mini.data.statistics import training_statistics
 from vla_mini.utils import files
 from vla_mini.utils.download import download, is_hub_id
@@ -42,9 +42,9 @@ class Demonstrations(NamedTuple):
     frames: Frames  # (n, k, c, h, w) uint8
     statistics: Statistics  # of the training split
     fingerprint: str  # SHA-256 over the dataset's metadata and the names and sizes of its files
-    notes: tuple[str, ...]  # what was left aside or assumed, a line each
+    notes: tuple[str, ...]  # what is ignored or assumed, a line each
     mixture: tuple[tuple[int, float], ...]  # of several datasets: the frames to train on and the weight of each
-    units: Mapping[str, Units] = {}  # noqa: RUF012 (a NamedTuple) of a mixture's datasets by name, where they have been changed
+    units: Mapping[str, Units] = {}
     version: str = layout.VERSION  # of the dataset's format
 
 
@@ -88,27 +88,24 @@ def read_dataset(
     metadata = read_metadata(root)
     _check_manifest(metadata, verify)
     choice = choose(metadata, **chosen)
-    rows = _read_rows(metadata, choice)
-    notes = [f"left aside: {', '.join(choice.left_aside)}"] if choice.left_aside else []
+    rows = _read_rows(metadata, choice, exclude_episodes or ())
+    notes = [f"ignored: {', '.join(choice.left_aside)}"] if choice.left_aside else []
     if choice.instruction is None:
         notes.append(f"all episodes have the instruction {instruction!r}")
     tasks, task_index = _read_tasks(metadata, choice, rows, instruction)
     order, splits, notes_of_splits = split(metadata, task_index, exclude_episodes or ())
     stride = frame_stride(metadata, fps)
+    if stride > 1:
+        notes.append(
+            f"1 of {stride} frames is read, and its action is the {subsampled_actions} of {stride} (data.subsampled_actions)"
+        )
     kept, starts, ends = kept_frames(metadata, order, stride)
     states = np.concatenate([rows.vectors[name] for name in choice.state], axis=1)[kept]
     actions = subsample(rows.vectors[choice.action], metadata, kept, stride, subsampled_actions)
-    sizes = choice.image_sizes.values()
-    size = tuple(image_size) if image_size is not None else min(sizes, key=lambda each: each[0] * each[1])
-    features = Features(
-        cameras=tuple(choice.cameras),
-        image_size=size,
-        state=_state_names(metadata, choice, rows),
-        action=element_names(metadata.features[choice.action], "action", actions.shape[1]),
-        fps=metadata.fps if fps is None else fps,
-    )
+    features = _features(metadata, choice, {name: rows.vectors[name].shape[1] for name in rows.vectors}, image_size, fps)
+    size = features.image_size
     footage = [_footage(metadata, choice, feature, rows, kept) for feature in choice.cameras.values()]
-    fingerprint = _fingerprint(root)
+    fingerprint = _fingerprint(root, list(choice.cameras.values()))
     gigabytes = len(kept) * len(footage) * 3 * size[0] * size[1] / 1e9
     if cache == "none" or (cache_gigabytes is not None and gigabytes > cache_gigabytes):
         frames: Frames = StreamedFrames(footage, size=size, resize=resize)
@@ -138,16 +135,50 @@ def read_dataset(
     )
 
 
+@in_one_line()
+def read_features(
+    root: str | Path,
+    *,
+    revision: str | None = None,
+    image_size: Sequence[int] | None = None,
+    fps: int | float | None = None,
+    **options: Any,
+) -> Features:
+    """The features that `read_dataset` would give, from the metadata alone; other arguments are ignored."""
+    chosen = {name: options.get(name) for name in ("cameras", "state", "action", "instruction")}
+    metadata = read_metadata(_locate(root, revision, chosen)[0])
+    choice = choose(metadata, **chosen)
+    sizes = {name: int(np.prod(metadata.features[name].shape)) for name in (*choice.state, choice.action)}
+    return _features(metadata, choice, sizes, image_size, fps)
+
+
+def _features(
+    metadata: Metadata, choice: Choice, sizes: Mapping[str, int], image_size: Sequence[int] | None, fps: int | float | None
+) -> Features:
+    """`sizes`: of the vectors, by feature."""
+    smallest = min(choice.image_sizes.values(), key=lambda each: each[0] * each[1])
+    return Features(
+        cameras=tuple(choice.cameras),
+        image_size=smallest if image_size is None else tuple(image_size),
+        state=_state_names(metadata, choice, sizes),
+        action=element_names(metadata.features[choice.action], "action", sizes[choice.action]),
+        fps=metadata.fps if fps is None else fps,
+    )
+
+
 def _locate(root: str | Path, revision: str | None, chosen: Mapping[str, Any]) -> tuple[Path, bool]:
     """The folder of the dataset, and whether it was downloaded: its metadata, the numbers, and the videos that are chosen."""
     folder = Path(root).expanduser()
     if folder.is_dir() or not is_hub_id(str(root)):
         if revision is not None:
-            raise ValueError(f"data.revision={revision} is for datasets on the hub, and data.root={root} is a folder")
+            raise ValueError(f"data.revision={revision} is for datasets on the hub, and data.root={root} is a path here")
+        if not folder.exists() and len(folder.parts) == 2 and Path(folder.parts[0]).exists():
+            told = f"there is no such folder, and the hub is not asked, since there is a folder {folder.parts[0]!r} here"
+            raise ValueError(f"data.root={root}: {told}")
         return folder, False
     options = {"kind": "dataset", "setting": "data.root", "revision": revision}
     metadata = read_metadata(download(str(root), ["meta/*"], **options))
-    choice = choose(metadata, **chosen)
+    choice = choose(metadata._replace(episodes=()), **chosen)  # whatever was downloaded before
     videos = [f"*/{name}/*" for name in choice.cameras.values() if metadata.features[name].dtype == "video"]
     return download(str(root), ["meta/*", "data/*", *videos], **options), True
 
@@ -170,19 +201,19 @@ def _check_manifest(metadata: Metadata, verify: bool | None) -> None:
         raise ValueError(f"{error}; data.verify=false accepts a dataset that was changed on purpose") from error
 
 
-def _read_rows(metadata: Metadata, choice: Choice) -> Rows:
+def _read_rows(metadata: Metadata, choice: Choice, exclude: Sequence[int]) -> Rows:
     vectors = {}
     for name in (*choice.state, choice.action):
         shape = metadata.features[name].shape
         vectors[name] = int(np.prod(shape)) if shape else None
-    return read_rows(metadata, vectors=vectors, values=[choice.instruction] if choice.instruction else [])
+    return read_rows(metadata, vectors=vectors, values=[choice.instruction] if choice.instruction else [], exclude=exclude)
 
 
-def _state_names(metadata: Metadata, choice: Choice, rows: Rows) -> tuple[str, ...]:
+def _state_names(metadata: Metadata, choice: Choice, sizes: Mapping[str, int]) -> tuple[str, ...]:
     named = {}
     for feature in choice.state:
         prefix = "state" if len(choice.state) == 1 else feature.rpartition(".")[2]
-        named[feature] = element_names(metadata.features[feature], prefix, rows.vectors[feature].shape[1])
+        named[feature] = element_names(metadata.features[feature], prefix, sizes[feature])
     plain = [name for names in named.values() for name in names]
     if len(set(plain)) < len(plain):  # joints have one name each, and a position and a velocity
         plain = [f"{feature.rpartition('.')[2]}.{name}" for feature, names in named.items() for name in names]
@@ -198,6 +229,9 @@ def _read_tasks(metadata: Metadata, choice: Choice, rows: Rows, sentence: str | 
         texts, numbers = np.unique(written.astype(str), return_inverse=True)
         return tuple(texts.tolist()), numbers.astype(np.int64)
     used = np.unique(written)
+    if not metadata.tasks:
+        told = f"{metadata.root / layout.TASKS} is missing, and so is {Path(layout.TASKS_V2).name}, or they hold no task"
+        raise ValueError(f'{told}; one sentence for all is given by data.instruction="pick up the bottle"')
     for index in used.tolist():
         if index not in metadata.tasks:
             raise ValueError(f"{metadata.root / 'meta'}: there is no task with the index {index}, which frames have")
@@ -209,43 +243,39 @@ def _read_tasks(metadata: Metadata, choice: Choice, rows: Rows, sentence: str | 
 
 def _footage(metadata: Metadata, choice: Choice, feature: str, rows: Rows, kept: np.ndarray) -> Footage:
     """Where the kept frames of a camera lie."""
-    lengths = np.array([episode.length for episode in metadata.episodes])
-    is_video = metadata.features[feature].dtype == "video"
+    episodes, is_video = metadata.episodes, metadata.features[feature].dtype == "video"
+    lengths = np.array([episode.length for episode in episodes])
     number = np.repeat(np.arange(len(lengths)), lengths)
-    if not is_video:
-        found = [file for file, _ in by_data_file(metadata.episodes)]
-        where = {file: i for i, file in enumerate(found)}
-        of_episode = np.array([where[episode.data_file] for episode in metadata.episodes])
-        frame, needed, exact = rows.row, [0] * len(found), False
-    else:
-        used = np.unique(number[kept]).tolist()
-        missing = [metadata.episodes[i].index for i in used if feature not in metadata.episodes[i].videos]
-        if missing:
-            told = f"the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
-            raise ValueError(f"{metadata.root}: {told}; data.exclude_episodes=[{missing[0]}, ...] leaves episodes out")
-        parts = [episode.videos.get(feature) for episode in metadata.episodes]  # None: of an excluded one
-        found = list(dict.fromkeys(parts[i].file for i in used))
-        where = {file: i for i, file in enumerate(found)}
-        of_episode = np.array([where.get(part.file, 0) if part else 0 for part in parts])
-        needed = [0] * len(found)
+    used = np.unique(number[kept]).tolist()
+    if is_video and (missing := [episodes[i].index for i in used if feature not in episodes[i].videos]):
+        told = f"the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
+        hint = f"data.exclude_episodes={show(missing)}" if len(missing) < len(used) else "was it downloaded?"
+        raise ValueError(f"{metadata.root}: {told}; {hint}")
+    # Of an episode that is left out the video may be missing: it has none of the kept frames.
+    parts = [episode.videos.get(feature, VideoPart(episode.data_file, 0)) if is_video else None for episode in episodes]
+    files_of = [part.file if part else episode.data_file for part, episode in zip(parts, episodes, strict=True)]
+    found = list(dict.fromkeys(files_of[i] for i in used))
+    where = {file: i for i, file in enumerate(found)}
+    of_episode = np.array([where.get(file, 0) for file in files_of])
+    frame, needed = rows.row, [0] * len(found)
+    if is_video:
+        first = np.array([part.first for part in parts])
+        frame = np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
         for i in used:
-            file = of_episode[i]
-            needed[file] = max(needed[file], parts[i].first + lengths[i].item())
-        frame = (
-            np.arange(lengths.sum())
-            - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            + np.repeat([part.first if part else 0 for part in parts], lengths)
-        )
-        exact = metadata.version != "v3.0"
+            needed[of_episode[i]] = max(needed[of_episode[i]], int(first[i] + lengths[i]))
+    exact = is_video and metadata.version != "v3.0"
     announced = choice.image_sizes[feature]
     return Footage(feature, is_video, tuple(found), of_episode[number][kept], frame[kept], announced, tuple(needed), exact)
 
 
-def _fingerprint(root: Path) -> str:
-    """SHA-256 over the content of meta/, and the names and sizes of all other files: the same for a copy of the dataset."""
+def _fingerprint(root: Path, cameras: Sequence[str]) -> str:
+    """SHA-256 over the content of meta/, and the names and sizes of all other files but the videos of other cameras: the same
+    for a copy of the dataset, and whatever else of it was downloaded."""
     digest = hashlib.sha256()
     for path in layout.files_of(root):
         name = path.relative_to(root).as_posix()
+        if path.suffix == ".mp4" and not set(path.parts) & set(cameras):
+            continue
         digest.update(f"{files.digest(path) if name.startswith('meta/') else path.stat().st_size} {name}\n".encode())
     return digest.hexdigest()
 

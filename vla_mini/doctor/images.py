@@ -83,7 +83,8 @@ def readable(data: Demonstrations, found: ImageScan) -> Finding:
         return Finding("pass", f"all frames of {examined} of {total} episodes can be decoded", value=0)
     measured = f"of {examined} episodes {len(bad)} have frames that cannot be decoded: {next(iter(bad.values()))}"
     numbers = tuple(int(data.episode_index[episode]) for episode in bad)
-    return Finding("fail", measured, "none", f"record them again, or leave them out: data.exclude_episodes={list(numbers)}", len(bad), episodes=numbers)
+    advice = f"record them again, or leave them out: data.exclude_episodes={list(numbers)}"
+    return Finding("fail", measured, "none", advice, len(bad), episodes=numbers)
 
 
 def pixels(data: Demonstrations, found: ImageScan) -> Finding:

@@ -78,8 +78,9 @@ def describe(root: str, data: Demonstrations, findings: Sequence[Finding]) -> di
     """What browse.json holds, but for the time that it took."""
     assert isinstance(data.frames, StreamedFrames)
     features, frames = data.features, data.episode_ends - data.episode_starts
-    of_episode = data.task_index[data.episode_starts]
-    counts = {task: (int((of_episode == i).sum()), int((data.task_index == i).sum())) for i, task in enumerate(data.tasks)}
+    each = (data.task_index[data.episode_starts], data.task_index)
+    both = [np.bincount(index, minlength=len(data.tasks)).tolist() for index in each]  # of episodes, and of frames
+    counts = dict(zip(data.tasks, zip(*both, strict=True), strict=True))
     return {
         "data": root,
         "passed": all(finding.status != "fail" for finding in findings),

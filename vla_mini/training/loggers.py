@@ -34,6 +34,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
+    warnings.filterwarnings("ignore", message="You requested to overfit")  # the loader gives the same batches each epoch
 
 
 def log(trainer: Trainer, metrics: Mapping[str, float], *, step: int | None = None) -> None:

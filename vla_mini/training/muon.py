@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "b rows columns"], *, steps: int = 5) -> Float[Tensor, "b rows columns"]:
-    """The nearest matrices with all singular values near 1, by Newton and Schulz's quintic iteration, in bf16 where that is fast.
+    """The nearest matrices with all singular values near 1, by Newton and Schulz's quintic iteration (in bf16 if fast).
 
     The coefficients trade exactness (singular values end between 0.7 and 1.2) for speed; see the source above.
     """

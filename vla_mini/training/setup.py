@@ -4,6 +4,7 @@ Every command that begins where train.py begins uses these functions. Lightning 
 are imported only by those that need them.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vla_mini import pretrained
 from vla_mini.collection import collect
 from vla_mini.data.chunks import check_lengths, relative_statistics, sample_chunks
 from vla_mini.data.frames import is_decoded
-from vla_mini.data.reader import Demonstrations
+from vla_mini.data.reader import Demonstrations, read_features
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
 from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
@@ -29,6 +30,7 @@ from vla_mini.parts import KINDS, ActingDefaults
 from vla_mini.policy import Policy
 from vla_mini.registry import resolve
 from vla_mini.settings import Data, Env, TrainSettings
+from vla_mini.utils.download import is_hub_id
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
@@ -57,15 +59,20 @@ def reading(settings: TrainSettings) -> dict[str, Any]:
     return arguments
 
 
-def must_collect(settings: TrainSettings) -> bool:
-    """Whether demonstrations are missing that the settings say how to collect. Else `read_dataset` refuses what is missing."""
+def must_collect(settings: TrainSettings, is_given: Callable[[str], bool] = lambda key: False) -> bool:
+    """Whether demonstrations are missing that the settings say how to collect. Else `read_dataset` refuses what is missing.
+
+    A root of the form owner/name that the user gave, with nothing about what to collect, is one of the hub's.
+    """
     data = settings.data
-    return settings.env.id is not None and bool(data.episodes) and data.root is not None and not Path(data.root).exists()
+    if settings.env.id is None or not data.episodes or data.root is None or Path(data.root).exists() or data.revision:
+        return False
+    return not (is_given("data.root") and is_hub_id(data.root)) or is_given("env") or is_given("data.episodes")
 
 
-def collect_missing(settings: TrainSettings) -> None:
-    """Collect the demonstrations if they are missing."""
-    if not must_collect(settings):
+def collect_missing(settings: TrainSettings, is_given: Callable[[str], bool] = lambda key: False) -> None:
+    """Collect the demonstrations if they are missing. `is_given`: whether the user gave a setting (`must_collect`)."""
+    if not must_collect(settings, is_given):
         return
     dry_run(settings)
     data, total = settings.data, settings.data.episodes + settings.data.validation_episodes
@@ -130,20 +137,45 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
     return policy
 
 
-def fit_environment(
-    settings: TrainSettings, demonstrations: Demonstrations, *, named: bool
-) -> tuple[TrainSettings, tuple[str, ...]]:
-    """The settings, with env=none where the demonstrations are not those of the default environment and the user `named` none;
-    and the demonstrations' notes, with one that says so. `untrained_policy` refuses any other environment that does not fit."""
-    features, notes = demonstrations.features, list(demonstrations.notes)
-    if relative := normalization_settings(settings.data, features).relative:
-        absolute = ", ".join(name for name in features.action if name not in relative) or "none"
-        notes.append(f"{len(relative)} of {features.action_size} actions are relative to the state; absolute: {absolute}")
-    is_default = not named and settings.env.id == TOY_PICK.id and not settings.evaluation.further_splits
-    if is_default and features != TOY_PICK.features:
-        notes.append(f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none)")
-        settings = settings.model_copy(update={"env": Env(id=None)})
-    return settings, tuple(notes)
+def fit_environment(settings: TrainSettings, is_given: Callable[[str], bool]) -> tuple[TrainSettings, list[str]]:
+    """Before the dataset is read: the settings, with env=none and without auxiliary losses where it is not one of the default
+    environment and the user gave no other; and a note that says so. `untrained_policy` refuses any other environment that does
+    not fit."""
+    if is_given("env") or settings.env.id != TOY_PICK.id or settings.evaluation.further_splits:
+        return settings, []
+    options = reading(settings)
+    root = next(iter(options["roots"] or [options["root"]]))
+    if read_features(root, **{name: value for name, value in options.items() if name != "root"}) == TOY_PICK.features:
+        return settings, []
+    changed: dict[str, Any] = {"env": Env(id=None)} | ({} if is_given("auxiliary") else {"auxiliary": {}})
+    note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none auxiliary=none)"
+    return settings.model_copy(update=changed), [note]
+
+
+def notes_on(policy: Policy, demonstrations: Demonstrations) -> Iterator[str]:
+    """What a user should know of the dataset before training, a line each."""
+    yield from demonstrations.notes
+    actions, relative = policy.features.action, policy.normalization.settings.relative
+    if relative:
+        absolute = ", ".join(name for name in actions if name not in relative) or "none"
+        yield f"{len(relative)} of {len(actions)} actions are relative to the state; absolute: {absolute}"
+    tokens = dict(zip(demonstrations.tasks, _token_rows(policy, demonstrations.tasks), strict=True))
+    several = [task for task in tokens if len(task.split()) > 1]
+    without_end = _token_rows(policy, [task.rsplit(maxsplit=1)[0] for task in several])
+    if cut := [task for task, row in zip(several, without_end, strict=True) if tokens[task] == row]:
+        yield f"{len(cut)} instructions are longer than the tokenizer's limit, and are cut, such as {cut[0]!r}"
+    of_row = {row: task for task, row in reversed(tokens.items())}  # the first task with each
+    if same := [task for task, row in tokens.items() if of_row[row] != task]:
+        other = of_row[tokens[same[0]]]
+        yield f"{len(same)} instructions become the tokens of another one, such as {same[0]!r} those of {other!r}"
+
+
+def _token_rows(policy: Policy, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens of each text."""
+    if not texts:
+        return []
+    tokens, mask = policy.tokenize(list(texts))
+    return [tuple(row[real].tolist()) for row, real in zip(tokens, mask, strict=True)]
 
 
 def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy: Policy) -> Any:

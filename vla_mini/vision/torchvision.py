@@ -3,9 +3,9 @@ for each cell of the map, row by row, "b n width"."""
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -57,10 +57,6 @@ class TorchvisionVision(Vision):
         mean, std = image_statistics(name)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-
-    @classmethod
-    def wanted_size(cls, settings: Mapping[str, Any]) -> list[int] | None:
-        return settings.get("input_size")
 
     def fit(self, data: FitData) -> None:
         self._build(self.settings["path"])

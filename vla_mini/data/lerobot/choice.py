@@ -1,7 +1,7 @@
 """Which features of a dataset are trained on: its metadata and the user's choice in, columns and names out.
 
 By default: cameras `observation.image(s).*`, else `image*`; `observation.state` or `state`; `action` or `actions`. Features
-that are no input (`next.*`), depth and masks are left aside, which is said.
+that are no input (`next.*`), depth and masks are ignored, which is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ def _default_cameras(metadata: Metadata) -> tuple[dict[str, str], list[str]]:
             return dict(
                 zip([n if short.count(n) == 1 else full for n, full in zip(short, found, strict=True)], found, strict=True)
             ), left
-    reasons = f"; left aside: {', '.join(left)}" if left else ""
+    reasons = f"; ignored: {', '.join(left)}" if left else ""
     numbers = [
         name for name, feature in metadata.features.items() if "image" in name and feature.dtype not in ("image", "video")
     ]

@@ -7,9 +7,9 @@ Whatever is missing, contradictory or not understood is a ValueError that names 
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,6 @@ class VideoPart(NamedTuple):
 
     file: Path
     first: int
-    has_others: bool  # whether the file holds other episodes, too
 
 
 class Episode(NamedTuple):
@@ -57,6 +56,7 @@ class Metadata(NamedTuple):
     episodes: tuple[Episode, ...]  # in the order of their rows
     tasks: dict[int, str | None]  # the sentence of each task, by its index
     splits: dict[str, str]  # name -> "first:last", as written
+    announced: dict[str, int | float]  # total_episodes and total_frames of info.json
 
     @property
     def info(self) -> Path:
@@ -70,7 +70,7 @@ def read_metadata(root: Path) -> Metadata:
         raise ValueError(f"{root} holds no LeRobot dataset: there is no file {path}")
     info = files.read_json(path)
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
-        raise ValueError(f"{path}: 'features' is no group of features")
+        raise ValueError(f"{path}: 'features' is not an object")
     version = _version(path, info.get("codebase_version"))
     features = {name: _feature(path, name, described) for name, described in info["features"].items()}
     paths = {name: info.get(name) for name in ("data_path", "video_path")}
@@ -87,12 +87,13 @@ def read_metadata(root: Path) -> Metadata:
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
         raise ValueError(f"{path}: splits={show(splits)} are no ranges of episodes by name")
-    return Metadata(root, version, fps, features, episodes, _tasks(root), splits)
+    announced = {name: info[name] for name in ("total_episodes", "total_frames") if is_whole(info.get(name))}
+    return Metadata(root, version, fps, features, episodes, _tasks(root), splits, announced)
 
 
 def positive_number(path: Path, name: str, value: Any) -> int | float:
     """A number above 0, an int where it is whole."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise ValueError(f"{path}: {name}={show(value)} is not a number above 0")
     return int(value) if value == int(value) else value
 
@@ -111,7 +112,7 @@ def _feature(path: Path, name: str, described: Any) -> Feature:
         raise ValueError(f"{path}: features.{name}={show(described)} does not describe a feature")
     shape = described.get("shape")
     shape = [shape] if isinstance(shape, int | float) else shape
-    whole = isinstance(shape, list) and all(isinstance(size, int | float) and size == int(size) >= 0 for size in shape)
+    whole = isinstance(shape, list) and all(is_whole(size) and size >= 0 for size in shape)
     details = described.get("info") or described.get("video_info") or {}
     depth = isinstance(details, dict) and any(details.get(key) for key in ("video.is_depth_map", "is_depth_map"))
     dtype = described.get("dtype")
@@ -128,14 +129,15 @@ def _tasks(root: Path) -> dict[int, str | None]:
     path = root / layout.TASKS
     if path.is_file():
         table = read_table(path)
-        names = set(table.column_names) - {"task_index"}
-        if len(names) != 1 or table.num_columns != 2:
+        names = [name for name in table.column_names if name != "task_index"]
+        if "task_index" not in table.column_names or (len(names) != 1 and "task" not in names):
             raise ValueError(f"{path}: columns {table.column_names} instead of task and task_index")
-        pairs = list(zip(whole_numbers(path, "task_index", table["task_index"]), table[names.pop()].to_pylist(), strict=True))
+        sentences = table["task" if "task" in names else names[0]].to_pylist()
+        pairs = list(zip(whole_numbers(path, "task_index", table["task_index"]), sentences, strict=True))
     else:
         path = root / layout.TASKS_V2
-        if not path.is_file():
-            raise ValueError(f"{root / layout.TASKS} is missing, and so is {path.name}")
+        if not path.is_file():  # there may be sentences in a column, or one for all
+            return {}
         rows = _read_lines(path, ("task_index", "task"))
         pairs = [(_whole(path, "task_index", row["task_index"]), row["task"]) for row in rows]
     tasks: dict[int, str | None] = {}
@@ -153,7 +155,7 @@ def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: i
     listed = listed or [root / layout.EPISODES.format(chunk_index=0, file_index=0)]
     required = ("episode_index", "length", "data/chunk_index", "data/file_index")
     keys = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    optional = ["dataset_from_index", *(f"videos/{video}/{key}" for video in videos for key in keys)]
+    optional = [f"videos/{video}/{key}" for video in videos for key in keys]
     rows: list[dict[str, Any]] = []
     for path in listed:
         table = read_table(path, required, optional=optional)
@@ -166,8 +168,8 @@ def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: i
     rows.sort(key=lambda row: row["episode_index"])
     _check_numbers([(row["path"], row["episode_index"], row["length"]) for row in rows])
     data_path, video_path = paths["data_path"] or layout.DATA, paths["video_path"] or layout.VIDEO
-    shares: dict[Path, int] = {}
-    parts: list[dict[str, tuple[Path, int]]] = []
+    spans: dict[Path, list[tuple[int, int, int]]] = {}  # of each video: first frame, last one exclusive, episode
+    parts: list[dict[str, VideoPart]] = []
     for row in rows:
         found = {}
         for video in videos:
@@ -178,15 +180,20 @@ def _episodes_v3(root: Path, paths: Mapping[str, Any], videos: list[str], fps: i
             file = _formatted(root, video_path, video_key=video, **numbers)
             if not file.is_file():
                 continue
-            found[video] = (file, _first_frame(row, video, place["from_timestamp"], place["to_timestamp"], fps))
-            shares[file] = shares.get(file, 0) + 1
+            first = _first_frame(row, video, place["from_timestamp"], place["to_timestamp"], fps)
+            spans.setdefault(file, []).append((first, first + row["length"], row["episode_index"]))
+            found[video] = VideoPart(file, first)
         parts.append(found)
+    for file, used in spans.items():
+        for (_, end, one), (first, _, other) in pairwise(sorted(used)):
+            if first < end:
+                raise ValueError(f"{root / 'meta/episodes'}: episodes {one} and {other} have the same frames of {file}")
     return tuple(
         Episode(
             row["episode_index"],
             row["length"],
             _formatted(root, data_path, chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
-            {video: VideoPart(file, first, shares[file] > 1) for video, (file, first) in found.items()},
+            found,
         )
         for row, found in zip(rows, parts, strict=True)
     )
@@ -214,7 +221,7 @@ def _episodes_v2(root: Path, paths: Mapping[str, Any], videos: list[str], chunks
     found.sort()
     _check_numbers([(path, index, length) for index, length in found])
     # Some datasets' paths do not lead to their files, which then are found by their names.
-    by_name = {file.relative_to(root).parts[0::1][-2:]: file for file in root.glob("videos/*/*/*.mp4")}
+    by_name = {file.relative_to(root).parts[-2:]: file for file in root.glob("videos/*/*/*.mp4")}
     data_by_name = {file.name: file for file in (root / "data").rglob("*.parquet") if not file.name.startswith(".")}
     episodes = []
     for index, length in found:
@@ -227,7 +234,7 @@ def _episodes_v2(root: Path, paths: Mapping[str, Any], videos: list[str], chunks
             file = _formatted(root, paths["video_path"] or layout.VIDEO_V2, video_key=video, **place)
             file = file if file.is_file() else by_name.get((video, file.name), file)
             if file.is_file():
-                parts[video] = VideoPart(file, 0, False)
+                parts[video] = VideoPart(file, 0)
         episodes.append(Episode(index, length, data_file, parts))
     return tuple(episodes)
 

@@ -6,7 +6,7 @@ An episode's rows have to follow one another in time: `episode_index`, `frame_in
 that there are, must agree. Else the file, the row and the column are named.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +36,14 @@ def by_data_file(episodes: Sequence[Episode]) -> Iterator[tuple[Path, list[Episo
         yield file, list(group)
 
 
-def read_rows(metadata: Metadata, *, vectors: Mapping[str, int | None], values: Sequence[str] = ()) -> Rows:
+def read_rows(
+    metadata: Metadata, *, vectors: Mapping[str, int | None], values: Sequence[str] = (), exclude: Collection[int] = ()
+) -> Rows:
     """The numbers of every frame.
 
     - vectors: columns of numbers, and how many there are in each row (None: as many as in the first one)
     - values: columns of one integer or text
+    - exclude: episodes whose rows may be wrong. A file of these alone is not read: all in it is 0
 
     Raises ValueError, naming file, row and column, for rows that are out of order, missing or doubled, and for numbers that
     are missing or not finite.
@@ -48,21 +51,31 @@ def read_rows(metadata: Metadata, *, vectors: Mapping[str, int | None], values: 
     groups = list(by_data_file(metadata.episodes))
     if len({file for file, _ in groups}) < len(groups):
         raise ValueError(f"{metadata.root / 'meta/episodes'}: the episodes of one data file do not follow one another")
-    sizes, parts = dict(vectors), []
+    sizes, parts, unread = dict(vectors), [], []
     for file, episodes in groups:
+        if all(episode.index in exclude for episode in episodes):
+            unread.append((len(parts), sum(episode.length for episode in episodes)))
+            parts.append({})
+            continue
         table = read_table(file, [*dict.fromkeys([*vectors, *values])], optional=[c for c in BOOKKEEPING if c not in values])
-        _check_order(file, table, episodes, fps=metadata.fps, several=metadata.version == "v3.0")
+        used = ~np.repeat([episode.index in exclude for episode in episodes], [episode.length for episode in episodes])
+        _check_order(file, table, episodes, used, fps=metadata.fps, several=metadata.version == "v3.0")
         found = {}
         for name in vectors:
-            found[name] = _vectors(file, name, table[name], sizes[name], episodes)
+            found[name] = _vectors(file, name, table[name], sizes[name], episodes, used)
             sizes[name] = found[name].shape[1]
         found |= {name: _values(file, name, table[name]) for name in values}
         parts.append(found | {"": np.arange(table.num_rows)})
+    for place, length in unread:
+        model = next((part for part in parts if part), {})
+        parts[place] = {name: np.zeros((length, *each.shape[1:]), each.dtype) for name, each in model.items()}
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Rows({name: joined[name] for name in vectors}, {name: joined[name] for name in values}, joined[""])
 
 
-def _check_order(file: Path, table: pa.Table, episodes: Sequence[Episode], *, fps: int | float, several: bool) -> None:
+def _check_order(
+    file: Path, table: pa.Table, episodes: Sequence[Episode], used: np.ndarray, *, fps: int | float, several: bool
+) -> None:
     lengths = np.array([episode.length for episode in episodes])
     starts = np.cumsum(lengths) - lengths
     if table.num_rows != lengths.sum():
@@ -81,7 +94,7 @@ def _check_order(file: Path, table: pa.Table, episodes: Sequence[Episode], *, fp
             found, wanted = column - np.repeat(column[starts], lengths), frame
         else:
             found, wanted = column, expected[name]
-        wrong = np.flatnonzero(found != wanted)
+        wrong = np.flatnonzero((found != wanted) & used)
         if len(wrong):
             row, episode = int(wrong[0]), int(expected["episode_index"][wrong[0]])
             what = f"frame {frame[row]} of episode {episode}"
@@ -104,28 +117,35 @@ def _numbers(file: Path, name: str, column: pa.ChunkedArray, dtype: type) -> np.
     return whole
 
 
-def _vectors(file: Path, name: str, column: pa.ChunkedArray, size: int | None, episodes: Sequence[Episode]) -> np.ndarray:
+def _vectors(
+    file: Path, name: str, column: pa.ChunkedArray, size: int | None, episodes: Sequence[Episode], used: np.ndarray
+) -> np.ndarray:
     flat = _flat(file, name, column)
     size = len(flat) // len(column) if size is None else size
     if len(flat) != len(column) * size:
         raise ValueError(f"{file}: {name!r} holds {len(flat) // len(column)} numbers a row, not {size}")
     with np.errstate(over="ignore"):
         found = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size)
-    bad = np.argwhere(~np.isfinite(found))
+    bad = np.argwhere(~np.isfinite(found) & used[:, None])
     if len(bad):
         row, dimension = map(int, bad[0])
         ends = np.cumsum([episode.length for episode in episodes])
         number = int(np.searchsorted(ends, row, side="right"))
         episode, frame = episodes[number], row - int(ends[number] - episodes[number].length)
         place = f"episode {episode.index}, frame {frame}"
-        raise ValueError(f"{file}, row {row}: {name}[{dimension}] is {found[row, dimension]} ({place}): repair or drop it")
+        told = f"{name}[{dimension}] is {found[row, dimension]} ({place})"
+        raise ValueError(f"{file}, row {row}: {told}: repair it, or data.exclude_episodes=[{episode.index}]")
     return found
 
 
 def _values(file: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
-        return np.array(column.to_pylist(), dtype=object)
+        found = np.array(column.to_pylist(), dtype=object)
+        if empty := [row for row, text in enumerate(found) if not (text or "").strip()]:
+            told = f"row {empty[0]}: {name!r} has no text ({len(empty)} rows in all)"
+            raise ValueError(f'{file}, {told}; one sentence for all is given by data.instruction="pick up the bottle"')
+        return found
     return _numbers(file, name, column, np.int64)
 
 

@@ -156,10 +156,17 @@ def test_the_policy_that_is_saved_is_the_one_that_was_validated(root, tmp_path, 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in saved.items())
 
 
-@pytest.mark.parametrize("setting", ["trainer.limit_val_batches=0", "evaluation.every_n_steps=0"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "trainer.limit_val_batches=0",
+        "evaluation.every_n_steps=0",
+        "trainer.limit_val_batches=0 trainer.log_every_n_steps=1000",  # nothing is logged at all
+    ],
+)
 def test_without_a_choice_the_last_policy_is_saved(root, tmp_path, capsys, setting):
-    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}", setting]
-    assert command("train", *arguments) == 0
+    arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command("train", *arguments, *setting.split()) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("the last policy was saved; error ")
 
 

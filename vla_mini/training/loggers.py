@@ -35,6 +35,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*GPU available but not used")
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen parts are
     warnings.filterwarnings("ignore", message="You requested to overfit")  # the loader gives the same batches each epoch
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
 def log(trainer: Trainer, metrics: Mapping[str, float], *, step: int | None = None) -> None:
@@ -164,7 +165,8 @@ def check_loggers(settings: schemas.Logger) -> None:
 def finish_loggers(loggers: Sequence[Logger], metrics: Mapping[str, float], *, step: int) -> None:
     """Add the final metrics and close the services: W&B writes its last row only then."""
     for logger in loggers:
-        logger.log_metrics(dict(metrics), step=step)
+        if metrics:
+            logger.log_metrics(dict(metrics), step=step)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             run = logger.experiment

@@ -7,6 +7,7 @@
 It knows no concrete variant: its parts are built by their class paths. It holds the projections, the normalisation, the loss.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,13 +190,14 @@ class Policy(PretrainedMixin, nn.Module):
         return torch.randn(shape, generator=generator, dtype=offset.dtype, device=offset.device)
 
     def in_units_of(self, dataset: str) -> "Policy":
-        """The policy, changed so that it takes the states and puts out the actions of one of the datasets that it was trained
-        on with data.statistics=by_dataset, and not those of the first one. ValueError for one that it does not know."""
+        """A copy that takes the states and puts out the actions of one of the datasets that the policy was trained on with
+        data.statistics=by_dataset, and not those of the first one. ValueError for one that it does not know."""
         if dataset not in self.units:
             raise ValueError(f"the policy has no statistics of a dataset {dataset!r}: {did_you_mean(dataset, self.units)}")
-        self.normalization.change_units(self.units[dataset])
-        self.units = {}
-        return self
+        policy = copy.deepcopy(self)
+        policy.normalization.change_units(self.units[dataset])
+        policy.units = {}
+        return policy
 
     # ---- from observation to context
 

@@ -93,6 +93,9 @@ def test_a_policy_changes_to_the_units_of_another_dataset(tmp_path):
     other = type(policy).from_pretrained(tmp_path / "policy").in_units_of("other")
     observation = make_observation(policy)
     theirs = observation._replace(state=observation.state * 2 + 1)
+    first = type(policy).from_pretrained(tmp_path / "policy")
+    first.in_units_of("other")
+    torch.testing.assert_close(first.act(observation), policy.eval().act(observation))  # it is unchanged
     torch.testing.assert_close(other.act(theirs), policy.eval().act(observation) * 0.5 - 3, rtol=1e-4, atol=1e-4)
     other.save_pretrained(tmp_path / "other")
     again = type(policy).from_pretrained(tmp_path / "other")

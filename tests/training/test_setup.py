@@ -224,7 +224,7 @@ def test_the_environment_stays_where_the_dataset_fits_or_the_user_says_so(settin
 
     assert fit_environment(at(root), lambda key: False) == (at(root), [])
     assert fit_environment(at(other_root), lambda key: key == "env") == (at(other_root), [])
-    changed, (note,) = fit_environment(at(other_root), lambda key: False)
+    changed, (note, _) = fit_environment(at(other_root), lambda key: False)
     assert changed.env.id is None and changed.auxiliary == {} and "env=none" in note
     assert fit_environment(at(other_root), lambda key: key == "auxiliary")[0].auxiliary == settings.auxiliary
 

@@ -27,7 +27,7 @@ def split(
     number, notes = len(metadata.episodes), []
     numbers = [episode.index for episode in metadata.episodes]
     if unknown := set(exclude) - set(numbers):
-        known = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
+        known = ", ".join(map(str, numbers)) if len(numbers) <= 20 else f"{len(numbers)}, {min(numbers)} to {max(numbers)}"
         raise ValueError(f"data.exclude_episodes: {metadata.root} has no episode {min(unknown)}; it has {known}")
     excluded = {place for place, episode in enumerate(numbers) if episode in exclude}
     with as_value_error(

@@ -48,7 +48,7 @@ def mix(
     (first, model), *others = datasets.items()
     for name, other in others:
         differences = [
-            f"{field} is {show(ours)} in {first}, and {show(theirs)} in {name}"
+            f"{field} is {_short(ours)} in {first}, and {_short(theirs)} in {name}"
             for field, ours, theirs in zip(model.features._fields, model.features, other.features, strict=True)
             if ours != theirs
         ]
@@ -86,6 +86,11 @@ def mix(
         units=units,
         mixture=tuple(zip(parts.training_frames, (float(weights[name]) for name in datasets), strict=True)),
     )
+
+
+def _short(value: Any) -> str:
+    text = show(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _units(own: Statistics, other: Statistics) -> Units:

@@ -151,10 +151,10 @@ class Summary(Callback):
 
 
 def describe_batch(batch: Batch) -> str:
-    lines = [f"{'batch':<26}{'shape':<22}{'dtype':<10}device"]
+    lines = [f"{'batch':<26}{'shape':<26}{'dtype':<10}device"]
     for path, tensor in tree_leaves_with_path(batch):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        lines.append(f"  {keystr(path)[1:]:<24}{' x '.join(map(str, tensor.shape)):<22}{dtype:<10}{tensor.device}")
+        lines.append(f"  {keystr(path)[1:]:<24}{' x '.join(map(str, tensor.shape)):<26}{dtype:<10}{tensor.device}")
     return "\n".join(lines)
 
 

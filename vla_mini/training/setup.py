@@ -139,7 +139,7 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
 
 def fit_environment(settings: TrainSettings, is_given: Callable[[str], bool]) -> tuple[TrainSettings, list[str]]:
     """Before the dataset is read: the settings, with env=none and without auxiliary losses where it is not one of the default
-    environment and the user gave no other; and a note that says so. `untrained_policy` refuses any other environment that does
+    environment and the user gave no other; and notes that say so. `untrained_policy` refuses any other environment that does
     not fit."""
     if is_given("env") or settings.env.id != TOY_PICK.id or settings.evaluation.further_splits:
         return settings, []
@@ -149,7 +149,7 @@ def fit_environment(settings: TrainSettings, is_given: Callable[[str], bool]) ->
         return settings, []
     changed: dict[str, Any] = {"env": Env(id=None)} | ({} if is_given("auxiliary") else {"auxiliary": {}})
     note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none auxiliary=none)"
-    return settings.model_copy(update=changed), [note]
+    return settings.model_copy(update=changed), [note, "experiment=real has settings that suit recordings"]
 
 
 def notes_on(policy: Policy, demonstrations: Demonstrations) -> Iterator[str]:

@@ -66,8 +66,10 @@ def read_rows(
             sizes[name] = found[name].shape[1]
         found |= {name: _values(file, name, table[name]) for name in values}
         parts.append(found | {"": np.arange(table.num_rows)})
+    if len(unread) == len(parts):
+        raise ValueError(f"data.exclude_episodes leaves no episode of {metadata.root}")
     for place, length in unread:
-        model = next((part for part in parts if part), {})
+        model = next(part for part in parts if part)
         parts[place] = {name: np.zeros((length, *each.shape[1:]), each.dtype) for name, each in model.items()}
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Rows({name: joined[name] for name in vectors}, {name: joined[name] for name in values}, joined[""])

@@ -38,7 +38,7 @@ def read_index(path: Path) -> VideoIndex:
                 raise ValueError("two of its frames have one time" if len(times) else "it has no frames")
             return VideoIndex(times, np.searchsorted(times, sorted(packet.pts for packet in packets if packet.is_keyframe)))
     except ERRORS as error:
-        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def read_frames(path: Path, numbers: np.ndarray, *, reduction: int = 1) -> Iterator[np.ndarray]:
@@ -70,7 +70,13 @@ def read_frames(path: Path, numbers: np.ndarray, *, reduction: int = 1) -> Itera
                     position += 1
                 yield _to_rgb(frame, reduction, reformatter)
     except ERRORS as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+        raise ValueError(f"{path} is damaged: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Without number and path of FFmpeg's own; and what can be done."""
+    text = error.strerror if isinstance(error, av.FFmpegError) and error.strerror else error
+    return f"{one_line(text)}; data.exclude_episodes=[...] leaves an episode out"
 
 
 def _to_rgb(frame: av.VideoFrame, reduction: int, reformatter: VideoReformatter) -> np.ndarray:

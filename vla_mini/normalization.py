@@ -75,13 +75,11 @@ class Normalization(nn.Module):
     def change_units(self, units: Units) -> None:
         """From now on states are in other raw units, and so are the actions that come out. Not for relative actions."""
         assert self.sources is None
-        for offset, scale, factor, shift in (
-            (self.state_mean, self.state_std, units.state_scale, units.state_shift),
-            (self.action_offset, self.action_scale, units.action_scale, units.action_shift),
-        ):
-            factor, shift = (offset.new_tensor(each).repeat(len(offset) // len(each)) for each in (factor, shift))
-            offset.mul_(factor).add_(shift)
-            scale.mul_(factor)
+        history = len(self.state_mean) // len(units.state_scale)
+        scale, shift = (self.state_mean.new_tensor(each).repeat(history) for each in (units.state_scale, units.state_shift))
+        self.state_mean, self.state_std = scale * self.state_mean + shift, scale * self.state_std
+        scale, shift = (self.action_offset.new_tensor(each) for each in (units.action_scale, units.action_shift))
+        self.action_offset, self.action_scale = scale * self.action_offset + shift, scale * self.action_scale
 
     def _origin(self, state: States) -> Float[Tensor, "*b 1 a"]:
         """What each action is relative to: an element of the newest state, or 0."""

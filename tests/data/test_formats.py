@@ -496,7 +496,7 @@ def test_episodes_can_be_left_out(tmp_path, version):
     if version == "v2.1":
         (video,) = root.rglob("episode_000001.mp4")
         video.write_bytes(video.read_bytes()[:200])
-        with pytest.raises(ValueError, match=r"episode_000001\.mp4 cannot be read: Invalid data .*; data.exclude_episodes=\["):
+        with pytest.raises(ValueError, match=r"episode_000001\.mp4 is damaged: Invalid data .*; data.exclude_episodes=\["):
             read_dataset(root, cache=cache)
         assert len(read_dataset(root, exclude_episodes=[1], cache=cache).frames) == len(kept)
         video.unlink()

@@ -5,6 +5,8 @@ No torch at the top, since the processes that collect demonstrations import the 
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def read_arguments(**defaults: Any) -> dict[str, Any]:
 def matrix_product_rates(*, device: str = "cpu") -> dict[str, float]:
     """GFLOP/s in both of the precisions that training uses."""
     return {dtype: matrix_product_rate(dtype, device=device) for dtype in ("float32", "bfloat16")}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` takes, and what it returns."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
 
 
 def save(figures: dict[str, Any], output: str) -> None:

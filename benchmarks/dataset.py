@@ -4,12 +4,10 @@ python benchmarks/dataset.py [episodes=2000] [num_workers=2] [output=benchmarks/
 """
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._machine import print_table, read_arguments, save
+from benchmarks._machine import print_table, read_arguments, save, timed
 
 BATCH_SIZE = 256
 EPOCHS = 5
@@ -68,12 +66,6 @@ def samples_per_second(data: Any) -> float:
         seconds, samples = timed(lambda: sum(len(batch.is_pad) for batch in loader))
         rates.append(samples / seconds)
     return median(rates[1:])
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 if __name__ == "__main__":

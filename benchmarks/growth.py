@@ -12,10 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 STEPS, WARM_UP, BATCH, STREAMED = 60, 10, 32, 3200
 PER_SAMPLE = ("training a sample", "a batch of decoded frames, a sample", "decoding when needed, a sample")
@@ -70,9 +68,10 @@ def repeat(source: Path, root: Path, episodes: int, times: int) -> Path:
     info = json.loads((source / "meta/info.json").read_text())
     described = [json.loads(line) for line in (source / "meta/episodes.jsonl").read_text().splitlines()][:episodes]
     videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-    path = lambda kind, number, **names: info[kind].format(  # noqa: E731
-        episode_chunk=number // info["chunks_size"], episode_index=number, **names
-    )
+
+    def path(kind: str, number: int, **names: str) -> str:
+        return info[kind].format(episode_chunk=number // info["chunks_size"], episode_index=number, **names)
+
     first, lines = 0, []
     for number in range(episodes * times):
         old = described[number % episodes]["episode_index"]
@@ -115,6 +114,7 @@ def train(root: Path) -> dict[str, float]:
     import numpy as np
     from lightning.pytorch.callbacks import LambdaCallback
 
+    from benchmarks._machine import timed
     from benchmarks._training import build
     from vla_mini import config
 
@@ -141,6 +141,7 @@ def stream(root: Path) -> dict[str, float]:
     """Seconds and megabytes of one dataset whose frames are decoded when they are needed."""
     import torch
 
+    from benchmarks._machine import timed
     from vla_mini.data.chunks import ActionChunkDataset, BatchLoader
     from vla_mini.data.reader import read_dataset
 
@@ -164,12 +165,6 @@ def megabytes() -> float:
     """Memory of this process that is not a file's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) / 1024
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 if __name__ == "__main__":

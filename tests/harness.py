@@ -30,11 +30,11 @@ def read_rows(folder):
 
 
 def rounded_to_zero(name):
-    """Eight values, as a share of what the metric `gradients/<name>/zeros` counts: where the true gradient is zero, a sum in
+    """Two values, as a share of what the metric `gradients/<name>/zeros` counts: where the true gradient is zero, a sum in
     another order, or on another processor, may be exactly zero or not."""
     name = name.removeprefix("gradients/").removesuffix("/zeros")
     sizes = (p.numel() for key, p in make_policy().named_parameters() if f"{key}.".startswith(f"{name}."))
-    return 8 / sum(sizes)
+    return 2 / sum(sizes)
 
 
 def forked(function, *arguments):

@@ -340,6 +340,11 @@ def ragged(table):
         ({"tasks": (None,)}, "task 0 has no sentence .null.; give one for all: data.instruction="),
         ({"episodes": lambda rows: [*rows, rows[0]]}, "two episodes have the number 0"),
         ({"episodes": lambda rows: [row | {"length": 0} for row in rows]}, "episode 0 has the length 0"),
+        ({"episodes": lambda rows: [rows[0] | {"length": 46579064836}, *rows[1:]]}, "episode 0 has the length 46579064836"),
+        (
+            {"episodes": lambda rows: [rows[0] | {"length": 9_000_000}, *rows[1:]]},
+            "16 rows, but its 3 episodes should have 9000011",
+        ),
         ({"episodes": lambda rows: [row | {"length": 4.5} for row in rows]}, "length=4.5 is not an integer"),
         ({"info": lambda info: info.update(codebase_version=[3])}, r"codebase_version=\[3\] is not one of"),
         ({"info": lambda info: info.update(fps="10")}, "fps='10' is not a number above 0"),

@@ -19,6 +19,7 @@ from vla_mini.utils import files
 from vla_mini.utils.errors import as_value_error, show
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
+MOST_FRAMES = 10**7  # of an episode: four days at 30 a second. A larger number is damage
 
 
 class Feature(NamedTuple):
@@ -245,7 +246,7 @@ def _check_numbers(rows: list[tuple[Path, int, int]]) -> None:
     for path, index, length in rows:
         if index == before or index < 0:
             raise ValueError(f"{path}: {'two episodes have' if index == before else 'an episode has'} the number {index}")
-        if length < 1:
+        if not 1 <= length <= MOST_FRAMES:
             raise ValueError(f"{path}: episode {index} has the length {length}")
         before = index
 

@@ -58,8 +58,7 @@ def read_rows(
             parts.append({})
             continue
         table = read_table(file, [*dict.fromkeys([*vectors, *values])], optional=[c for c in BOOKKEEPING if c not in values])
-        used = ~np.repeat([episode.index in exclude for episode in episodes], [episode.length for episode in episodes])
-        _check_order(file, table, episodes, used, fps=metadata.fps, several=metadata.version == "v3.0")
+        used = _check_order(file, table, episodes, exclude, fps=metadata.fps, several=metadata.version == "v3.0")
         found = {}
         for name in vectors:
             found[name] = _vectors(file, name, table[name], sizes[name], episodes, used)
@@ -76,13 +75,15 @@ def read_rows(
 
 
 def _check_order(
-    file: Path, table: pa.Table, episodes: Sequence[Episode], used: np.ndarray, *, fps: int | float, several: bool
-) -> None:
+    file: Path, table: pa.Table, episodes: Sequence[Episode], exclude: Collection[int], *, fps: int | float, several: bool
+) -> np.ndarray:
+    """Which rows are of episodes that are used, bool (n,). ValueError where one of these is not where it belongs."""
     lengths = np.array([episode.length for episode in episodes])
     starts = np.cumsum(lengths) - lengths
     if table.num_rows != lengths.sum():
         numbers = f"episode {episodes[0].index}" if len(episodes) == 1 else f"its {len(episodes)} episodes"
         raise ValueError(f"{file}: {table.num_rows} rows, but {numbers} should have {lengths.sum()}")
+    used = ~np.repeat([episode.index in exclude for episode in episodes], lengths)
     frame = np.arange(table.num_rows) - np.repeat(starts, lengths)
     expected = {"episode_index": np.repeat([episode.index for episode in episodes], lengths), "frame_index": frame}
     if several and "episode_index" not in table.column_names:
@@ -102,6 +103,7 @@ def _check_order(
             what = f"frame {frame[row]} of episode {episode}"
             what += f" at fps={fps:g}" if name == "timestamp" else ""
             raise ValueError(f"{file}, row {row}: {name}={show(column[row].item())} is not that of {what}")
+    return used
 
 
 def _numbers(file: Path, name: str, column: pa.ChunkedArray, dtype: type) -> np.ndarray:

@@ -51,12 +51,15 @@ def test_small_and_large_actions_use_the_whole_range(mode, size):
 
 
 def test_rare_values_do_not_blow_up_what_most_values_hide():
-    """A gripper that opens in one frame of a thousand, whose q01 and q99 are equal, and one that moves a little beside."""
+    """A gripper that opens in one frame of a thousand, whose q01 and q99 are equal; and a joint with one outlier, which must
+    not set its scale."""
     actions = np.zeros((1000, 2))
-    actions[:, 1] = np.linspace(0, 0.01, 1000)
+    actions[:, 1] = np.linspace(-0.01, 0.01, 1000)
     actions[7] = 1
-    for mode in ("quantiles", "min_max"):
-        assert made(actions, actions, action=mode).action(torch.tensor([[1.0, 1.0]])).tolist() == [[1, 1]]
+    by_range, by_quantiles = (made(actions, actions, action=mode) for mode in ("min_max", "quantiles"))
+    assert by_range.action(torch.tensor([[1.0, 1.0]])).tolist() == [[1, 1]]
+    gripper, joint = by_quantiles.action(torch.tensor([[1.0, 0.009]]))[0].tolist()
+    assert gripper == 1 and 0.8 < joint < 1
 
 
 def test_modes_and_clipping():

@@ -15,10 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vla_mini.utils.features import Features, FeatureStatistics, Statistics, Units
-
-# The middle 98 % of a dimension fill at least such a share of its range; else the range itself is normalised to [-1, 1].
-MIN_FILLED = 0.05
+from vla_mini.utils.features import MIN_SHARE, Features, FeatureStatistics, Statistics, Units
 
 States, Actions = Float[Tensor, "*b s"], Float[Tensor, "*b t a"]
 Mode = Literal["mean_std", "min_max", "quantiles", "none"]
@@ -94,9 +91,9 @@ def relative_sources(features: Features, relative: Sequence[str]) -> np.ndarray:
 def _offset_and_scale(found: FeatureStatistics, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
     """What is subtracted from a feature, and what it is then divided by; float32."""
     low, high = found.min, found.max
-    if mode == "quantiles":  # but for a switch that is hardly ever thrown, whose values would all but one be outliers
-        narrow = found.q99 - found.q01 < MIN_FILLED * (high - low)
-        low, high = np.where(narrow, low, found.q01), np.where(narrow, high, found.q99)
+    if mode == "quantiles":  # but the range of a switch that is hardly ever thrown, whose quantiles are equal
+        is_switch = found.q99 - found.q01 < MIN_SHARE * (high - low)
+        low, high = np.where(is_switch, low, found.q01), np.where(is_switch, high, found.q99)
     offset, scale = (found.mean, found.std) if mode == "mean_std" else ((high + low) / 2, (high - low) / 2)
     if mode == "none":
         return np.zeros_like(offset, np.float32), np.ones_like(scale, np.float32)

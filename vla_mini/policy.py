@@ -90,8 +90,8 @@ class Policy(PretrainedMixin, nn.Module):
         head = HeadSpec(trunk.width, trunk.num_tokens, horizon, features.action_size)
         self.action = build("action", parts["action"], head, **options)
         if self.action.bounded and normalization.action in ("mean_std", "none"):
-            told = f"{type(self.action).__name__} puts out actions of -1 to 1 alone, which this does not make of all actions"
-            raise ValueError(f"data.normalization.action={normalization.action}: {told}; use min_max or quantiles")
+            told = f"{type(self.action).__name__} puts out normalised actions of -1 to 1 alone; use min_max or quantiles"
+            raise ValueError(f"data.normalization.action={normalization.action}: {told}")
         second = parts.get("backbone_action")
         backbone_action = build("action", second, head, name="backbone_action", **options) if second else None
         spec = AuxiliarySpec(vision.grid, num_images, trunk.num_queries, trunk.width, features.state, features.action)

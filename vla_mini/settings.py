@@ -23,14 +23,6 @@ Text = Annotated[str, AS_WRITTEN]
 Path = Annotated[str, AS_WRITTEN, AfterValidator(os.path.expanduser)]
 Names = Annotated[tuple[str, ...], FROM_LIST]
 
-# How settings that are not one number or text are written.
-EXAMPLES = {
-    "data.exclude_episodes": "data.exclude_episodes=[3,17]",
-    "data.cameras": "data.cameras={top: observation.images.top}",
-    "data.image_size": "data.image_size=[96,96]",
-    "data.roots": "data.roots={my/a: 0.7, my/b: 0.3}",
-}
-
 # The parts of a policy that may hold parameters (`Policy.components`).
 Component = Literal[
     *("vision", "language", "trunk", "action", "auxiliary", "backbone_action"), *("projection", "camera_embedding", "state")

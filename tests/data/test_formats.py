@@ -600,6 +600,16 @@ def test_a_dataset_of_the_hubs_cache_is_read_and_only_its_chosen_cameras(tmp_pat
     read = read_dataset("somebody/pushes", cameras={"top": "observation.images.top"})
     np.testing.assert_array_equal(read.frames, read_dataset(root, cameras={"top": "observation.images.top"}).frames)
     assert read_dataset("somebody/pushes", revision="main", cameras={"top": "observation.images.top"}).tasks == read.tasks
+    # The other camera was not downloaded, which is said, and no camera is ignored because of that.
+    with pytest.raises(ValueError, match=r"the video of 'observation.images.wrist' is missing .*; was it downloaded\?"):
+        read_dataset("somebody/pushes")
+    for path in sorted(root.rglob("*wrist*/**/*.mp4")):  # once it is, what was read before has the same fingerprint
+        link = snapshot / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    assert len(read_dataset("somebody/pushes").features.cameras) == 2
+    again = read_dataset("somebody/pushes", cameras={"top": "observation.images.top"})
+    assert again.fingerprint == read.fingerprint
     with pytest.raises(ValueError, match=r"data\.root=somebody/else: there is no such folder, the hub cannot be reached"):
         read_dataset("somebody/else")
 

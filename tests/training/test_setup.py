@@ -240,11 +240,11 @@ def test_any_recording_trains_without_naming_an_experiment(tmp_path):
 @pytest.mark.parametrize(
     ("given", "collects"),
     [
-        (["data.root=nobody/demos"], False),
-        (["data.root=nobody/demos", "data.episodes=4"], True),
-        (["data.root=nobody/demos", "env=toy_pick"], True),
+        (["data.root=owner/demos"], False),
+        (["data.root=owner/demos", "data.episodes=4"], True),
+        (["data.root=owner/demos", "env=toy_pick"], True),
         (["data.root=demos"], True),
-        (["data.root=nobody/demos", "env=toy_pick", "data.revision=main"], False),
+        (["data.root=owner/demos", "env=toy_pick", "data.revision=main"], False),
         ([], True),
     ],
 )

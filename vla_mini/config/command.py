@@ -21,10 +21,18 @@ from pydantic import ValidationError
 
 from vla_mini.config import folders
 from vla_mini.config.compose import compose, compose_run, dotted, groups_of, key_of, model_of, split
-from vla_mini.settings import EXAMPLES
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
+
+# How settings that are not one number or text are written.
+EXAMPLES = {
+    "data.exclude_episodes": "data.exclude_episodes=[3,17]",
+    "data.cameras": "data.cameras={top: observation.images.top}",
+    "data.image_size": "data.image_size=[96,96]",
+    "data.roots": "data.roots={my/a: 0.7, my/b: 0.3}",
+}
+
 _given: set[str] = set()  # keys of the command's arguments
 
 

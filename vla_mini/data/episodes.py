@@ -55,7 +55,7 @@ def split(
         held_out = {e for each, e in last_of.items() if counts[each] > 1}
         needed = max(1, round(VALIDATION_SHARE * len(used)))
         rest = (e for e in reversed(used) if e not in held_out)
-        held_out |= set(itertools.islice(list(rest), max(0, needed - len(held_out))))
+        held_out |= set(itertools.islice(rest, max(0, needed - len(held_out))))
         training, held_out = [e for e in used if e not in held_out], sorted(held_out)
     else:
         training, held_out = ([e for e in each if e not in excluded] for each in (range(first, last), validation))

@@ -154,7 +154,7 @@ def read(
 ) -> Iterator[np.ndarray]:
     """The frames of these rows, uint8 (c, *size), which lie in one file, in rising order.
 
-    - preview: the decoder of a video reduces them as far as it can, which is faster and differs by a few levels
+    - preview: of a video, pixels are picked and not averaged, as far as they can be: to look at, and faster
     """
     file, numbers = footage.files[footage.file[rows[0]]], footage.frame[rows]
     reduction = max(1, min(footage.size[0] // size[0], footage.size[1] // size[1])) if preview and footage.is_video else 1

@@ -87,7 +87,7 @@ def read_dataset(
     root, is_download = _locate(root, revision, chosen)
     metadata = read_metadata(root)
     _check_manifest(metadata, verify)
-    choice = choose(metadata, **chosen)
+    choice = _choose(metadata, chosen, is_download)
     rows = _read_rows(metadata, choice, exclude_episodes or ())
     notes = [f"ignored: {', '.join(choice.left_aside)}"] if choice.left_aside else []
     if choice.instruction is None:
@@ -146,8 +146,9 @@ def read_features(
 ) -> Features:
     """The features that `read_dataset` would give, from the metadata alone; other arguments are ignored."""
     chosen = {name: options.get(name) for name in ("cameras", "state", "action", "instruction")}
-    metadata = read_metadata(_locate(root, revision, chosen)[0])
-    choice = choose(metadata, **chosen)
+    root, is_download = _locate(root, revision, chosen)
+    metadata = read_metadata(root)
+    choice = _choose(metadata, chosen, is_download)
     sizes = {name: int(np.prod(metadata.features[name].shape)) for name in (*choice.state, choice.action)}
     return _features(metadata, choice, sizes, image_size, fps)
 
@@ -178,9 +179,14 @@ def _locate(root: str | Path, revision: str | None, chosen: Mapping[str, Any]) -
         return folder, False
     options = {"kind": "dataset", "setting": "data.root", "revision": revision}
     metadata = read_metadata(download(str(root), ["meta/*"], **options))
-    choice = choose(metadata._replace(episodes=()), **chosen)  # whatever was downloaded before
+    choice = _choose(metadata, chosen, is_download=True)
     videos = [f"*/{name}/*" for name in choice.cameras.values() if metadata.features[name].dtype == "video"]
     return download(str(root), ["meta/*", "data/*", *videos], **options), True
+
+
+def _choose(metadata: Metadata, chosen: Mapping[str, Any], is_download: bool) -> Choice:
+    """What is read. Of a download, whose other cameras may not be here, whatever its metadata have."""
+    return choose(metadata._replace(episodes=()) if is_download else metadata, **chosen)
 
 
 def _check_manifest(metadata: Metadata, verify: bool | None) -> None:
@@ -249,7 +255,11 @@ def _footage(metadata: Metadata, choice: Choice, feature: str, rows: Rows, kept:
     used = np.unique(number[kept]).tolist()
     if is_video and (missing := [episodes[i].index for i in used if feature not in episodes[i].videos]):
         told = f"the video of {feature!r} is missing for episode {missing[0]} ({len(missing)} in all)"
-        hint = f"data.exclude_episodes={show(missing)}" if len(missing) < len(used) else "was it downloaded?"
+        hint = (
+            f"data.exclude_episodes={show(missing)}"
+            if len(missing) < len(used)
+            else "was it downloaded? data.cameras={...} chooses others"
+        )
         raise ValueError(f"{metadata.root}: {told}; {hint}")
     # Of an episode that is left out the video may be missing: it has none of the kept frames.
     parts = [episode.videos.get(feature, VideoPart(episode.data_file, 0)) if is_video else None for episode in episodes]

@@ -145,7 +145,7 @@ def fit_environment(settings: TrainSettings, is_given: Callable[[str], bool]) ->
         return settings, []
     options = reading(settings)
     root = next(iter(options["roots"] or [options["root"]]))
-    if read_features(root, **{name: value for name, value in options.items() if name != "root"}) == TOY_PICK.features:
+    if read_features(**options | {"root": root}) == TOY_PICK.features:
         return settings, []
     changed: dict[str, Any] = {"env": Env(id=None)} | ({} if is_given("auxiliary") else {"auxiliary": {}})
     note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none auxiliary=none)"

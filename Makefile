@@ -2,6 +2,7 @@
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
 
 .PHONY: train test lint
 
@@ -20,11 +21,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		set -ex; \
 		test -x $(PYTHON) || uv venv --quiet --python ">=3.11,<3.14" .venv; \
-		uv pip install --quiet --python $(PYTHON) -e ".[dev]" -c constraints.txt; \
+		uv pip install --quiet --python $(PYTHON) -e ".[$(strip $(EXTRAS))]" -c constraints.txt; \
 	else \
 		set -ex; \
 		python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "vla-mini needs Python 3.11 to 3.13")'; \
 		test -x $(PYTHON) || python3 -m venv .venv; \
-		$(PYTHON) -m pip install --quiet -e ".[dev]" -c constraints.txt; \
+		$(PYTHON) -m pip install --quiet -e ".[$(strip $(EXTRAS))]" -c constraints.txt; \
 	fi
 	@touch $@

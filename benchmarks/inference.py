@@ -79,7 +79,7 @@ def choices(defaults: Mapping[str, str]) -> list[dict[str, str]]:
 def some_demonstrations() -> Demonstrations:
     """A few demonstrations, from which action tokens can be trained."""
     with TemporaryDirectory() as folder:
-        collect(config.load("train").env.id, Path(folder) / "data", episodes=64)
+        collect(config.load("train").env.address, Path(folder) / "data", episodes=64)
         return read_dataset(Path(folder) / "data")
 
 
@@ -87,7 +87,7 @@ def untrained(parts: Mapping[str, str], demonstrations: Demonstrations) -> tuple
     """The policy of these parts, and one observation of its environment."""
     settings = config.load("train", [f"{group}={name}" for group, name in parts.items()])
     policy = untrained_policy(settings, demonstrations).eval()
-    first, _ = make(settings.env.id).reset(seed=0)
+    first, _ = make(settings.env.address).reset(seed=0)
     return policy, observe(policy, [first])
 
 

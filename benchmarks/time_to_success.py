@@ -64,7 +64,7 @@ def train_until(
             return
         seconds, start = stopwatch.seconds, time.perf_counter()
         with stopwatch.paused(), evaluating(policy):
-            results = rollout(policy, settings.env.id, episodes=range(episodes), options=options)
+            results = rollout(policy, settings.env.address, episodes=range(episodes), options=options)
         success = sum(result.success for result in results) / episodes
         evaluation = time.perf_counter() - start
         checkpoints.append({"steps": step, "seconds": seconds, "success_rate": success, "evaluation_seconds": evaluation})

@@ -2,6 +2,7 @@
 
 python scripts/collect.py env=toy_pick episodes=2000 output=data/toy_pick
 python scripts/collect.py env=toy_pick episodes=64 output=data/small seed=1
+python scripts/collect.py env=metaworld_mt50 episodes=50 output=data/metaworld_mt50
 """
 
 from typing import TYPE_CHECKING
@@ -17,13 +18,15 @@ def main(settings: "CollectSettings") -> None:
     from tqdm import tqdm
 
     from vla_mini.collection import collect
+    from vla_mini.envs import get_spec
 
-    if settings.env.id is None:
+    if settings.env.address is None:
         raise ValueError("env=none: there is no environment to collect in; choose one, such as env=toy_pick")
-    total = settings.episodes + settings.validation_episodes
+    each = get_spec(settings.env.address).num_tasks
+    total = each * (settings.episodes + settings.validation_episodes)
     with tqdm(desc="collecting", unit=" episodes", total=total, delay=0.1) as bar:  # a refused command shows no bar
         num_frames = collect(
-            settings.env.id,
+            settings.env.address,
             settings.output,
             episodes=settings.episodes,
             validation_episodes=settings.validation_episodes,
@@ -32,7 +35,7 @@ def main(settings: "CollectSettings") -> None:
             num_workers=settings.num_workers,
             progress=bar.update,
         )
-    split = f"{settings.episodes} to train on and {settings.validation_episodes} to validate on"
+    split = f"{each * settings.episodes} to train on and {each * settings.validation_episodes} to validate on"
     print(f"{settings.output}: {total} episodes ({split}), {num_frames} frames")
 
 

@@ -80,7 +80,7 @@ def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
     with TemporaryDirectory() as temporary:
         root, episodes = Path(temporary) / "data", min(EPISODES, data.episodes)
         print(f"collecting {episodes} demonstrations, since {data.root} does not exist yet", flush=True)
-        collect(settings.env.id, root, episodes=episodes, validation_episodes=2, seed=data.seed, num_workers=1)
+        collect(settings.env.address, root, episodes=episodes, validation_episodes=2, seed=data.seed, num_workers=1)
         batch_size = min(data.batch_size, 8 * episodes)  # larger ones may exceed the frames of so few episodes
         collected = data.model_copy(update={"root": str(root), "batch_size": batch_size})
         yield settings.model_copy(update={"data": collected})

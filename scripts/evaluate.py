@@ -4,6 +4,7 @@ Writes metrics.json and videos/ into a new folder: `output`, or evaluations/<dat
 
     python scripts/evaluate.py policy=runs/toy_pick/latest/policy
     python scripts/evaluate.py policy=runs/toy_pick/latest/policy episodes=50 execute=1 ensemble=0.01 output=evaluations/quick
+    python scripts/evaluate.py policy=runs/metaworld_mt10/latest/policy env=metaworld_mt1 env.task=reach episodes=10
 """
 
 from typing import TYPE_CHECKING
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
 @config.main("evaluate")
 def main(settings: "EvaluateSettings") -> None:
     from vla_mini import Controller, Policy
-    from vla_mini.envs import get_spec
+    from vla_mini.envs import check_fits, get_spec
     from vla_mini.evaluation.evaluate import evaluate, evaluation_splits
     from vla_mini.evaluation.metrics import headline, table
     from vla_mini.reports.videos import write_videos
     from vla_mini.utils.files import write_json
 
     policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
-    env_id = policy.source.get("env")
+    env_id = settings.env.address if settings.env else policy.source.get("env")
     if env_id is None:
-        raise ValueError(f"policy={settings.policy} was trained with env=none: there is no environment to evaluate it in")
+        raise ValueError(f"policy={settings.policy} was trained with env=none: name an environment, such as env=metaworld_mt10")
+    whose, hint = f"the policy {settings.policy}", f"it was trained for {policy.source.get('env', 'env=none')}"
+    check_fits(get_spec(env_id), policy.features, whose=whose, hint=hint, names=("cameras", "state", "action"))
     if settings.num_steps is not None:
         policy.action.change(num_steps=settings.num_steps)
     acting = {"execute": settings.execute, "ensemble": settings.ensemble}
@@ -37,6 +40,7 @@ def main(settings: "EvaluateSettings") -> None:
         policy,
         env_id,
         episodes=settings.episodes,
+        check_episodes=settings.check_episodes,
         seed=settings.seed,
         further_splits=settings.further_splits,
         num_envs=settings.num_envs,

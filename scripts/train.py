@@ -90,7 +90,7 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
 
     seconds, rates, evaluation = module.step.stopwatch.seconds, {}, settings.evaluation
     policy = Policy.from_pretrained(run_dir / "policy", trust_remote_code=trusts_remote_code(settings))
-    if settings.env.id is None:
+    if settings.env.address is None:
         policy.to(choose_device(settings.trainer.accelerator))
         metrics = open_loop.evaluate_open_loop(policy, demonstrations, progress=True)
         looks = find_looks(policy, demonstrations)
@@ -104,14 +104,15 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     else:
         metrics, episodes = evaluate(
             policy,
-            settings.env.id,
+            settings.env.address,
             episodes=evaluation.episodes,
+            check_episodes=evaluation.check_episodes,
             seed=evaluation.seed,
             further_splits=evaluation.further_splits,
             num_recordings=2,
             progress=True,
         )
-        write_videos(run_dir / "evaluation" / "videos", episodes, rates=get_spec(settings.env.id).rates)
+        write_videos(run_dir / "evaluation" / "videos", episodes, rates=get_spec(settings.env.address).rates)
         write_json(run_dir / "evaluation" / "metrics.json", metrics)
         rates = {f"evaluation/{split}": figures["success_rate"] for split, figures in metrics["splits"].items()}
         print(table(metrics))

@@ -1,5 +1,6 @@
 """A tiny environment whose state is all that counts, for tests of acting. No torch: its processes start fast."""
 
+import os
 from dataclasses import replace
 
 import gymnasium
@@ -23,7 +24,8 @@ class Reach(Environment):
         features=FEATURES,
         robot_type="point",
         max_episode_steps=STEPS,
-        tasks={"left": "go to the left", "right": "go to the right", "up": "go up"},
+        tasks={"left": "go to the left", "right": "go to the right"},
+        groups={"both": ("left", "right")},
         rates=("overshot",),
         subsets=("far",),
     )
@@ -38,7 +40,8 @@ class Reach(Environment):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.x, self.goal = self.np_random.uniform(-5, 5, 2)
+        self.episode = seed
+        self.x, self.goal = np.sort(self.np_random.uniform(-5, 5, 2))[:: 1 if seed % 2 else -1]
         self.sign, self.overshot = np.sign(self.goal - self.x), False
         self.far = bool(abs(self.goal - self.x) > 4)
         self.instruction = f"go to the {'right' if self.sign > 0 else 'left'}"
@@ -63,6 +66,15 @@ class ReachAsync(Reach):
     """The same, each environment in a process of its own."""
 
     env_spec = replace(Reach.env_spec, id=REACH_ASYNC, vectorization="async")
+
+    def step(self, action):
+        # For tests: "DIE_AT=3 1 FOLDER" ends the process in episode 3, the first time, which is counted in the folder.
+        episode, times, folder = os.environ.get("DIE_AT", "-1 0 .").split()
+        deaths = len(os.listdir(folder))
+        if self.episode == int(episode) and deaths < int(times):
+            open(f"{folder}/{deaths}", "x").close()
+            os._exit(1)
+        return super().step(action)
 
 
 gymnasium.register(REACH, Reach, max_episode_steps=STEPS)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from unittest.mock import Mock
 
 import gymnasium
@@ -104,7 +105,7 @@ class Line(Environment):
         return np.clip(np.array([0.0 if self.scene % 3 == 2 else -self.x]), -1, 1).astype(np.float32)
 
     def _observe(self):
-        image = np.full((2, 2, 3), self.scene, np.uint8)
+        image = np.full((2, 2, 3), self.scene % 256, np.uint8)
         return {"images": {"top": image}, "state": np.array([self.x], np.float32), "instruction": "go to 0"}
 
 
@@ -120,7 +121,21 @@ class Expertless(Line):
     expert_action = Environment.expert_action
 
 
-for environment in (Line, Hopeless, Expertless):
+class Suite(Line):
+    """Three tasks, the second of which the expert cannot do; an attempt is expensive."""
+
+    env_spec = replace(
+        Line.env_spec,
+        id="vla_mini_tests/LineSuite-v0",
+        tasks={"near": "go to 0", "never": "go to 0", "far": "go to 0"},
+        vectorization="async",
+    )
+
+    def expert_action(self):
+        return np.clip(np.array([0.0 if self.scene % 3 == 1 or self.scene == 3 else -self.x]), -1, 1).astype(np.float32)
+
+
+for environment in (Line, Hopeless, Expertless, Suite):
     spec = environment.env_spec
     gymnasium.register(spec.id, environment, max_episode_steps=spec.max_episode_steps)
 
@@ -129,6 +144,62 @@ def test_failures_are_dropped_and_the_first_successes_kept(tmp_path):
     collect("vla_mini_tests/Line-v0", tmp_path / "d", episodes=5, action_noise=0.0, num_workers=1)
     data = read_dataset(tmp_path / "d")
     assert data.frames[data.episode_starts, 0, 0, 0, 0].tolist() == [0, 1, 3, 4, 6]
+
+
+def test_so_many_of_each_task_are_collected_and_one_that_the_expert_cannot_do_is_named(tmp_path):
+    given = {"episodes": 2, "validation_episodes": 1, "action_noise": 0.0, "num_workers": 1}
+    with pytest.warns(UserWarning, match="task never is left out: the expert failed in 101 of 101 attempts"):
+        collect(Suite.env_spec.id, tmp_path / "d", **given)
+    data = read_dataset(tmp_path / "d")
+    scenes = data.frames[data.episode_starts, 0, 0, 0, 0].tolist()
+    assert scenes == [0, 2, 5, 6, 0, 2]  # of task 0 attempt 3 fails, and is replaced
+    assert data.splits == {"train": (0, 4), "validation": (4, 6)}
+
+
+def test_an_interrupted_collection_of_expensive_attempts_goes_on(tmp_path, monkeypatch):
+    given = {"action_noise": 0.5, "num_workers": 1, "validation_episodes": 1}
+    with pytest.warns(UserWarning, match="task never"):
+        collect(Suite.env_spec.id, tmp_path / "whole", episodes=3, **given)
+    with pytest.raises(KeyboardInterrupt):
+        collect(
+            Suite.env_spec.id, tmp_path / "d", episodes=3, progress=Mock(side_effect=[None] * 4 + [KeyboardInterrupt]), **given
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".d.attempts", "whole"]
+    kept = len(list((tmp_path / ".d.attempts").iterdir()))
+    assert kept > 4
+    played = Mock(wraps=collection.play)
+    monkeypatch.setattr(collection, "play", played)
+    with pytest.warns(UserWarning, match="task never"):
+        collect(Suite.env_spec.id, tmp_path / "d", episodes=3, **given)
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    assert not (tmp_path / ".d.attempts").exists()
+    remaining = played.call_count
+    with pytest.warns(UserWarning, match="task never"):
+        collect(Suite.env_spec.id, tmp_path / "again", episodes=3, **given)
+    assert played.call_count - remaining == remaining + kept
+
+
+def test_kept_attempts_are_of_the_same_settings(tmp_path):
+    settings = {"purpose": "demonstration", "seed": 0, "folder": tmp_path}
+    noisy, again = (demonstrate(Suite.env_spec.id, 0, action_noise=1.0, **settings) for _ in range(2))
+    assert len(list(tmp_path.iterdir())) == 1 and noisy.images == again.images
+    for one, other in zip(noisy[2:4], again[2:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(demonstrate(Suite.env_spec.id, 0, action_noise=0.0, **settings).states) == 4
+    assert demonstrate(Suite.env_spec.id, 1, action_noise=0.0, **settings) is None
+    assert demonstrate(Suite.env_spec.id, 1, action_noise=0.0, **settings) is None
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_worker_that_dies_is_a_failure_while_working(tmp_path, monkeypatch):
+    monkeypatch.setattr(collection, "demonstrate", end_process)
+    with pytest.raises(RuntimeError, match="a process died"):
+        collect(TOY_PICK, tmp_path / "d", episodes=2, num_workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def end_process(*_, **__):
+    os._exit(1)
 
 
 def test_labels_are_the_experts_actions_while_noisy_ones_are_executed():

@@ -5,15 +5,18 @@ random bursts, so that demonstrations show how to recover. Attempts are numbered
 first successes in their order are kept: the dataset does not depend on how many processes collected it. No torch.
 """
 
+import hashlib
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +26,7 @@ import gymnasium
 import numpy as np
 
 import vla_mini.envs
-from vla_mini.data.lerobot.writer import DatasetWriter, EncodedEpisode, encode_episode
+from vla_mini.data.lerobot.writer import DatasetWriter, EncodedEpisode, encode_episode, load_episode, save_episode
 from vla_mini.envs.seeds import episode_generator
 from vla_mini.utils.machine import num_cores
 
@@ -48,16 +51,19 @@ def collect(
     num_workers: int | None = None,
     progress: Callable[[], Any] | None = None,
 ) -> int:
-    """Collect demonstrations for training, and `validation_episodes` more on other scenes, into the dataset `output`.
+    """Collect `episodes` demonstrations of each task for training, and `validation_episodes` more on other scenes, into the
+    dataset `output`.
 
-    Returns the number of frames.
+    Returns the number of frames. A task that the expert hardly ever does is left out, and said in a warning. Where attempts are
+    expensive they are kept beside `output` until it is complete, so that an interrupted collection goes on.
 
     - action_noise: how far executed actions differ from the expert's (0 = not at all)
     - num_workers: processes that collect (None: one a core, if it takes longer than ALONE); 1 collects in this process
     - progress: called after each episode written
 
     Raises ValueError, before any work, for fewer than one episode, an unknown environment or one without an expert, or an
-    `output` that exists or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, or the disk is full.
+    `output` that exists or cannot be written. Raises RuntimeError when the expert hardly ever succeeds, when a process dies, or
+    the disk is full.
     """
     alone_until = time.monotonic() + (ALONE if num_workers is None else 0)
     num_workers = num_cores() if num_workers is None else num_workers
@@ -68,19 +74,27 @@ def collect(
     spec = vla_mini.envs.get_spec(env_id)
     if not spec.has_expert:
         raise ValueError(f"env={env_id!r} has no scripted expert to collect demonstrations from")
-    total = episodes + validation_episodes
+    attempts = Path(output).with_name(f".{Path(output).name}.attempts") if spec.vectorization == "async" else None
+    counts, splits = {"train": ("demonstration", episodes), "validation": ("validation", validation_episodes)}, {}
+    tasks = dict(enumerate(spec.tasks)) or {0: ""}
     writer = DatasetWriter(output, features=spec.features, robot_type=spec.robot_type)
     try:
         with writer, _workers(num_workers) as pool:
-            for purpose, count in (("demonstration", episodes), ("validation", validation_episodes)):
-                attempt = partial(demonstrate, env_id, purpose=purpose, seed=seed, action_noise=action_noise)
-                for episode in itertools.islice(_successes(_in_order(attempt, pool, alone_until)), count):
+            for split, (purpose, count) in counts.items():
+                attempt = partial(demonstrate, env_id, purpose=purpose, seed=seed, action_noise=action_noise, folder=attempts)
+                first, in_order = writer.num_episodes, partial(_in_order, attempt, pool, alone_until)
+                for episode in _successes(in_order, tasks, spec.num_tasks, count):
                     writer.add_episode(episode)
                     if progress is not None:
                         progress()
-            writer.finish(splits={"train": (0, episodes)} | ({"validation": (episodes, total)} if validation_episodes else {}))
+                splits |= {split: (first, writer.num_episodes)} if count else {}
+            writer.finish(splits=splits)
+    except BrokenExecutor as error:
+        raise RuntimeError(f"output={str(output)!r}: collecting failed: a process died, perhaps for want of memory") from error
     except OSError as error:
         raise RuntimeError(f"output={str(output)!r}: collecting failed: {error}") from error
+    if attempts is not None:
+        shutil.rmtree(attempts, ignore_errors=True)
     return writer.num_frames
 
 
@@ -96,15 +110,27 @@ class Played(NamedTuple):
 _environment = cache(vla_mini.envs.make)  # Each process keeps the environments it made.
 
 
-def demonstrate(env_id: str, attempt: int, **settings: Any) -> EncodedEpisode | None:
-    """One attempt of an environment's expert, as `play` makes it, ready to be written; None where it fails."""
+def demonstrate(env_id: str, attempt: int, *, folder: Path | None = None, **settings: Any) -> EncodedEpisode | None:
+    """One attempt of an environment's expert, as `play` makes it, ready to be written; None where it fails.
+
+    - folder: where it is kept, or found again
+    """
+    key = "&".join([env_id, *(f"{name}={value}" for name, value in settings.items()), str(attempt)])
+    kept = folder and folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if kept and kept.exists():
+        return load_episode(kept)
     played = play(_environment(env_id), attempt=attempt, **settings)
-    return played and encode_episode(**played._asdict())
+    episode = played and encode_episode(**played._asdict())
+    if kept:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_episode(kept, episode)
+    return episode
 
 
 def play(env: gymnasium.Env, *, purpose: str, seed: int, attempt: int, action_noise: float = 1.0) -> Played | None:
     """One attempt of the expert of `env`; None where it fails. Observations and labels, up to the last action."""
-    add_noise = _ActionNoise(action_noise, env.action_space, episode_generator(purpose, seed, attempt, stream=1))
+    strength = action_noise * env.unwrapped.env_spec.action_noise
+    add_noise = _ActionNoise(strength, env.action_space, episode_generator(purpose, seed, attempt, stream=1))
     observation, info = env.reset(seed=attempt, options={"purpose": purpose, "seed": seed})
     observations, actions, over = [], [], False
     while not over:
@@ -140,28 +166,44 @@ class _ActionNoise:
         return np.clip(action + noise, low, high).astype(np.float32)
 
 
-def _successes(attempts: Iterator[EncodedEpisode | None]) -> Iterator[EncodedEpisode]:
-    """The attempts that succeeded, in their order. RuntimeError for an expert that hardly ever succeeds."""
-    failures = 0
-    for number, episode in enumerate(attempts, start=1):
-        failures += episode is None
-        if failures > MAX_FAILURES * number and number > 100:
-            raise RuntimeError(f"the expert failed in {failures} of {number} attempts")
-        if episode is not None:
-            yield episode
+def _successes(
+    attempts: Callable[[Sequence[int]], Iterable[EncodedEpisode | None]], tasks: dict[int, str], num_tasks: int, count: int
+) -> Iterator[EncodedEpisode]:
+    """The first `count` attempts at each task that succeed, in rounds: each has as many attempts as successes are missing.
+
+    - tasks: by number. One at which the expert hardly ever succeeds is removed; RuntimeError where none is left
+    """
+    missing, failures = dict.fromkeys(tasks, count), dict.fromkeys(tasks, 0)
+    numbers = {task: itertools.count(task, num_tasks) for task in tasks}
+    while any(missing.values()):
+        chosen = [number for task in missing for number in itertools.islice(numbers[task], missing[task])]
+        for number, episode in zip(chosen, attempts(chosen), strict=True):
+            tried, task = divmod(number, num_tasks)
+            failures[task] += episode is None
+            if failures[task] > max(100, MAX_FAILURES * tried) and task in tasks:
+                name, missing[task] = tasks.pop(task), 0
+                failed = f"the expert failed in {failures[task]} of {tried + 1} attempts"
+                if not tasks:
+                    raise RuntimeError(failed)
+                warnings.warn(f"task {name} is left out: {failed}", stacklevel=2)
+            if episode is not None and task in tasks:
+                missing[task] -= 1
+                yield episode
 
 
 def _in_order(
-    attempt: Callable[[int], EncodedEpisode | None], pool: Executor | None, alone_until: float
+    attempt: Callable[[int], EncodedEpisode | None], pool: Executor | None, alone_until: float, numbers: Sequence[int]
 ) -> Iterator[EncodedEpisode | None]:
-    """The attempts 0, 1, 2, ... without end: at first in this process, then in the workers, AHEAD of them at a time."""
-    numbers = itertools.count()
-    while pool is None or time.monotonic() < alone_until:
-        yield attempt(next(numbers))
-    waiting = deque(pool.submit(attempt, number) for number in itertools.islice(numbers, AHEAD))
+    """The attempts of these numbers: at first in this process, then in the workers, AHEAD of them at a time."""
+    waiting: deque[Future] = deque()
     for number in numbers:
-        yield waiting.popleft().result()
+        if pool is None or time.monotonic() < alone_until:
+            yield attempt(number)
+            continue
         waiting.append(pool.submit(attempt, number))
+        if len(waiting) == AHEAD:
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -77,6 +78,16 @@ class Env(StrictModel):
     """The environment that demonstrations come from and that the policy is evaluated in."""
 
     id: str | None  # as registered with Gymnasium; null = none: train and validate on a dataset alone
+    # Arguments of the environment; null where it has no such argument, or for its default.
+    task: Text | None = None
+    image_size: PositiveInt | None = None
+    render: Literal["fast", "faithful"] | None = None
+
+    @property
+    def address(self) -> str | None:
+        """The id with the arguments, as `vla_mini.envs.make` takes it."""
+        arguments = urlencode(self.model_dump(exclude={"id"}, exclude_none=True))
+        return f"{self.id}?{arguments}" if self.id and arguments else self.id
 
 
 class NormalizationModes(StrictModel):
@@ -187,6 +198,7 @@ class Evaluation(StrictModel):
     """Closed-loop evaluation: on final scenes after training, on selection scenes during it."""
 
     episodes: PositiveInt
+    check_episodes: NonNegativeInt | None
     seed: NonNegativeInt
     selection_episodes: PositiveInt
     every_n_steps: NonNegativeInt  # 0 = never

@@ -101,9 +101,10 @@ def test_a_spec_that_is_not_true_of_its_environment_is_refused(env, message):
 )
 def test_datasets_that_do_not_fit_are_refused(changes, message):
     spec = get_spec(TOY_PICK)
-    check_fits(spec, spec.features, dataset="data/mine")
+    wanted = {"whose": "the dataset data/mine", "hint": "try env=none"}
+    check_fits(spec, spec.features, **wanted)
     with pytest.raises(ValueError, match=f"^env={TOY_PICK} does not fit the dataset data/mine: {message}.*env=none"):
-        check_fits(spec, spec.features._replace(**changes), dataset="data/mine")
+        check_fits(spec, spec.features._replace(**changes), **wanted)
 
 
 def test_environments_stepped_together_are_those_stepped_alone():

@@ -49,8 +49,15 @@ def test_all_are_final_scenes_of_their_own(monkeypatch):
         {"split": "seen", "instruction": "swapped"},
         {"split": "seen", "instruction": "blank"},
     ]
-    expected = [{"purpose": "evaluation", "seed": 5} | options for options in evaluations]
+    expected = [{"purpose": "evaluation", "seed": 5, "render_every": 2} | options for options in evaluations]
     assert played == {(episode, *sorted(options.items())) for options in expected for episode in range(2)}
+
+
+def test_fewer_or_no_checks_may_be_played():
+    for number in (1, 0):
+        metrics, _ = evaluate(make_policy(), TOY_PICK, episodes=2, check_episodes=number)
+        assert {check["episodes"] for check in metrics["grounding"].values()} == ({number} if number else set())
+        assert metrics["episodes"] == 2
 
 
 def test_another_seed_gives_other_scenes(expert):
@@ -59,10 +66,11 @@ def test_another_seed_gives_other_scenes(expert):
 
 
 def test_an_environment_of_several_tasks():
-    metrics, _ = evaluate(ReachPolicy(), REACH, episodes=9)
+    metrics, episodes = evaluate(ReachPolicy(), REACH, episodes=9)
     assert list(metrics["splits"]) == ["seen"] and metrics["grounding"] == {} and metrics["success_rate"] == 1
     tasks = metrics["tasks"]
-    assert list(tasks) == ["left", "right"] and sum(task["episodes"] for task in tasks.values()) == 9
+    assert {name: task["episodes"] for name, task in tasks.items()} == {"left": 9, "right": 9} and metrics["episodes"] == 18
+    assert all(result.instruction == f"go to the {result.task}" for result in episodes["seen"])
     assert all(task.keys() == metrics["splits"]["seen"].keys() >= {"overshot_rate", "far"} for task in tasks.values())
 
 

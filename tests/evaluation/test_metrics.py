@@ -14,9 +14,9 @@ TOY_PICK = get_spec("vla_mini/ToyPick-v0")
 PLAIN = EnvSpec("tests/Plain-v0", Features(("top",), (8, 8), ("x",), ("dx",), 10), robot_type="arm", max_episode_steps=9)
 
 
-def result(episode: int, *, success: bool = True, steps: int = 10, instruction: str = "", **info) -> EpisodeResult:
+def result(episode: int, *, success: bool = True, steps: int = 10, task: str | None = None, **info) -> EpisodeResult:
     info = {"wrong_object": False, "two_words": False, "original_object": success, "chance": 0.25} | info
-    return EpisodeResult(episode, instruction, steps, success, info)
+    return EpisodeResult(episode, "", steps, success, info, task=task)
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(1, 2), (95, 100), (190, 200), (3, 1000)])
@@ -85,10 +85,13 @@ def test_an_environment_has_the_metrics_of_its_spec_alone():
 
 def test_groups_of_tasks_pool_the_episodes_of_their_tasks():
     spec = replace(PLAIN, tasks={"a": "do a", "b": "do b", "c": "do c"}, groups={"ab": ("a", "b"), "rest": ("c",)})
-    results = [result(0, instruction="do a"), result(1, instruction="do b", success=False), result(2, instruction="do b")]
+    results = [result(0, task="a"), result(1, task="b", success=False), result(3, task="a")]
     metrics = summarize({"seen": results}, {}, spec, seed=0, seconds=1.0)
     assert metrics["groups"] == {"ab": summarize_split(results, spec)}  # of "rest" there is no episode
     assert metrics["groups"]["ab"]["success_rate"] == pytest.approx(2 / 3) and list(metrics["tasks"]) == ["a", "b"]
+    metrics = summarize({"seen": [*results, result(2, task="c")]}, {}, spec, seed=0, seconds=1.0)
+    assert metrics["mean_of_groups_rate"] == pytest.approx((2 / 3 + 1) / 2) and metrics["success_rate"] == 3 / 4
+    assert headline(metrics).endswith(", mean of groups 83.3%")
     with pytest.raises(ValueError, match="groups: 'z' is not one of the tasks; choose from: a, b, c"):
         replace(spec, groups={"ab": ("a", "z")})
 

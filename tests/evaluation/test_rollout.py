@@ -49,6 +49,36 @@ def test_processes_of_their_own_give_the_same_results(monkeypatch):
         np.testing.assert_array_equal(result.frames, other.frames)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_process_that_dies_is_replaced_once(monkeypatch, tmp_path, times):
+    monkeypatch.setattr(module, "num_cores", lambda: 2)
+    monkeypatch.setenv("DIE_AT", f"3 {times} {tmp_path}")
+    seen = []
+    if times == 2:
+        with pytest.raises(RuntimeError, match=rf"a process of env={REACH_ASYNC} died again, with \d episodes left"):
+            rollout(ReachPolicy(), REACH_ASYNC, episodes=range(5), on_episode=seen.append)
+        return
+    results = rollout(ReachPolicy(), REACH_ASYNC, episodes=range(5), on_episode=seen.append)
+    assert results == rollout(ReachPolicy(), REACH, episodes=range(5))
+    assert sorted(result.episode for result in seen) == list(range(5)) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_episodes_are_played_task_by_task(monkeypatch):
+    played, reset = [], Reach.reset
+    monkeypatch.setattr(Reach, "reset", lambda self, **given: (played.append(given["seed"]), reset(self, **given))[1])
+    results = rollout(ReachPolicy(), REACH, episodes=range(8), num_envs=1)
+    assert played == [0, 2, 4, 6, 1, 3, 5, 7] and [result.episode for result in results] == list(range(8))
+    assert [result.task for result in results] == ["left", "right"] * 4
+
+
+@pytest.mark.parametrize(("history", "every"), [(1, 3), (2, 1)])
+def test_images_are_asked_for_only_where_the_policy_looks(monkeypatch, history, every):
+    asked, reset = [], Reach.reset
+    monkeypatch.setattr(Reach, "reset", lambda self, **given: (asked.append(given["options"]), reset(self, **given))[1])
+    rollout(ReachPolicy(history=history), REACH, episodes=[0], execute=3)
+    assert [options.get("render_every", 1) for options in asked] == [every]
+
+
 def test_results_keep_the_order_of_the_episodes():
     results = rollout(ReachPolicy(), REACH, episodes=[7, 3, 11], num_envs=2)
     assert [result.episode for result in results] == [7, 3, 11]
@@ -106,8 +136,9 @@ def test_a_real_policy_gives_the_same_results_alone_and_together(action):
 def test_recording_keeps_the_lowest_numbers_and_changes_nothing():
     policy = ReachPolicy(speed=0.4)  # too slow for some episodes
     plain = rollout(policy, REACH, episodes=range(30), num_envs=4)
-    expected = {result.episode for success in (True, False) for result in [r for r in plain if r.success is success][:2]}
-    assert len(expected) == 4
+    kinds = [(task, success) for task in ("left", "right") for success in (True, False)]
+    expected = {r.episode for kind in kinds for r in [r for r in plain if (r.task, r.success) == kind][:2]}
+    assert len(expected) == 8
     for num_envs in (1, 8):
         results = rollout(policy, REACH, episodes=range(30), num_envs=num_envs, num_recordings=2)
         assert {result.episode for result in results if result.frames is not None} == expected

@@ -8,11 +8,13 @@ from vla_mini.evaluation.rollout import EpisodeResult
 from vla_mini.reports.videos import GREEN, NUM_STILLS, RED, film_strip, write_videos
 
 
-def result(*, episode: int = 7, instruction: str = "pick up the red cube", success: bool = True, **info: bool) -> EpisodeResult:
+def result(
+    *, episode: int = 7, instruction: str = "pick up the red cube", success: bool = True, task: str | None = None, **info: bool
+) -> EpisodeResult:
     frames = np.full((6, 64, 64, 3), 200, np.uint8)
     for step in range(6):
         frames[step, 10 * step : 10 * step + 10] = (200, 40 * step, 30)
-    return EpisodeResult(episode, instruction, 5, success, {"two_words": True, "wrong_object": False} | info, frames)
+    return EpisodeResult(episode, instruction, 5, success, {"two_words": True, "wrong_object": False} | info, frames, task)
 
 
 def rgb_frames(path) -> list[np.ndarray]:
@@ -37,6 +39,7 @@ def test_names_and_index(tmp_path):
     assert index[1] == {
         "name": "seen_0031_wrong_object",
         "split": "seen",
+        "task": None,
         "episode": 31,
         "instruction": "pick up the red cube",
         "steps": 5,

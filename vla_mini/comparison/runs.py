@@ -71,7 +71,7 @@ def dry_run(comparison: CompareSettings) -> None:
     for variant in comparison.variants:
         with as_value_error(f"variant {variant}", ValueError):
             settings = variant_settings(comparison, variant)
-            if settings.env.id is None:
+            if settings.env.address is None:
                 raise ValueError("env=none has no success rate to compare: choose an environment")
             setup.check_start(settings)
             if setup.must_collect(settings):

@@ -25,8 +25,10 @@ class CollectSettings(StrictModel):
 class EvaluateSettings(StrictModel):
     """scripts/evaluate.py"""
 
+    env: Env | None = None
     policy: Path
     episodes: PositiveInt
+    check_episodes: NonNegativeInt | None
     seed: NonNegativeInt
     num_envs: PositiveInt
     further_splits: Names

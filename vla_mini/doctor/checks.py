@@ -57,7 +57,7 @@ def check_data(run: TrainingRun) -> Iterator[Finding]:
     settings, demonstrations = run.settings, run.demonstrations
     yield from check_recordings(demonstrations, lambda: images.scan(demonstrations))
     yield from run_checks_on(
-        lambda: replay.replay(demonstrations, settings.env.id, seed=settings.data.seed),
+        lambda: replay.replay(demonstrations, settings.env.address, seed=settings.data.seed),
         {"replay": replay.states, "images": replay.images, "instructions": replay.instructions, "labels": replay.labels},
     )
     yield run_check("tokens", data.tokens, demonstrations, run.policy)
@@ -102,7 +102,7 @@ def check_learning(run: TrainingRun) -> Iterator[Finding]:
 
 
 def check_execution(run: TrainingRun) -> Iterator[Finding]:
-    yield run_check("closed loop", policy.closed_loop, run.policy, run.settings.env.id)
+    yield run_check("closed loop", policy.closed_loop, run.policy, run.settings.env.address)
     yield run_check("speed", machine.speed, run.policy, run.train_dataset, run.settings)
 
 

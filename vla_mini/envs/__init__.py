@@ -1,10 +1,13 @@
 """env id -> its `EnvSpec` (get_spec), one environment (make), several that are stepped together (make_vec).
 
-All are Gymnasium environments that derive from `Environment`. Importing this package registers ours.
+All are Gymnasium environments that derive from `Environment`. Importing this package registers ours. An id may hold arguments
+of the environment's class: "vla_mini/MetaWorld-v0?task=reach&image_size=96".
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gymnasium
 import numpy as np
@@ -17,6 +20,9 @@ from vla_mini.utils.features import Features
 __all__ = ["EnvSpec", "Environment", "check_fits", "get_spec", "make", "make_vec"]
 
 gymnasium.register(TOY_PICK.id, "vla_mini.envs.toy_pick.environment:ToyPick", max_episode_steps=TOY_PICK.max_episode_steps)
+# Those below need packages that are imported once one is made.
+gymnasium.register("vla_mini/MetaWorld-v0", "vla_mini.envs.metaworld.environment:MetaWorld", max_episode_steps=500)
+gymnasium.register("vla_mini/PushT-v0", "vla_mini.envs.pusht:PushT", max_episode_steps=300)
 
 
 def make(env_id: str) -> gymnasium.Env:
@@ -24,10 +30,13 @@ def make(env_id: str) -> gymnasium.Env:
 
     - env_id: as in Gymnasium; "module:namespace/Name-v0" first imports the module that registers it
 
-    Raises ValueError where it is not registered, is no `Environment`, or is not as its `env_spec` says.
+    Raises ValueError where it is not registered, is no `Environment`, does not take these arguments, needs a package that is
+    missing, or is not as its `env_spec` says.
     """
-    with as_value_error(f"env={env_id!r} is not known to Gymnasium", gymnasium.error.Error, ImportError):
-        env = gymnasium.make(env_id, disable_env_checker=True)  # Gymnasium's checks cost more than a step.
+    name, arguments = _parse(env_id)
+    unknown = as_value_error(f"env={env_id!r} is not known to Gymnasium", gymnasium.error.Error, ImportError)
+    with as_value_error(f"env={env_id!r}", TypeError), unknown:  # a TypeError is about the arguments
+        env = gymnasium.make(name, disable_env_checker=True, **arguments)  # Gymnasium's checks cost more than a step.
     kind = type(env.unwrapped)
     if not issubclass(kind, Environment):
         raise ValueError(f"env={env_id!r} has no env_spec: derive {kind.__name__} from vla_mini.envs.Environment")
@@ -78,14 +87,23 @@ def make_vec(env_id: str, num_envs: int) -> gymnasium.vector.VectorEnv:
         # process that has threads, such as torch's, can hang.
         settings |= {"shared_memory": False, "context": "spawn"}
     options = {"vector_kwargs": settings, "wrappers": (PauseAfterEpisode,), "disable_env_checker": True}
-    return gymnasium.make_vec(env_id, num_envs, vectorization_mode=mode, **options)
+    name, arguments = _parse(env_id)
+    return gymnasium.make_vec(name, num_envs, vectorization_mode=mode, **options, **arguments)
 
 
-def check_fits(spec: EnvSpec, features: Features, *, dataset: str) -> None:
-    """ValueError where a policy that learns from a dataset with these features cannot act in the environment."""
-    for name, ours, theirs in zip(Features._fields, spec.features, features, strict=True):
+def _parse(env_id: str) -> tuple[str, dict[str, str]]:
+    """The id as it is registered, and the arguments in it."""
+    name, _, arguments = env_id.partition("?")
+    return name, dict(parse_qsl(arguments))
+
+
+def check_fits(spec: EnvSpec, features: Features, *, whose: str, hint: str, names: Iterable[str] = Features._fields) -> None:
+    """ValueError where these features, in those of `names`, are not the environment's.
+
+    - whose, hint: "the dataset DIR" or "the policy DIR", and what to do, for the message
+    """
+    for name in names:
+        ours, theirs = getattr(spec.features, name), getattr(features, name)
         if ours != theirs:
-            raise ValueError(
-                f"env={spec.id} does not fit the dataset {dataset}: {name} is {show(ours)} there, but {show(theirs)} in the "
-                "dataset; choose the environment that it was recorded in, or env=none to train without one"
-            )
+            difference = f"{name} is {show(ours)} in the environment, but {show(theirs)} here"
+            raise ValueError(f"env={spec.id} does not fit {whose}: {difference}; {hint}")

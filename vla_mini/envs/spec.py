@@ -2,11 +2,11 @@
 
 What an environment takes and returns:
 
-    reset(seed=EPISODE, options={"purpose", "seed", "split", "instruction"}) -> observation, info
-    step(action float32 (a,))                                                -> observation, reward, terminated, truncated, info
+    reset(seed=EPISODE, options={"purpose", "seed", "split", "instruction", "render_every"}) -> observation, info
+    step(action float32 (a,)) -> observation, reward, terminated, truncated, info
 
     observation: {"images": {camera: uint8 (h, w, 3)}, "state": float32 (s,), "instruction": str}
-    info:        {"success": bool, and what the spec's `rates`, `subsets` and `check_rates` name}
+    info:        {"success": bool, "task": str where the spec has tasks, and what its `rates`, `subsets` and `check_rates` name}
 """
 
 from collections.abc import Mapping
@@ -29,19 +29,20 @@ class EnvSpec:
     that ignores the instruction would reach what a check counts.
     """
 
-    id: str  # as it is registered in Gymnasium
+    id: str  # as `envs.make` takes it: as registered in Gymnasium, with its arguments
     features: Features  # as in a dataset
     robot_type: str  # written into datasets
     max_episode_steps: int  # as it is registered
-    tasks: Mapping[str, str] = field(default_factory=dict)  # name -> instruction, by which an episode belongs to its task
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> tasks, whose episodes are also pooled
+    tasks: Mapping[str, str] = field(default_factory=dict)  # name -> instruction; episode e is of task e modulo their number
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> tasks, whose success is also averaged
     splits: Mapping[str, str] = field(default_factory=lambda: {"seen": "new scenes"})  # name -> explanation
     further_splits: Mapping[str, str] = field(default_factory=dict)  # those that are evaluated on request only
     checks: Mapping[str, str] = field(default_factory=dict)  # name -> explanation
-    rates: tuple[str, ...] = ()  # keys of `info` (bool at the last step), whose mean is KEY_rate in each split
+    rates: tuple[str, ...] = ()  # keys of `info` (bool or number at the last step), whose mean is KEY_rate in each split
     subsets: tuple[str, ...] = ()  # keys of `info` (bool) of episodes whose success is also reported by itself
     check_rates: tuple[str, ...] = ()  # keys of `info` (number), whose mean is KEY_rate in each check
     vectorization: Literal["sync", "async"] = "sync"  # several in this process, or where a step is expensive, in one each
+    action_noise: float = 1.0  # of demonstrations, times the noise of vla_mini/collection.py
     has_expert: bool = False  # whether `expert_action` is implemented
     has_object_masks: bool = False  # whether `object_masks` is implemented
 
@@ -49,13 +50,19 @@ class EnvSpec:
         for name in {task for tasks in self.groups.values() for task in tasks} - self.tasks.keys():
             raise ValueError(f"groups: {name!r} is not one of the tasks; {did_you_mean(name, self.tasks)}")
 
+    @property
+    def num_tasks(self) -> int:
+        """1 where the tasks have no names."""
+        return max(1, len(self.tasks))
+
 
 class Environment(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A Gymnasium environment with an `env_spec`. It is fully determined by the seed and the options of `reset`.
 
     - seed: the number of the episode
     - options: `purpose` ("demonstration", "validation", "selection" or "evaluation": they share no scene), `seed` (of the run),
-      `split` and `instruction` (a name of the spec's `checks`). An environment may ignore those that mean nothing to it.
+      `split`, `instruction` (a name of the spec's `checks`), and `render_every`: the images of only every so many steps are
+      looked at, so that those between may be old ones. An environment may ignore what means nothing to it.
     """
 
     env_spec: EnvSpec

@@ -22,6 +22,7 @@ def evaluate(
     env_id: str,
     *,
     episodes: int = 200,
+    check_episodes: int | None = None,
     seed: int = 0,
     further_splits: Sequence[str] = (),
     num_envs: int = 32,
@@ -30,10 +31,11 @@ def evaluate(
     num_recordings: int = 0,
     progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, list[EpisodeResult]]]:
-    """Plays `episodes` of each split and each check, on the scenes of `seed`. Nothing is written.
+    """Plays `episodes` of each task of each split and each check, on the scenes of `seed`. Nothing is written.
 
     Returns what metrics.json holds, and the episodes of each split.
 
+    - check_episodes: of each task of each check; None: as many as `episodes`; 0: no checks
     - further_splits: some of those that the environment evaluates on request only
     - num_envs, execute, ensemble, num_recordings: see `rollout`
     - progress: whether to show a bar on stderr
@@ -42,17 +44,19 @@ def evaluate(
     """
     splits, spec, start = evaluation_splits(env_id, further_splits), get_spec(env_id), time.perf_counter()
     acting = {"num_envs": num_envs, "execute": execute, "ensemble": ensemble}
-    total = episodes * (len(splits) + len(spec.checks))
+    check_episodes = episodes if check_episodes is None else check_episodes
+    checks = spec.checks if check_episodes else {}
+    total = spec.num_tasks * (episodes * len(splits) + check_episodes * len(checks))
     with tqdm(total=total, unit="episode", disable=None if progress else True, leave=False) as bar:
 
-        def play(name: str, num_recordings: int, **changes: str) -> list[EpisodeResult]:
+        def play(name: str, episodes: int, num_recordings: int, **changes: str) -> list[EpisodeResult]:
             bar.set_description(name)
             options = {"purpose": "evaluation", "seed": seed, **changes}
             settings = acting | {"num_recordings": num_recordings, "on_episode": lambda _: bar.update()}
-            return rollout(policy, env_id, episodes=range(episodes), options=options, **settings)
+            return rollout(policy, env_id, episodes=range(spec.num_tasks * episodes), options=options, **settings)
 
-        by_split = {split: play(split, num_recordings, split=split) for split in splits}
-        by_check = {check: play(check, 0, split=splits[0], instruction=check) for check in spec.checks}
+        by_split = {split: play(split, episodes, num_recordings, split=split) for split in splits}
+        by_check = {check: play(check, check_episodes, 0, split=splits[0], instruction=check) for check in checks}
     return summarize(by_split, by_check, spec, seed=seed, seconds=time.perf_counter() - start), by_split
 
 

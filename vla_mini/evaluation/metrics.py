@@ -52,11 +52,13 @@ def summarize(
         "splits": summaries,
         "grounding": {check: _success(results) | _rates(results, spec.check_rates) for check, results in checks.items()},
     }
-    by_task = {name: [r for r in first if r.instruction == instruction] for name, instruction in spec.tasks.items()}
-    by_group = {name: [r for task in tasks for r in by_task[task]] for name, tasks in spec.groups.items()}
+    by_task = {name: [result for result in first if result.task == name] for name in spec.tasks}
+    by_group = {name: [result for task in tasks for result in by_task[task]] for name, tasks in spec.groups.items()}
     for key, parts in (("tasks", by_task), ("groups", by_group)):
         summaries = {name: summarize_split(results, spec) for name, results in parts.items() if results}
         metrics |= {key: summaries} if summaries else {}
+    if groups := metrics.get("groups"):
+        metrics["mean_of_groups_rate"] = _mean(group["success_rate"] for group in groups.values())
     return metrics
 
 

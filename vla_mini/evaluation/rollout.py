@@ -8,7 +8,6 @@ none left, so the policy only gets observations of running episodes.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,12 +19,16 @@ from vla_mini.envs import EnvSpec, get_spec, make_vec
 from vla_mini.policy import Policy
 from vla_mini.utils.machine import num_cores
 
+MOST_FRAMES = 120  # of a recording, and the last one
+
 
 class EpisodeResult(NamedTuple):
     """How one episode ended.
 
     - info: the metrics that the environment's spec names, at the last step
-    - frames: images of the first camera, uint8 (steps + 1, h, w, 3), where they were recorded
+    - frames: images of the first camera, uint8 (n, h, w, 3), where they were recorded: every `frame_stride(steps)` steps, and
+      the last
+    - task: its name, where the environment's tasks have names
     """
 
     episode: int
@@ -34,6 +37,7 @@ class EpisodeResult(NamedTuple):
     success: bool
     info: dict[str, float | int | bool]
     frames: np.ndarray | None = None
+    task: str | None = None
 
 
 def rollout(
@@ -54,11 +58,11 @@ def rollout(
     - options: for the environment's `reset`, together with `seed=episode`
     - num_envs: how many environments are stepped together; the results do not depend on it
     - execute, ensemble: see `Controller`
-    - num_recordings: frames are kept of this many successes and this many failures, those with the lowest numbers
+    - num_recordings: frames are kept of this many successes and this many failures of each task, those with the lowest numbers
     - on_episode: called with each result as soon as it is there
 
     Raises ValueError for no episodes, no environments, or a policy that cannot act as it is to; FloatingPointError for actions
-    that are not finite.
+    that are not finite; RuntimeError where an environment's process dies twice.
     """
     episodes, spec = list(episodes), get_spec(env_id)
     if not episodes or num_envs < 1:
@@ -67,23 +71,50 @@ def rollout(
         num_envs = min(num_envs, num_cores())  # Further processes would only take memory.
     controllers = [Controller(policy, execute=execute, ensemble=ensemble) for _ in range(min(num_envs, len(episodes)))]
     results: dict[int, EpisodeResult] = {}
-    with closing(make_vec(env_id, len(controllers))) as envs:
-        for result in _play(envs, controllers, spec, episodes, dict(options or {}), record=num_recordings > 0):
-            results[result.episode] = result
-            # All episodes are recorded, so that the choice depends on their numbers alone, not on which of them ends first.
-            recorded = [r.episode for r in results.values() if r.frames is not None and r.success == result.success]
-            for number in sorted(recorded)[num_recordings:]:
-                results[number] = results[number]._replace(frames=None)
-            if on_episode is not None:
-                on_episode(result)
+    for result in _play_again(env_id, controllers, spec, episodes, dict(options or {}), record=num_recordings > 0):
+        results[result.episode] = result
+        # All episodes are recorded, so that the choice depends on their numbers alone, not on which of them ends first.
+        kind = result.task, result.success
+        recorded = [r.episode for r in results.values() if r.frames is not None and (r.task, r.success) == kind]
+        for number in sorted(recorded)[num_recordings:]:
+            results[number] = results[number]._replace(frames=None)
+        if on_episode is not None:
+            on_episode(result)
     return [results[episode] for episode in episodes]
+
+
+def _play_again(
+    env_id: str, controllers: list[Controller], spec: EnvSpec, episodes: list[int], options: dict[str, Any], *, record: bool
+) -> Iterator[EpisodeResult]:
+    """The results of `episodes`. Where a process of the environments dies, what is missing is played once more."""
+    waiting = dict.fromkeys(episodes)
+    for is_last in (False, True):
+        controllers = controllers[: len(waiting)]
+        envs = make_vec(env_id, len(controllers))
+        try:
+            for result in _play(envs, controllers, spec, list(waiting), options, record=record):
+                del waiting[result.episode]
+                yield result
+            return
+        except (EOFError, ConnectionError) as error:
+            for process in envs.processes:
+                process.kill()
+            envs.closed = True  # to close them it would ask each process
+            if is_last:
+                raise RuntimeError(f"a process of env={env_id} died again, with {len(waiting)} episodes left") from error
+        finally:
+            envs.close()
 
 
 def _play(
     envs: VectorEnv, controllers: list[Controller], spec: EnvSpec, episodes: list[int], options: dict[str, Any], *, record: bool
 ) -> Iterator[EpisodeResult]:
     """The results of `episodes`, in the order in which they end."""
-    waiting, bounds, camera = deque(episodes), envs.single_action_space, spec.features.cameras[0]
+    # Task by task, since to change the task may take a process long.
+    waiting = deque(sorted(episodes, key=lambda episode: episode % spec.num_tasks))
+    bounds, camera = envs.single_action_space, spec.features.cameras[0]
+    if controllers[0].policy.history == 1:  # it looks at no other images
+        options = options | {"render_every": controllers[0].execute}
     playing: list[int | None] = [None for _ in controllers]  # the episode in each environment; None: it is paused
     steps, frames = [0 for _ in controllers], [[] for _ in controllers]
     actions = np.zeros(envs.action_space.shape, np.float32)
@@ -108,9 +139,15 @@ def _play(
         batch, _, terminated, truncated, infos = envs.step(actions)
         over = terminated | truncated
         for i in np.flatnonzero(over).tolist():
-            images = np.stack([*frames[i], batch["images"][camera][i]]) if record else None
+            images = np.stack([*frames[i][:: frame_stride(steps[i])], batch["images"][camera][i]]) if record else None
             success, info = _metrics(infos, i, spec)
-            yield EpisodeResult(playing[i], batch["instruction"][i], steps[i], success, info, images)
+            task = list(spec.tasks)[playing[i] % spec.num_tasks] if spec.tasks else None
+            yield EpisodeResult(playing[i], batch["instruction"][i], steps[i], success, info, images, task)
+
+
+def frame_stride(steps: int) -> int:
+    """Of an episode with that many steps, a recording keeps a frame every so many."""
+    return -(-steps // MOST_FRAMES)
 
 
 def _metrics(infos: Mapping[str, Any], i: int, spec: EnvSpec) -> tuple[bool, dict[str, float | int | bool]]:

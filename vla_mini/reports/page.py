@@ -78,12 +78,15 @@ def interval(entry: Mapping[str, Any]) -> Sequence[float]:
 
 
 def explanations(env_id: str | None) -> dict[str, str]:
-    """Split, check or task -> its explanation by the environment; empty where there is none or it is not installed."""
+    """Split, check, task or group -> its explanation by the environment; empty where there is none or it is not installed."""
     try:
         spec = envs.get_spec(env_id) if env_id else None
     except ValueError:
         spec = None
-    return {**spec.splits, **spec.further_splits, **spec.checks, **spec.tasks} if spec else {}
+    if spec is None:
+        return {}
+    groups = {group: ", ".join(tasks) for group, tasks in spec.groups.items()}
+    return {**spec.splits, **spec.further_splits, **spec.checks, **spec.tasks, **groups}
 
 
 FILTERS = (percent, number, memory, words, data_uri, rates_text, interval)

@@ -2,7 +2,7 @@
 
 videos/seen_0007_success.gif  the first camera's images, enlarged, with the instruction, the step and the outcome
 videos/seen_0007_success.png  the same episode as a strip of NUM_STILLS frames, first to last
-videos/index.json             [{"name", "split", "episode", "instruction", "steps", "outcome"}]
+videos/index.json             [{"name", "split", "task", "episode", "instruction", "steps", "outcome"}]
 """
 
 import textwrap
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vla_mini.evaluation.rollout import EpisodeResult
+from vla_mini.evaluation.rollout import EpisodeResult, frame_stride
 from vla_mini.utils import files
 
 WIDTH = 256  # pixels of a GIF, nearly: frames are enlarged by a whole factor, so that pixels stay square and sharp
@@ -33,13 +33,13 @@ def write_videos(folder: Path, episodes: Mapping[str, Sequence[EpisodeResult]], 
         for result in results:
             if result.frames is None:
                 continue
-            reason = next((rate.replace("_", " ") for rate in rates if result.info[rate]), "out of time")
+            reason = next((rate.replace("_", " ") for rate in rates if result.info[rate] is True), "out of time")
             outcome = "success" if result.success else reason
-            name = f"{split}_{result.episode:04d}_{outcome.replace(' ', '_')}"
+            name = "_".join(filter(None, [split, result.task, f"{result.episode:04d}", outcome.replace(" ", "_")]))
             write_gif(folder / f"{name}.gif", result, outcome)
             film_strip(result.frames).save(folder / f"{name}.png")
-            entry = {"name": name, "split": split, "episode": result.episode, "instruction": result.instruction}
-            index.append(entry | {"steps": result.steps, "outcome": outcome})
+            entry = {"name": name, "split": split, "task": result.task, "episode": result.episode}
+            index.append(entry | {"instruction": result.instruction, "steps": result.steps, "outcome": outcome})
     files.write_json(folder / "index.json", index)
 
 
@@ -47,9 +47,9 @@ def write_gif(path: Path, result: EpisodeResult, outcome: str) -> None:
     """The episode as an endless loop at 10 frames a second that stops at the last frame, with a green or red border there."""
     scale = max(1, WIDTH // result.frames.shape[2])
     frames = _enlarge(result.frames, scale)
-    pictures = [_annotate(frame, result.instruction, step) for step, frame in enumerate(frames[:-1])]
-    colour = GREEN if result.success else RED
-    pictures.append(_annotate(frames[-1], result.instruction, len(pictures), outcome=outcome, colour=colour))
+    stride, colour = frame_stride(result.steps), GREEN if result.success else RED
+    pictures = [_annotate(frame, result.instruction, stride * number) for number, frame in enumerate(frames[:-1])]
+    pictures.append(_annotate(frames[-1], result.instruction, result.steps, outcome=outcome, colour=colour))
     durations = [1000 * FRAME_SECONDS] * (len(pictures) - 1) + [1000 * LAST_FRAME_SECONDS]
     # One palette for all and no dithering: pixels that do not change stay equal, so that only the others are stored again.
     # 128 colours leave room for one more, which Pillow uses for "unchanged". One pixel of each that was enlarged is enough.

@@ -128,13 +128,13 @@ class BestPolicy(Callback):
         policy, spec = module.policy_for_evaluation, get_spec(self.env_id)
         options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
         with evaluating(policy):
-            results = rollout(policy, self.env_id, episodes=range(self.episodes), options=options)
+            results = rollout(policy, self.env_id, episodes=range(spec.num_tasks * self.episodes), options=options)
         figures = summarize_split(results, spec)
         rates = {f"selection/{key}": figure for key, figure in figures.items() if key.endswith("_rate")}
         log(trainer, rates | {"selection/seconds": seconds})
         words = {"success": figures["success_rate"]} | further_rates(figures)
         text = ", ".join(f"{name} {rate:.0%}" for name, rate in words.items())
-        print_above_bar(trainer, f"step {trainer.global_step}: {text} in {self.episodes} selection scenes")
+        print_above_bar(trainer, f"step {trainer.global_step}: {text} in {len(results)} selection scenes")
         return figures["success_rate"]
 
     def _keep_if_best(self, trainer: Trainer, score: float, *, seconds: float) -> None:

@@ -46,15 +46,15 @@ def check_start(settings: TrainSettings) -> None:
     check_trainer(settings)
     check_optimizer(settings.optimizer, device=choose_device(settings.trainer.accelerator))
     check_loggers(settings.logger)
-    if settings.env.id is not None:
-        evaluation_splits(settings.env.id, settings.evaluation.further_splits, setting="evaluation.further_splits")
+    if settings.env.address is not None:
+        evaluation_splits(settings.env.address, settings.evaluation.further_splits, setting="evaluation.further_splits")
 
 
 def reading(settings: TrainSettings) -> dict[str, Any]:
     """The arguments of `read_demonstrations`. Without an environment, images of the dataset
     get the size that the vision part wants, unless the settings say another."""
     arguments, vision = settings.data.reading(), settings.vision
-    if settings.env.id is None and arguments["image_size"] is None:
+    if settings.env.address is None and arguments["image_size"] is None:
         arguments["image_size"] = resolve(vision.target, "vision").wanted_size(vision.arguments())
     return arguments
 
@@ -65,7 +65,7 @@ def must_collect(settings: TrainSettings, is_given: Callable[[str], bool] = lamb
     A root of the form owner/name that the user gave, with nothing about what to collect, is one of the hub's.
     """
     data = settings.data
-    if settings.env.id is None or not data.episodes or data.root is None or Path(data.root).exists() or data.revision:
+    if settings.env.address is None or not data.episodes or data.root is None or Path(data.root).exists() or data.revision:
         return False
     return not (is_given("data.root") and is_hub_id(data.root)) or is_given("env") or is_given("data.episodes")
 
@@ -75,10 +75,11 @@ def collect_missing(settings: TrainSettings, is_given: Callable[[str], bool] = l
     if not must_collect(settings, is_given):
         return
     dry_run(settings)
-    data, total = settings.data, settings.data.episodes + settings.data.validation_episodes
+    data, num_tasks = settings.data, vla_mini.envs.get_spec(settings.env.address).num_tasks
+    total = num_tasks * (data.episodes + data.validation_episodes)
     with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
         collect(
-            settings.env.id,
+            settings.env.address,
             data.root,
             episodes=data.episodes,
             validation_episodes=data.validation_episodes,
@@ -89,7 +90,7 @@ def collect_missing(settings: TrainSettings, is_given: Callable[[str], bool] = l
 
 def dry_run(settings: TrainSettings) -> None:
     """Build policy and data once, for two blank episodes: what does not fit is refused before thousands are collected."""
-    data, spec = settings.data, vla_mini.envs.get_spec(settings.env.id)
+    data, spec = settings.data, vla_mini.envs.get_spec(settings.env.address)
     samples = settings.trainer.devices * data.batch_size
     if samples > data.episodes * spec.max_episode_steps:
         most = f"{data.episodes} episodes of at most {spec.max_episode_steps} frames"
@@ -128,9 +129,11 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
 
     Raises ValueError where settings, environment and demonstrations do not fit.
     """
-    if settings.env.id is not None:
-        spec = vla_mini.envs.get_spec(settings.env.id)
-        vla_mini.envs.check_fits(spec, demonstrations.features, dataset=settings.data.root or "data.roots")
+    if settings.env.address is not None:
+        spec = vla_mini.envs.get_spec(settings.env.address)
+        hint = "choose the environment that it was recorded in, or env=none to train without one"
+        whose = f"the dataset {settings.data.root or 'data.roots'}"
+        vla_mini.envs.check_fits(spec, demonstrations.features, whose=whose, hint=hint)
     policy = _build(settings, demonstrations)
     if settings.init_from is not None:
         warn_about_mismatch(policy, demonstrations)
@@ -213,7 +216,7 @@ def trusts_remote_code(settings: TrainSettings) -> bool:
 
 def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
     check_lengths(demonstrations, history=settings.history, horizon=settings.data.horizon)  # before any work with so many
-    source = {"dataset": demonstrations.fingerprint} | ({"env": settings.env.id} if settings.env.id else {})
+    source = {"dataset": demonstrations.fingerprint} | ({"env": settings.env.address} if settings.env.address else {})
     folder = saved = None
     if settings.init_from is not None:  # first, since loading finds what is damaged
         folder = pretrained.locate(settings.init_from, setting="init_from")

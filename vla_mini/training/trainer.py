@@ -80,7 +80,7 @@ def build_training(
 def build_callbacks(settings: TrainSettings, policy: Policy, average: WeightAverage | None, *, run_dir: Path) -> list[Callback]:
     """What happens beside the optimizer steps, in this order within each of Lightning's hooks."""
     choice = settings.evaluation.model_dump(include={"selection_episodes", "every_n_steps", "seed"})
-    best = BestPolicy(run_dir / "policy", env_id=settings.env.id, **choice)
+    best = BestPolicy(run_dir / "policy", env_id=settings.env.address, **choice)
     callbacks = [
         Unfreezing(policy, settings.unfreeze_at) if settings.unfreeze_at else None,
         average,

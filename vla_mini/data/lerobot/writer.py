@@ -52,6 +52,31 @@ def encode_episode(images: dict[str, np.ndarray], *, states: np.ndarray, actions
     )
 
 
+def save_episode(path: Path, episode: EncodedEpisode | None) -> None:
+    """Write an episode, or that there is none, to a file from which `load_episode` reads it again."""
+    arrays: dict[str, np.ndarray] = {}
+    if episode is not None:
+        arrays = {"states": episode.states, "actions": episode.actions, "task": np.array(episode.task)}
+        for name, pngs in episode.images.items():
+            arrays[f"lengths/{name}"] = np.array([len(png) for png in pngs])
+            arrays[f"pngs/{name}"] = np.frombuffer(b"".join(pngs), np.uint8)
+            arrays[f"counts/{name}"] = episode.pixel_counts[name]
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_episode(path: Path) -> EncodedEpisode | None:
+    with np.load(path) as arrays:
+        if "task" not in arrays:
+            return None
+        images, counts = {}, {}
+        for name in (key.removeprefix("pngs/") for key in arrays if key.startswith("pngs/")):
+            pngs, ends = arrays[f"pngs/{name}"].tobytes(), np.cumsum(arrays[f"lengths/{name}"]).tolist()
+            images[name] = [pngs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            counts[name] = arrays[f"counts/{name}"]
+        return EncodedEpisode(images, counts, arrays["states"], arrays["actions"], arrays["task"].item())
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """One uint8 image (h, w, 3) -> PNG, without loss.
 

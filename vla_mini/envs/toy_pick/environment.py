@@ -21,7 +21,7 @@ CLOSING = 0.5
 GRASP_RADIUS = 0.13  # the jaws must close this near to an object's centre ...
 GRASP_HEIGHT = 0.15  # ... and this low
 LIFTED = 0.5  # an object held this high counts as picked up
-OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named"}
+OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named", "render_every": 1}
 CHOICES = {"purpose": PURPOSES, "split": (*SPEC.splits, *SPEC.further_splits), "instruction": ("named", *SPEC.checks)}
 
 

@@ -1,0 +1,54 @@
+"""The simulators' experiments from one command to a report, on a few steps: collected or recorded demonstrations, training,
+evaluation by tasks and groups, videos."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from tests.envs.test_metaworld import MISSING
+from tests.factory import command
+from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
+from vla_mini.envs import get_spec, make
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_meta_world_trains_and_is_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command("train", "experiment=metaworld_smoke", "hydra.run.dir=run") == 0
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert metrics["tasks"]["drawer-close"]["episodes"] == 1 and list(metrics["grounding"]) == ["blank"]
+    assert "drawer-close" in (tmp_path / "run/report.html").read_text()
+    few = ["episodes=1", "check_episodes=0", "output=more"]
+    assert command("evaluate", "policy=run/policy", "env=metaworld_mt10", *few) == 0
+    metrics = json.loads((tmp_path / "more/metrics.json").read_text())
+    assert len(metrics["tasks"]) == 10 and list(metrics["groups"]) == ["easy", "medium", "hard"]
+    assert len(list((tmp_path / "more/videos").glob("*.gif"))) == 10
+    assert "mean of groups" in capsys.readouterr().out
+    assert command("evaluate", "policy=run/policy", "env=toy_pick", "episodes=1") == 2
+    assert "env=vla_mini/ToyPick-v0 does not fit the policy run/policy: cameras is ['top']" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("gym_pusht") is None, reason="the package gym-pusht is missing")
+def test_pusht_trains_on_recordings_and_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env, generator, spec = make("vla_mini/PushT-v0"), np.random.default_rng(0), get_spec("vla_mini/PushT-v0")
+    with DatasetWriter("recorded", features=spec.features, robot_type="pusht") as writer:
+        for episode in range(3):
+            observations = [env.reset(seed=episode)[0]]
+            actions = generator.uniform(0, 512, (20, 2)).astype(np.float32)
+            observations += [env.step(action)[0] for action in actions[:-1]]
+            images = {"image": np.stack([observation["images"]["image"] for observation in observations])}
+            states = np.stack([observation["state"] for observation in observations])
+            writer.add_episode(encode_episode(images, states=states, actions=actions, task=observations[0]["instruction"]))
+        writer.finish(splits={"train": (0, 2), "validation": (2, 3)})
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "data.batch_size=4"]
+    assert command("train", "experiment=pusht", "data.root=recorded", *steps, "evaluation.episodes=2", "hydra.run.dir=run") == 0
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert 0 <= metrics["final_coverage_rate"] <= metrics["max_coverage_rate"] <= 1 and metrics["episodes"] == 2
+    assert all("coverage" not in path.name for path in (tmp_path / "run/evaluation/videos").iterdir())

@@ -45,11 +45,12 @@ def test_a_block_is_pre_norm_attention_and_an_mlp(attention, mask):
     torch.testing.assert_close(block(x, mask), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("has_words", [False, True])
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["numpy", "sdpa"])
-def test_the_query_trunk_is_two_attentions(attention):
+def test_the_query_trunk_is_two_attentions(attention, has_words):
     """Slots attend to the words, the result to the image; the context holds the mean positions of the attention maps."""
     torch.manual_seed(0)
-    trunk = QueryTrunk(TrunkSpec(grid=(3, 4), num_cameras=1), width=8, num_queries=2).double()
+    trunk = QueryTrunk(TrunkSpec(grid=(3, 4), num_cameras=1), width=8, num_queries=2, words=has_words).double()
     image, words, state = random(2, 12, 8), random(2, 5, 8), random(2, 8)
     slots = trunk.slots.expand(2, -1, -1)
     instruction = attention(slots, trunk.word_keys(words), trunk.word_values(words), MASK[:, None].expand(-1, 2, -1))
@@ -59,6 +60,8 @@ def test_the_query_trunk_is_two_attentions(attention):
     positions = attention(queries, keys, trunk.token_positions.expand(2, -1, -1))
     context = trunk(image, words, MASK, state)
     close = {"rtol": 1e-12, "atol": 1e-12}
-    expected = torch.cat([values + trunk.positional_embedding(positions), state[:, None]], dim=1)
+    words_read = [instruction] if has_words else []
+    expected = torch.cat([values + trunk.positional_embedding(positions), *words_read, state[:, None]], dim=1)
+    assert trunk.num_tokens == expected.shape[1]
     torch.testing.assert_close(context.tokens, expected, **close)
     torch.testing.assert_close(context.attention.exp() @ trunk.token_positions, positions, **close)

@@ -1,5 +1,5 @@
 """The keyframe loss: the attention maps as a probability density of the keyframe, the position where the gripper will next
-close. Context -> negative log-likelihood of each sample, "b".
+close, or where the episode will end. Context -> negative log-likelihood of each sample, "b".
 
 The keyframe is read from the demonstration's own later states (hindsight); no privileged information is used. The attention
 maps are a mixture density (mixture density networks, Bishop 1994): each image token is a Gaussian whose mean is an affine map
@@ -30,17 +30,25 @@ class KeyframeLoss(AuxiliaryLoss):
     - weight: of this loss beside the action loss
     - state: names of the state features that make up the keyframe
     - closes, threshold: the gripper closes where this action rises above the threshold
+    - end: whether the last frame of an episode is a keyframe, too: the goal of what was done
     """
 
     def __init__(
-        self, spec: AuxiliarySpec, *, weight: NonNegativeFloat = 0.5, state: list[str], closes: str, threshold: float = 0.0
+        self,
+        spec: AuxiliarySpec,
+        *,
+        weight: NonNegativeFloat = 0.5,
+        state: list[str],
+        closes: str,
+        threshold: float = 0.0,
+        end: bool = False,
     ):
         super().__init__()
         if not spec.num_queries:
             raise ValueError("it needs a trunk with attention maps, such as query; or say auxiliary=none")
         if not state:
             raise ValueError("state=[] names no state feature; or say auxiliary=none")
-        self.weight, self.threshold, size = weight, threshold, len(state)
+        self.weight, self.threshold, self.end, size = weight, threshold, end, len(state)
         self.state_indices = [_index(name, spec.state_names, f"state={show(state)}") for name in state]
         self.action_index = _index(closes, spec.action_names, f"closes={closes}")
         self.register_buffer("keyframe_mean", torch.zeros(size))
@@ -61,11 +69,12 @@ class KeyframeLoss(AuxiliaryLoss):
         self.keyframe_std.copy_(torch.from_numpy(np.where(std == 0, 1, std)))
 
     def targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
-        """`keyframe` (n, g) float32: the chosen state when the gripper next closes; `has_keyframe` (n,): whether it does."""
+        """`keyframe` (n, g) float32: the chosen state at the next keyframe; `has_keyframe` (n,): whether there is one."""
         num_frames = len(data.states)
         closed = data.actions[:, self.action_index] > self.threshold
         closes = closed & ~np.roll(closed, 1)
         closes[data.episode_starts] = closed[data.episode_starts]
+        closes[data.episode_ends - 1] |= self.end
         # Backwards through time, the smallest index so far is the next frame in which the gripper closes.
         following = np.minimum.accumulate(np.where(closes, np.arange(num_frames), num_frames)[::-1])[::-1]
         has_keyframe = following < np.repeat(data.episode_ends, data.episode_ends - data.episode_starts)

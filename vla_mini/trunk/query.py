@@ -25,11 +25,14 @@ class QueryTrunk(Trunk):
 
     - width: of image, word, state and context tokens
     - num_queries: number of slots, of queries and of attention maps over the image
+    - words: whether what the slots read of the words becomes context, too: `num_queries` tokens more. Without it an action
+      head knows of the instruction only where the queries look
     """
 
-    def __init__(self, spec: TrunkSpec, *, width: PositiveInt = 64, num_queries: PositiveInt = 4):
+    def __init__(self, spec: TrunkSpec, *, width: PositiveInt = 64, num_queries: PositiveInt = 4, words: bool = False):
         super().__init__()
-        self.width, self.num_queries, self.num_tokens = width, num_queries, num_queries + 1
+        self.width, self.num_queries, self.words = width, num_queries, words
+        self.num_tokens = (2 if words else 1) * num_queries + 1
         positions = grid_positions(spec.grid).repeat(spec.num_cameras, 1)
         self.register_buffer("token_positions", positions, persistent=False)
         self.positional_embedding = nn.Linear(2, width)
@@ -55,7 +58,8 @@ class QueryTrunk(Trunk):
         weights = attention.exp()
         positions = weights @ self.token_positions.to(weights.dtype)  # "b q 2"
         values = self.values(weights.to(keys.dtype) @ keys)
-        tokens = torch.cat([values + self.positional_embedding(positions.to(image.dtype)), state[:, None]], dim=1)
+        seen = values + self.positional_embedding(positions.to(image.dtype))
+        tokens = torch.cat([seen, instruction, state[:, None]] if self.words else [seen, state[:, None]], dim=1)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Context(tokens, mask, attention)
 

@@ -22,6 +22,13 @@ def test_machine_and_versions_are_described_once_for_files_and_pages():
     assert machine.version("no-such-package") is None
 
 
+def test_how_mujoco_draws_is_said_where_it_does(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    assert "MUJOCO_GL" not in machine.versions()
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert machine.versions()["MUJOCO_GL"] == machine.machine_text().splitlines()[-1].split()[-1] == "egl"
+
+
 def test_git_state_is_that_of_this_checkout(monkeypatch):
     assert machine.git_state().keys() == {"git_commit", "git_changes"}
     monkeypatch.setenv("PATH", "")

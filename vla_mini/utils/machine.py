@@ -34,8 +34,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of PACKAGES; None for one that is not installed."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    """The versions of Python and of PACKAGES, None for one that is not installed; and how MuJoCo draws, where it does."""
+    found = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    return found | ({"MUJOCO_GL": os.environ["MUJOCO_GL"]} if "MUJOCO_GL" in os.environ else {})
 
 
 def version(package: str) -> str | None:

@@ -35,7 +35,7 @@ def make(env_id: str) -> gymnasium.Env:
     """
     name, arguments = _parse(env_id)
     unknown = as_value_error(f"env={env_id!r} is not known to Gymnasium", gymnasium.error.Error, ImportError)
-    with as_value_error(f"env={env_id!r}", TypeError), unknown:  # a TypeError is about the arguments
+    with as_value_error(f"env={env_id!r} does not take these arguments", TypeError), unknown:
         env = gymnasium.make(name, disable_env_checker=True, **arguments)  # Gymnasium's checks cost more than a step.
     kind = type(env.unwrapped)
     if not issubclass(kind, Environment):

@@ -40,9 +40,11 @@ class MetaWorld(Environment):
     action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def __init__(
-        self, *, task: str, image_size: str | int = 96, render: Render = "fast", render_mode: str | None = "rgb_array"
+        self, *, task: str = "", image_size: str | int = 96, render: Render = "fast", render_mode: str | None = "rgb_array"
     ) -> None:
         names = SUITES.get(task, (task,))
+        if not task:
+            raise ValueError("env.task is required: the name of one of Meta-World's tasks, such as reach")
         if names[0] not in SENTENCES:
             raise ValueError(f"task={task!r} is not one of Meta-World's; {did_you_mean(task, [*SUITES, *SENTENCES])}")
         if render not in get_args(Render):

@@ -1,6 +1,6 @@
 """How fast the simulators are: a step, an image, demonstrations of the expert on all cores, a policy in closed loop.
 
-python benchmarks/simulators.py [steps=200] [episodes=20] [output=benchmarks/results/simulators.json]
+python benchmarks/simulators.py [steps=200] [episodes=4] [output=benchmarks/results/simulators.json]
 
 The environments whose packages are installed take part. The policy is untrained: it fails, so all its episodes last as long
 as they may.
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 def main() -> None:
-    arguments = read_arguments(steps=200, episodes=20, output="benchmarks/results/simulators.json")
+    arguments = read_arguments(steps=200, episodes=4, output="benchmarks/results/simulators.json")
     from vla_mini.envs import get_spec
 
     figures: dict[str, dict[str, Any]] = {}

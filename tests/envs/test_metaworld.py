@@ -189,6 +189,14 @@ def test_it_is_imported_only_where_it_is_used_and_ends_without_complaints():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_torch_may_be_imported_after_something_was_drawn():
+    code = f"import vla_mini.envs; env = vla_mini.envs.make({MT10!r}); env.reset(seed=0)\n"
+    code += "import torch; layer = torch.nn.Linear(2, 2); layer(torch.ones(1, 2)).sum().backward()\n"
+    code += "torch.optim.AdamW(layer.parameters()).step(); import torch._dynamo"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_processes_of_their_own_play_as_one_does(env):
     envs = make_vec(MT10, 2)
     try:

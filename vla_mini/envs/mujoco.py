@@ -4,6 +4,7 @@ import atexit
 import ctypes.util
 import os
 import platform
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -48,6 +49,8 @@ class Camera:
     def __init__(self, model: Any, name: str, *, size: int, render: Render, full_size: int) -> None:
         import mujoco
 
+        with suppress(ImportError):
+            import triton  # noqa: F401  # Mesa's LLVM makes that of triton, which torch uses, crash if it is loaded first.
         flags = mujoco.mjtRndFlag
         self._name, self._size, self._off = name, size, ()
         drawn = full_size

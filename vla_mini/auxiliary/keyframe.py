@@ -75,9 +75,9 @@ class KeyframeLoss(AuxiliaryLoss):
         closed = data.actions[:, self.action_index] > self.threshold
         closes = closed & ~np.roll(closed, 1)
         closes[data.episode_starts] = closed[data.episode_starts]
-        closes[data.episode_ends - 1] |= self.end
-        # Backwards through time, the smallest index so far is the next frame in which the gripper closes.
-        following = np.minimum.accumulate(np.where(closes, np.arange(num_frames), num_frames)[::-1])[::-1]
+        is_keyframe = closes | (self.end & np.isin(np.arange(num_frames), data.episode_ends - 1))
+        # Backwards through time, the smallest index so far is the next keyframe.
+        following = np.minimum.accumulate(np.where(is_keyframe, np.arange(num_frames), num_frames)[::-1])[::-1]
         has_keyframe = following < np.repeat(data.episode_ends, data.episode_ends - data.episode_starts)
         keyframe = data.states[np.where(has_keyframe, following, 0)][:, self.state_indices] * has_keyframe[:, None]
         return {"keyframe": keyframe, "has_keyframe": has_keyframe}
@@ -93,7 +93,7 @@ class KeyframeLoss(AuxiliaryLoss):
         # Policies that were saved before there was one for each feature have one for all.
         name = f"{prefix}log_std"
         if name in state_dict:
-            state_dict[name] = state_dict[name].expand(len(self.log_std))
+            state_dict = {**state_dict, name: state_dict[name].expand(len(self.log_std))}
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _log_density(self, keyframe: Float[Tensor, "b g"]) -> Float[Tensor, "b n"]:

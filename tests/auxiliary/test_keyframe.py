@@ -42,9 +42,3 @@ def test_keyframes_are_normalized_by_the_statistics_of_their_own_features():
     loss.fit(FitData((), torch.zeros(0, 1, 2), Statistics(state, action)))
     assert loss.keyframe_mean.tolist() == [3, 1]
     assert loss.keyframe_std.tolist() == np.float32([4.5e-3, 4]).tolist()
-
-
-def test_weights_with_one_deviation_for_all_features_are_still_loaded():
-    loss = keyframe_loss()
-    loss.load_state_dict(loss.state_dict() | {"log_std": torch.tensor(-0.5)})
-    assert loss.log_std.tolist() == [-0.5, -0.5]

@@ -9,7 +9,6 @@ same several times more slowly.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +59,7 @@ class KeyframeLoss(AuxiliaryLoss):
         # Image positions -> state. For a camera that looks straight down it is right up to a factor; training does the rest.
         with torch.no_grad():
             self.calibration.weight.copy_(1.5 * torch.eye(size, 2).repeat(spec.num_cameras, 1))
-        self.log_std = nn.Parameter(torch.zeros(size))  # of each feature: a camera sees some of them less well than others
+        self.log_std = nn.Parameter(torch.zeros(()))
         self.query_logits = nn.Parameter(torch.zeros(spec.num_queries))
 
     def fit(self, data: FitData) -> None:
@@ -89,20 +88,13 @@ class KeyframeLoss(AuxiliaryLoss):
         loss = -torch.logsumexp((log_weights + log_density).flatten(1), dim=1)
         return loss * batch.targets["has_keyframe"]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        # Policies that were saved before there was one for each feature have one for all.
-        name = f"{prefix}log_std"
-        if name in state_dict:
-            state_dict = {**state_dict, name: state_dict[name].expand(len(self.log_std))}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
     def _log_density(self, keyframe: Float[Tensor, "b g"]) -> Float[Tensor, "b n"]:
         """The keyframe's log-density under each image token's Gaussian."""
         with torch.autocast(keyframe.device.type, enabled=False):  # positions need more than bf16's three digits
             means = self.calibration(self.positions).unflatten(1, (self.spec.num_cameras, -1)).transpose(0, 1).flatten(0, 1)
             log_std = self.log_std.clamp(min=MIN_LOG_STD)
             squares = ((keyframe[:, None] - means) / log_std.exp()).square()
-            return -(0.5 * squares + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+            return -0.5 * squares.sum(-1) - keyframe.shape[-1] * (log_std + 0.5 * math.log(2 * math.pi))
 
 
 def _index(name: str, names: tuple[str, ...], setting: str) -> int:

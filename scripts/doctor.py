@@ -71,6 +71,7 @@ def main(settings: "DoctorSettings") -> None:
 def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
     """The settings, with demonstrations that exist: where they are missing, a few are collected in a temporary folder."""
     from vla_mini.collection import collect
+    from vla_mini.envs import get_spec
     from vla_mini.training.setup import must_collect
 
     data = settings.data
@@ -78,10 +79,11 @@ def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
         yield settings
         return
     with TemporaryDirectory() as temporary:
-        root, episodes = Path(temporary) / "data", min(EPISODES, data.episodes)
-        print(f"collecting {episodes} demonstrations, since {data.root} does not exist yet", flush=True)
+        root, num_tasks = Path(temporary) / "data", get_spec(settings.env.address).num_tasks
+        episodes = min(max(1, EPISODES // num_tasks), data.episodes)  # of each task
+        print(f"collecting {num_tasks * episodes} demonstrations, since {data.root} does not exist yet", flush=True)
         collect(settings.env.address, root, episodes=episodes, validation_episodes=2, seed=data.seed, num_workers=1)
-        batch_size = min(data.batch_size, 8 * episodes)  # larger ones may exceed the frames of so few episodes
+        batch_size = min(data.batch_size, 8 * num_tasks * episodes)  # larger ones may exceed the frames of so few episodes
         collected = data.model_copy(update={"root": str(root), "batch_size": batch_size})
         yield settings.model_copy(update={"data": collected})
 

@@ -93,10 +93,11 @@ def policy_and_batch(settings: "GradientsSettings") -> tuple[Any, Any, list[str]
 
 def collect_some(env_id: str | None, folder: Path, *, seed: int) -> Path:
     from vla_mini.collection import collect
+    from vla_mini.envs import get_spec
 
     if env_id is None:
         raise ValueError("env=none: there is no environment to collect data in: give data=DIR")
-    collect(env_id, folder, episodes=EPISODES, seed=seed, num_workers=1)
+    collect(env_id, folder, episodes=max(1, EPISODES // get_spec(env_id).num_tasks), seed=seed, num_workers=1)
     return folder
 
 

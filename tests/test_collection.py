@@ -156,7 +156,7 @@ def test_so_many_of_each_task_are_collected_and_one_that_the_expert_cannot_do_is
     assert data.splits == {"train": (0, 4), "validation": (4, 6)}
 
 
-def test_an_interrupted_collection_of_expensive_attempts_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_collection_of_expensive_attempts_resumes(tmp_path, monkeypatch):
     given = {"action_noise": 0.5, "num_workers": 1, "validation_episodes": 1}
     with pytest.warns(UserWarning, match="task never"):
         collect(Suite.env_spec.id, tmp_path / "whole", episodes=3, **given)

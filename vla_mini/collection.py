@@ -55,7 +55,7 @@ def collect(
     dataset `output`.
 
     Returns the number of frames. A task that the expert hardly ever does is left out, and said in a warning. Where attempts are
-    expensive they are kept beside `output` until it is complete, so that an interrupted collection goes on.
+    expensive they are kept beside `output` until it is complete, so that an interrupted collection can be resumed.
 
     - action_noise: how far executed actions differ from the expert's (0 = not at all)
     - num_workers: processes that collect (None: one a core, if it takes longer than ALONE); 1 collects in this process

@@ -50,6 +50,8 @@ def replay(data: Demonstrations, env_id: str | None, *, seed: int, episodes: int
         raise CannotCheckError("env=none: there is no environment to replay the demonstrations in")
     if not get_spec(env_id).has_expert:
         raise CannotCheckError(f"{env_id} has no scripted expert")
+    if (number := get_spec(env_id).num_tasks) > 1:
+        raise CannotCheckError(f"{env_id} has {number} tasks: only demonstrations of one can be replayed")
     first, last = data.splits["train"]
     starts = (max(first, start) for start in (first, (first + last - episodes) // 2, last - episodes))
     chosen = sorted({episode for start in starts for episode in range(start, min(start + episodes, last))})

@@ -92,8 +92,9 @@ def dry_run(settings: TrainSettings) -> None:
     """Build policy and data once, for two blank episodes: what does not fit is refused before thousands are collected."""
     data, spec = settings.data, vla_mini.envs.get_spec(settings.env.address)
     samples = settings.trainer.devices * data.batch_size
-    if samples > data.episodes * spec.max_episode_steps:
-        most = f"{data.episodes} episodes of at most {spec.max_episode_steps} frames"
+    episodes = spec.num_tasks * data.episodes
+    if samples > episodes * spec.max_episode_steps:
+        most = f"{episodes} episodes of at most {spec.max_episode_steps} frames"
         raise ValueError(f"data.batch_size={data.batch_size}: a batch needs {samples} frames, and there will be {most}")
     demonstrations = blank_demonstrations(spec)
     small = settings.model_copy(update={"data": data.model_copy(update={"batch_size": 1})})

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from tests.envs.test_metaworld import MISSING
+from tests.envs.helpers import why_missing
 from tests.factory import command
 from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.envs import get_spec, make
@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+@pytest.mark.skipif(bool(why_missing("metaworld")), reason=why_missing("metaworld"))
 def test_meta_world_trains_and_is_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command("train", "experiment=metaworld_smoke", "hydra.run.dir=run") == 0

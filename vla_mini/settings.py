@@ -81,6 +81,8 @@ class Env(StrictModel):
     # Arguments of the environment; null where it has no such argument, or for its default.
     task: Text | None = None
     image_size: PositiveInt | None = None
+    view: Literal["workspace", "whole"] | None = None
+    wrist: bool | None = None
     render: Literal["fast", "faithful"] | None = None
 
     @property

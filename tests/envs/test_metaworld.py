@@ -2,29 +2,18 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from tests.envs.helpers import why_missing
 from vla_mini.collection import play
 from vla_mini.envs import get_spec, make, make_vec
 from vla_mini.envs.metaworld.environment import STEPS_AFTER_SUCCESS
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
-from vla_mini.envs.mujoco import import_mujoco
 
-
-def why_missing() -> str:
-    """Why Meta-World cannot be tested here; empty where it can."""
-    try:
-        import_mujoco(extra="metaworld")
-    except ValueError as error:
-        return str(error)
-    return "" if find_spec("metaworld") else "the package metaworld is missing"
-
-
-MISSING = why_missing()
+MISSING = why_missing("metaworld")
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -110,19 +99,30 @@ def test_images_are_drawn_when_they_are_asked_for(env, monkeypatch):
     assert drawn == [0, 4, 8]
 
 
-def test_the_image_shows_the_scene_upright(env):
-    observation, _ = env.reset(seed=3)
-    image = observation["images"]["corner2"].astype(int)
+def test_the_image_shows_the_scene_upright():
+    env = make(f"{MT10}&view=whole")
+    image = env.reset(seed=3)[0]["images"]["corner2"].astype(int)
+    env.close()
     assert image.shape == (32, 32, 3)
     red = (image[..., 0] > 100) & (image[..., 1] < 60)  # the arm, which comes from above on the left
     rows, columns = np.nonzero(red)
     assert len(rows) > 20 and rows.min() < 8 and columns.mean() < 16
 
 
+def test_the_workspace_is_a_part_of_the_whole_image():
+    images = {}
+    for view, size in (("workspace", 66), ("whole", 100)):
+        env = make(f"vla_mini/MetaWorld-v0?task=push&image_size={size}&view={view}&render=faithful")
+        images[view] = env.reset(seed=0)[0]["images"]["corner2"].astype(int)
+        env.close()
+    assert np.abs(images["workspace"] - images["whole"][15:81, 29:95]).mean() < 6
+    assert np.abs(images["workspace"] - images["whole"][17:83, 29:95]).mean() > 6  # two pixels beside it
+
+
 def test_fast_images_are_like_the_suites_own_and_physics_are_the_same():
     states, images = {}, {}
     for render in ("fast", "faithful"):
-        env = make(f"vla_mini/MetaWorld-v0?task=drawer-open&image_size=48&render={render}")
+        env = make(f"vla_mini/MetaWorld-v0?task=drawer-open&image_size=48&view=whole&render={render}")
         states[render], _ = play_expert(env, 0, 40)
         images[render] = env.render().astype(int)
         env.close()
@@ -158,6 +158,7 @@ def test_other_sentences_in_the_same_scene(env):
     [
         ("task=raech", "task='raech' is not one of Meta-World's; did you mean 'reach'"),
         ("task=reach&render=pretty", "render='pretty' is not one of fast, faithful"),
+        ("task=reach&view=all", "view='all' is not one of workspace, whole"),
         ("taks=reach", "unexpected keyword argument 'taks'"),
         ("", "env.task is required"),
     ],

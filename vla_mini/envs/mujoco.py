@@ -1,4 +1,4 @@
-"""What environments in MuJoCo share: a way to draw without a screen, and a camera."""
+"""What environments in MuJoCo share: a way to draw without a screen, and cameras."""
 
 import atexit
 import ctypes.util
@@ -15,20 +15,18 @@ from PIL import Image
 Render = Literal["fast", "faithful"]
 
 BACKENDS = {"egl": "EGL", "osmesa": "OSMesa"}  # MuJoCo's ways to draw without a screen -> the library that each needs
-# Most of the time to draw goes into vertices: fast images have fewer, since those in one cube of so many metres become one, but
-# are drawn larger and then averaged.
-SUPERSAMPLING, VERTEX_DISTANCE = 2, 0.006
 
 
 def import_mujoco(*, extra: str) -> None:
     """Import the package `mujoco`, to draw by MUJOCO_GL where it is set, else by EGL or OSMesa, whichever is installed.
 
-    - extra: the one of pyproject.toml that installs it
+    - extra: the one of pyproject.toml that installs it, and a package of that name
 
-    ValueError where the package or a library to draw with is missing: what installs it.
+    ValueError where a package or a library to draw with is missing: what installs it.
     """
-    if find_spec("mujoco") is None:
-        raise ValueError(f"the package mujoco is missing: pip install 'vla-mini[{extra}]'")
+    for package in ("mujoco", extra):
+        if find_spec(package) is None:
+            raise ValueError(f"the package {package} is missing: pip install 'vla-mini[{extra}]'")
     if platform.system() == "Linux" and "MUJOCO_GL" not in os.environ:
         installed = [name for name, library in BACKENDS.items() if ctypes.util.find_library(library)]
         if not installed:
@@ -38,33 +36,55 @@ def import_mujoco(*, extra: str) -> None:
     import_module("mujoco")
 
 
-class Camera:
-    """A camera of a MuJoCo model, drawn off screen. It changes the model's settings for drawing.
+class Cameras:
+    """The cameras of a MuJoCo model, drawn off screen. It changes the model's settings for drawing.
 
     - size: of the square images, in pixels
-    - render: "fast", without shadows, reflections and skybox, and with fewer vertices; or "faithful", as the model says, at
-      `full_size` and then resized
+    - render: "fast", without shadows, reflections and skybox, and with fewer vertices, which take most of the time; or
+      "faithful", as the model says, at `full_size` and then resized
+    - scale: fast images are drawn so many times as large, and averaged
+    - vertex_distance: in fast images, all vertices of a mesh in one cube of so many metres become one
+    - hidden_groups: of geometries, which are not drawn
+    - crop: the square of the whole image that is drawn: left, top, side, of 0 to 1
     """
 
-    def __init__(self, model: Any, name: str, *, size: int, render: Render, full_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        size: int,
+        render: Render,
+        full_size: int,
+        scale: int,
+        vertex_distance: float,
+        hidden_groups: tuple[int, ...] = (),
+        crop: tuple[float, float, float] = (0, 0, 1),
+    ) -> None:
         import mujoco
 
         with suppress(ImportError):
             import triton  # noqa: F401  # Mesa's LLVM makes that of triton, which torch uses, crash if it is loaded first.
         flags = mujoco.mjtRndFlag
-        self._name, self._size, self._off = name, size, ()
+        self._size, self._off, self._options, self._crop = size, (), mujoco.MjvOption(), crop
+        self._options.geomgroup[list(hidden_groups)] = 0
         drawn = full_size
         if render == "fast":
-            drawn, self._off = SUPERSAMPLING * size, (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX)
+            drawn, self._off = scale * size, (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX)
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-            simplify_meshes(model, VERTEX_DISTANCE)
+            simplify_meshes(model, vertex_distance)
         model.vis.global_.offwidth = model.vis.global_.offheight = drawn
         self._renderer = mujoco.Renderer(model, drawn, drawn)
         atexit.register(self.close)  # after MuJoCo registered the end of its library, and so before it
 
-    def image(self, data: Any) -> np.ndarray:
-        """What the camera sees, uint8 (size, size, 3)."""
-        self._renderer.update_scene(data, camera=self._name)
+    def image(self, data: Any, camera: str) -> np.ndarray:
+        """What a camera sees, uint8 (size, size, 3)."""
+        self._renderer.update_scene(data, camera=camera, scene_option=self._options)
+        left, top, side = self._crop
+        for view in self._renderer.scene.camera:  # how it cuts the plane nearest to the camera
+            height = view.frustum_top - view.frustum_bottom
+            view.frustum_center += height * (left + side / 2 - 0.5)
+            view.frustum_top -= height * top
+            view.frustum_bottom = view.frustum_top - height * side
         for flag in self._off:
             self._renderer.scene.flags[flag] = 0
         drawn = Image.fromarray(self._renderer.render())

@@ -11,14 +11,16 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
-from vla_mini.envs.mujoco import Camera, Render, import_mujoco
+from vla_mini.envs.mujoco import Cameras, Render, import_mujoco
 from vla_mini.envs.seeds import episode_generator, scene_seed
 from vla_mini.envs.spec import Environment, EnvSpec
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
 CAMERA, CAMERA_POSITION = "corner2", (0.75, 0.075, 0.7)
-FULL_SIZE = 480  # pixels of the suite's own images
+DRAWING = {"full_size": 480, "scale": 2, "vertex_distance": 0.006}  # pixels of the suite's own images, and see `Cameras`
+# The part of the image that is looked at: left, top, side, of 0 to 1. All that the arm reaches is in the workspace.
+VIEWS = {"workspace": (0.29, 0.15, 0.66), "whole": (0.0, 0.0, 1.0)}
 STEPS = 500
 STEPS_AFTER_SUCCESS = 5  # of demonstrations, so that they show how to stay
 OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named", "render_every": 1}
@@ -30,7 +32,8 @@ class MetaWorld(Environment):
 
     - task: one of Meta-World's 50, such as "reach", or a suite of them, "mt10" or "mt50"
     - image_size: pixels of the square images
-    - render: see `Camera`
+    - view: one of VIEWS
+    - render: see `Cameras`
 
     The option `instruction` of `reset` is "named", "blank" (it is empty) or, in a suite, "swapped" (that of another of its
     tasks, in this task's scene). Raises ValueError for an unknown task, and where a package or a library is missing.
@@ -40,23 +43,30 @@ class MetaWorld(Environment):
     action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def __init__(
-        self, *, task: str = "", image_size: str | int = 96, render: Render = "fast", render_mode: str | None = "rgb_array"
+        self,
+        *,
+        task: str = "",
+        image_size: str | int = 96,
+        view: str = "workspace",
+        render: Render = "fast",
+        render_mode: str | None = "rgb_array",
     ) -> None:
         names = SUITES.get(task, (task,))
         if not task:
             raise ValueError("env.task is required: the name of one of Meta-World's tasks, such as reach")
         if names[0] not in SENTENCES:
             raise ValueError(f"task={task!r} is not one of Meta-World's; {did_you_mean(task, [*SUITES, *SENTENCES])}")
-        if render not in get_args(Render):
-            raise ValueError(f"render={render!r} is not one of {', '.join(get_args(Render))}")
+        for name, value, known in (("view", view, VIEWS), ("render", render, get_args(Render))):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         size = int(image_size)
         import_mujoco(extra="metaworld")
         self.render_mode, self._names = render_mode, names
-        self._drawing, self._scene = {"image_size": size, "render": render}, None
+        self._drawing, self._scene = {"size": size, "view": view, "render": render}, None
         groups = {group: tuple(name for name in names if name in tasks) for group, tasks in GROUPS.items()}
         swapped = "these scenes with another task's sentence: success is still the task that it would have named"
         self.env_spec = EnvSpec(
-            id=f"vla_mini/MetaWorld-v0?task={task}&image_size={size}&render={render}",
+            id=f"vla_mini/MetaWorld-v0?task={task}&image_size={size}&view={view}&render={render}",
             features=Features(image_size=(size, size), **FEATURES),
             robot_type="sawyer",
             max_episode_steps=STEPS,
@@ -110,12 +120,12 @@ class MetaWorld(Environment):
 
     def close(self) -> None:
         if self._scene is not None:
-            self._scene.camera.close()
+            self._scene.cameras.close()
             self._scene = None
 
     def render(self) -> np.ndarray:
         """The camera's image, uint8 (image_size, image_size, 3)."""
-        image = self._scene.camera.image(self._scene.simulation.data)
+        image = self._scene.cameras.image(self._scene.simulation.data, CAMERA)
         return np.ascontiguousarray(image[::-1, ::-1])  # this camera is mounted upside down
 
     def _observe(self) -> dict[str, Any]:
@@ -129,15 +139,15 @@ class MetaWorld(Environment):
 
 
 class Scene(NamedTuple):
-    """A task: its simulation, its camera, and the class of its expert."""
+    """A task: its simulation, its cameras, and the class of its expert."""
 
     name: str
     simulation: Any
-    camera: Camera
+    cameras: Cameras
     expert: Any
 
 
-def load_scene(name: str, *, image_size: int, render: Render) -> Scene:
+def load_scene(name: str, *, size: int, view: str, render: Render) -> Scene:
     import metaworld
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -147,5 +157,7 @@ def load_scene(name: str, *, image_size: int, render: Render) -> Scene:
     simulation.set_task(suite.train_tasks[0])
     simulation._freeze_rand_vec, simulation.seeded_rand_vec = False, True  # each seed is another scene
     simulation.model.cam_pos[simulation.model.camera(CAMERA).id] = CAMERA_POSITION
-    camera = Camera(simulation.model, CAMERA, size=image_size, render=render, full_size=FULL_SIZE)
-    return Scene(name, simulation, camera, ENV_POLICY_MAP[version])
+    left, top, side = VIEWS[view]
+    crop = 1 - left - side, 1 - top - side, side  # as the camera sees it, upside down
+    cameras = Cameras(simulation.model, size=size, render=render, crop=crop, **DRAWING)
+    return Scene(name, simulation, cameras, ENV_POLICY_MAP[version])

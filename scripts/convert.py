@@ -1,6 +1,7 @@
 """Convert a policy that vla-mini 0.1 saved to today's format. It has the same weights, bit for bit, and acts the same.
 
-Settings, weights and assets have other names today; nothing else differs.
+Settings, weights and assets have other names today; nothing else differs. The keyframe loss, which only training uses, has more
+parameters today, of which the new ones are zero.
 
     python scripts/convert.py policy=runs/old/policy output=runs/old/policy_2
 """
@@ -62,7 +63,8 @@ def convert(old: Path, new: Path, *, trust_remote_code: bool) -> None:
         actions = config["features"]["action"]
         closes = "close" if "close" in actions else actions[-1]
         parts["auxiliary"]["keyframe"] = auxiliary | {"state": config["keyframe"], "closes": closes}
-        weights |= _keyframe_statistics(config, weights)
+        weights |= _keyframe_weights(config, weights)
+        del weights["auxiliary.keyframe.log_std"]
     lora = config.get("lora")
     new_config = {
         "format": "vla-mini-2",
@@ -98,12 +100,17 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _keyframe_statistics(config: Mapping[str, Any], weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """The keyframe loss has statistics of its own today: those of the state features that it is about."""
+def _keyframe_weights(config: Mapping[str, Any], weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The keyframe loss has statistics of its own today, those of the state features that it is about. Its calibration was
+    affine, and its Gaussians had one standard deviation in all directions."""
     import torch
 
     index = torch.tensor([config["features"]["state"].index(name) for name in config["keyframe"]])
-    return {f"auxiliary.keyframe.keyframe_{name}": weights[f"normalization.state_{name}"][index] for name in ("mean", "std")}
+    new = {f"keyframe_{name}": weights[f"normalization.state_{name}"][index] for name in ("mean", "std")}
+    new["calibration.weight"] = torch.nn.functional.pad(weights["auxiliary.keyframe.calibration.weight"], (0, 3))
+    new["log_scale"] = -weights["auxiliary.keyframe.log_std"].expand(len(index)).clone()
+    new["shear"] = torch.zeros(len(index) * (len(index) - 1) // 2)
+    return {f"auxiliary.keyframe.{name}": tensor for name, tensor in new.items()}
 
 
 def _write_model_configs(folder: Path, parts: Mapping[str, Any]) -> None:

@@ -3,13 +3,16 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.distributions import MultivariateNormal
 
 from vla_mini.auxiliary.keyframe import KeyframeLoss
 from vla_mini.parts import AuxiliarySpec, FitData
 from vla_mini.utils.features import FeatureStatistics, Statistics
+from vla_mini.utils.layers import grid_positions
 
 SPEC = AuxiliarySpec((2, 2), 1, 1, 4, ("x", "y", "closed"), ("dx", "close"))
 
@@ -33,6 +36,35 @@ def test_a_frames_keyframe_is_the_state_when_the_gripper_next_closes_or_the_epis
             assert found["has_keyframe"][frame] == bool(following)
             expected = states[following[0], [2, 0]] if following else [0, 0]
             np.testing.assert_array_equal(found["keyframe"][frame], expected)
+
+
+def test_the_density_is_that_of_gaussians_with_one_covariance():
+    spec = AuxiliarySpec((3, 4), 2, 1, 4, ("x", "y", "z"), ("dx", "close"))
+    loss, keyframes = KeyframeLoss(spec, state=["x", "y", "z"], closes="close").double(), torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    (a, b, c), scale = loss.shear.tolist(), loss.log_scale.exp().diag()
+    whitening = scale @ torch.tensor([[1, 0, 0], [a, 1, 0], [b, c, 1]], dtype=torch.float64)
+    x, y = grid_positions((3, 4)).double().T
+    features = torch.stack([x, y, x * x, x * y, y * y, torch.ones_like(x)], dim=1)
+    weight = torch.cat([loss.calibration.weight, loss.calibration.bias[:, None]], dim=1)
+    means = torch.cat([features @ weight[:3].mT, features @ weight[3:].mT])  # the tokens of both cameras
+    expected = MultivariateNormal(means, precision_matrix=whitening.mT @ whitening).log_prob(keyframes[:, None])
+    torch.testing.assert_close(loss._log_density(keyframes), expected)
+
+
+def test_a_calibration_is_where_training_starts_from():
+    """In the state's units: what the middle of the image, its right and its upper edge mean."""
+    state = FeatureStatistics(*np.float32([[0, 0, 0], [9, 9, 9], [1, 2, 3], [4, 5, 2], [0, 0, 0], [9, 9, 9]]))
+    spec = AuxiliarySpec((2, 2), 2, 1, 4, ("x", "y", "closed"), ("dx", "close"))
+    loss = KeyframeLoss(spec, state=["closed", "x"], closes="close", calibration=[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    loss.fit(FitData((), torch.zeros(0, 1, 2), Statistics(state, FeatureStatistics(*np.zeros((6, 2), np.float32)))))
+    for position, expected in (([0, 0], [3, 6]), ([1, 0], [4, 10]), ([0, 1], [5, 11])):
+        means = loss.calibration(torch.tensor([*position, 0.0, 0, 0])).view(2, 2)  # of either camera
+        torch.testing.assert_close(means * loss.keyframe_std + loss.keyframe_mean, torch.tensor([expected] * 2).float())
+    with pytest.raises(ValueError, match="a row of three numbers is needed for each of state="):
+        KeyframeLoss(spec, state=["x", "closed"], closes="close", calibration=[[1.0, 2.0, 3.0]])
 
 
 def test_keyframes_are_normalized_by_the_statistics_of_their_own_features():

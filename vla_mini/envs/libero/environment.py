@@ -73,7 +73,7 @@ class Libero(Environment):
             tasks={each.name: each.sentence for each in self._tasks},
             checks=(swapped if all(map(self._others, self._tasks)) else {}) | {"blank": "these scenes without a sentence"},
             vectorization="async",
-            action_noise=0.5,
+            action_noise=0.3,
             has_expert=True,
         )
         sentences = "".join(each.sentence for each in self._tasks)

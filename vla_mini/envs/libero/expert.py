@@ -46,7 +46,7 @@ class PickAndPlace:
             yield from self._move(grasp + ABOVE * UP, OPEN, yaw=yaw, within=0.01, steps=60)
             yield from self._move(grasp, OPEN, yaw=yaw, within=0.008, steps=40)
             for _ in range(CLOSING_STEPS):
-                yield self._toward(self._hand, CLOSED)
+                yield self._toward(grasp, CLOSED, yaw)
             top = self._hand + LIFT * UP
             yield from self._move(top, CLOSED, within=0.02, steps=40)
             offset = self._position(moved) - self._hand
@@ -57,7 +57,7 @@ class PickAndPlace:
             yield from self._move(over, CLOSED, within=0.012, steps=70)
             yield from self._move(target + drop, CLOSED, within=0.01, steps=40)
             for _ in range(OPENING_STEPS):
-                yield self._toward(self._hand, OPEN)
+                yield self._toward(target + drop, OPEN)
             yield from self._move(over, OPEN, within=0.02, steps=20)
 
     def _grasp(self, name: str) -> tuple[np.ndarray, float]:

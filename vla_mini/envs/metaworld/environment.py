@@ -87,6 +87,8 @@ class MetaWorld(Environment):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
+        from mujoco import mj_forward as forward
+
         options = OPTIONS | (options or {})
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         number, task = divmod(episode, len(self._names))
@@ -96,6 +98,7 @@ class MetaWorld(Environment):
         self._name, self._demonstrates = self._names[task], options["purpose"] in ("demonstration", "validation")
         self._scene.simulation.seed(scene_seed(options["purpose"], options["seed"], number))
         self._expert, self._values = self._scene.expert(), self._scene.simulation.reset()[0]
+        forward(self._scene.simulation.model, self._scene.simulation.data)  # else the first image shows the last episode's goal
         sentences = {"named": SENTENCES[self._name], "blank": ""}
         if others := [name for name in self._names if SENTENCES[name] != SENTENCES[self._name]]:
             generator = episode_generator(options["purpose"], options["seed"], episode, stream=2)

@@ -13,11 +13,15 @@ from typing import Any
 
 from benchmarks._machine import print_table, read_arguments, save, timed
 
+KETCHUP = "task=LIVING_ROOM_SCENE1_pick_up_the_ketchup_and_put_it_in_the_basket&image_size=128"
 ENVIRONMENTS = {
     "Meta-World reach": "vla_mini/MetaWorld-v0?task=reach&image_size=96&render=fast",
     "Meta-World coffee-push": "vla_mini/MetaWorld-v0?task=coffee-push&image_size=96&render=fast",
     "the same, 128 px": "vla_mini/MetaWorld-v0?task=coffee-push&image_size=128&render=fast",
     "the same, faithful": "vla_mini/MetaWorld-v0?task=coffee-push&image_size=96&render=faithful",
+    "LIBERO, 128 px": f"vla_mini/LiberoLivingRoom-v0?{KETCHUP}&render=fast",
+    "the same, two cameras": f"vla_mini/LiberoLivingRoom-v0?{KETCHUP}&wrist=true&render=fast",
+    "the same, one, faithful": f"vla_mini/LiberoLivingRoom-v0?{KETCHUP}&render=faithful",
     "PushT": "vla_mini/PushT-v0",
 }
 COLUMNS = {

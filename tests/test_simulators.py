@@ -34,6 +34,23 @@ def test_meta_world_trains_and_is_evaluated(tmp_path, monkeypatch, capsys):
     assert "env=vla_mini/ToyPick-v0 does not fit the policy run/policy: cameras is ['top']" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(bool(why_missing("libero")), reason=why_missing("libero"))
+def test_libero_trains_and_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "LIVING_ROOM_SCENE1_pick_up_the_ketchup_and_put_it_in_the_basket"
+    few = [
+        f"env.task={name}",
+        "data.episodes=1",
+        "data.validation_episodes=1",
+        "evaluation.episodes=1",
+        "evaluation.check_episodes=1",
+    ]
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "data.batch_size=4"]
+    assert command("train", "experiment=libero_living_room", *few, *steps, "hydra.run.dir=run") == 0
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert metrics["tasks"][name]["episodes"] == 1 and list(metrics["grounding"]) == ["blank"]
+
+
 @pytest.mark.skipif(find_spec("gym_pusht") is None, reason="the package gym-pusht is missing")
 def test_pusht_trains_on_recordings_and_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -109,6 +109,16 @@ def test_the_image_shows_the_scene_upright():
     assert len(rows) > 20 and rows.min() < 8 and columns.mean() < 16
 
 
+def test_the_first_image_shows_this_episodes_goal():
+    env = make("vla_mini/MetaWorld-v0?task=reach&image_size=64")
+    env.reset(seed=1)
+    first = env.reset(seed=0)[0]["images"]["corner2"]
+    env.close()
+    env = make("vla_mini/MetaWorld-v0?task=reach&image_size=64")
+    np.testing.assert_array_equal(env.reset(seed=0)[0]["images"]["corner2"], first)
+    env.close()
+
+
 def test_the_workspace_is_a_part_of_the_whole_image():
     images = {}
     for view, size in (("workspace", 66), ("whole", 100)):

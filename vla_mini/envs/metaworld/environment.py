@@ -87,8 +87,6 @@ class MetaWorld(Environment):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
-        from mujoco import mj_forward as forward
-
         options = OPTIONS | (options or {})
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
         number, task = divmod(episode, len(self._names))
@@ -96,9 +94,8 @@ class MetaWorld(Environment):
             self.close()
             self._scene = load_scene(self._names[task], **self._drawing)  # takes a second
         self._name, self._demonstrates = self._names[task], options["purpose"] in ("demonstration", "validation")
-        self._scene.simulation.seed(scene_seed(options["purpose"], options["seed"], number))
-        self._expert, self._values = self._scene.expert(), self._scene.simulation.reset()[0]
-        forward(self._scene.simulation.model, self._scene.simulation.data)  # else the first image shows the last episode's goal
+        self._values = self._scene.reset(scene_seed(options["purpose"], options["seed"], number))
+        self._expert = self._scene.expert()
         sentences = {"named": SENTENCES[self._name], "blank": ""}
         if others := [name for name in self._names if SENTENCES[name] != SENTENCES[self._name]]:
             generator = episode_generator(options["purpose"], options["seed"], episode, stream=2)
@@ -148,6 +145,15 @@ class Scene(NamedTuple):
     simulation: Any
     cameras: Cameras
     expert: Any
+
+    def reset(self, seed: int) -> np.ndarray:
+        """The simulation's 39 values at the start of an episode."""
+        from mujoco import mj_forward
+
+        self.simulation.seed(seed)
+        values, _ = self.simulation.reset()
+        mj_forward(self.simulation.model, self.simulation.data)  # else the first image shows the last episode's goal
+        return values
 
 
 def load_scene(name: str, *, size: int, view: str, render: Render) -> Scene:

@@ -152,7 +152,7 @@ class Scene(NamedTuple):
 
         self.simulation.seed(seed)
         values, _ = self.simulation.reset()
-        mj_forward(self.simulation.model, self.simulation.data)  # else the first image shows the last episode's goal
+        mj_forward(self.simulation.model, self.simulation.data)  # else the first image shows another goal
         return values
 
 

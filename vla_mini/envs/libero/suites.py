@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vla_mini.envs.mujoco import import_mujoco
-
 
 class Suite(NamedTuple):
     """Some of the tasks of one of LIBERO's benchmarks; an episode has at most so many `steps`, as LeRobot's evaluation."""
@@ -67,6 +65,8 @@ def quiet() -> Iterator[None]:
 @functools.cache
 def load_tasks(suite: str) -> tuple[Task, ...]:
     """The tasks of one of SUITES. ValueError where a package or a library is missing."""
+    from vla_mini.envs.mujoco import import_mujoco  # not at the top: it imports Pillow
+
     import_mujoco(extra="libero")
     with quiet():
         from libero.libero import benchmark, get_libero_path

@@ -10,8 +10,9 @@ from gymnasium.utils.env_checker import check_env
 from tests.envs.helpers import why_missing
 from vla_mini.collection import play
 from vla_mini.envs import get_spec, make
-from vla_mini.envs.libero.environment import STATE, STEPS_AFTER_SUCCESS
+from vla_mini.envs.libero.environment import STATE
 from vla_mini.envs.libero.suites import SUITES, env_id, load_tasks
+from vla_mini.envs.suite import STEPS_AFTER_SUCCESS
 
 MISSING = why_missing("libero")
 pytestmark = [

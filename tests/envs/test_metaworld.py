@@ -10,8 +10,8 @@ from gymnasium.utils.env_checker import check_env
 from tests.envs.helpers import why_missing
 from vla_mini.collection import play
 from vla_mini.envs import get_spec, make, make_vec
-from vla_mini.envs.metaworld.environment import STEPS_AFTER_SUCCESS
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
+from vla_mini.envs.suite import STEPS_AFTER_SUCCESS
 
 MISSING = why_missing("metaworld")
 pytestmark = [
@@ -91,8 +91,8 @@ def test_the_state_is_the_hands_alone(env):
 
 
 def test_images_are_drawn_when_they_are_asked_for(env, monkeypatch):
-    drawn, render = [], type(env.unwrapped).render
-    monkeypatch.setattr(type(env.unwrapped), "render", lambda self: (drawn.append(self._steps), render(self))[1])
+    drawn, draw = [], type(env.unwrapped).draw
+    monkeypatch.setattr(type(env.unwrapped), "draw", lambda self, camera: (drawn.append(self._steps), draw(self, camera))[1])
     env.reset(seed=0, options={"render_every": 4})
     for _ in range(9):
         env.step(env.action_space.sample())

@@ -24,9 +24,9 @@ gymnasium.register(TOY_PICK.id, "vla_mini.envs.toy_pick.environment:ToyPick", ma
 # Those below need packages that are imported once one is made.
 gymnasium.register("vla_mini/MetaWorld-v0", "vla_mini.envs.metaworld.environment:MetaWorld", max_episode_steps=500)
 gymnasium.register("vla_mini/PushT-v0", "vla_mini.envs.pusht:PushT", max_episode_steps=300)
-for _name, _suite in SUITES.items():
-    _facts = {"max_episode_steps": _suite.steps, "kwargs": {"suite": _name}}
-    gymnasium.register(env_id(_name), "vla_mini.envs.libero.environment:Libero", **_facts)
+for _name, (*_, _steps) in SUITES.items():
+    _class = "vla_mini.envs.libero.environment:Libero"
+    gymnasium.register(env_id(_name), _class, max_episode_steps=_steps, kwargs={"suite": _name})
 
 
 def make(env_id: str) -> gymnasium.Env:

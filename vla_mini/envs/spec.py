@@ -9,15 +9,24 @@ What an environment takes and returns:
     info:        {"success": bool, "task": str where the spec has tasks, and what its `rates`, `subsets` and `check_rates` name}
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
+
+OPTIONS = {
+    "purpose": "evaluation",
+    "seed": 0,
+    "split": "seen",
+    "instruction": "named",
+    "render_every": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,15 @@ class EnvSpec:
     def num_tasks(self) -> int:
         """1 where the tasks have no names."""
         return max(1, len(self.tasks))
+
+
+def observation_space(features: Features, low: Any, high: Any, sentences: Iterable[str]) -> spaces.Dict:
+    """Of observations with these features, states from `low` to `high`, and one of these sentences, or none."""
+    image = spaces.Box(0, 255, (*features.image_size, 3), np.uint8)
+    bounds = (np.broadcast_to(np.float32(bound), features.state_size) for bound in (low, high))
+    text = spaces.Text(min_length=0, max_length=128, charset=frozenset("".join(sentences)))
+    images = spaces.Dict({camera: image for camera in features.cameras})
+    return spaces.Dict({"images": images, "state": spaces.Box(*bounds), "instruction": text})
 
 
 class Environment(gymnasium.Env[dict[str, Any], np.ndarray]):

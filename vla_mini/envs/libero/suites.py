@@ -11,22 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-class Suite(NamedTuple):
-    """Some of the tasks of one of LIBERO's benchmarks; an episode has at most so many `steps`, as LeRobot's evaluation."""
-
-    benchmark: str
-    tasks: range
-    steps: int
-
-
+# name -> LIBERO's benchmark, which of its tasks, and how many steps an episode has at most, as in LeRobot's evaluation.
 SUITES = {
-    "libero_spatial": Suite("libero_spatial", range(10), 280),
-    "libero_object": Suite("libero_object", range(10), 280),
-    "libero_goal": Suite("libero_goal", range(10), 300),
-    "libero_90": Suite("libero_90", range(90), 400),
-    # All pick-and-place tasks of living rooms 1 to 3: four or five sentences in each.
-    "libero_living_room": Suite("libero_90", range(46, 60), 400),
+    "libero_spatial": ("libero_spatial", range(10), 280),
+    "libero_object": ("libero_object", range(10), 280),
+    "libero_goal": ("libero_goal", range(10), 300),
+    "libero_90": ("libero_90", range(90), 400),
+    "libero_living_room": ("libero_90", range(46, 60), 400),  # all pick-and-place tasks of living rooms 1 to 3
 }
 
 
@@ -54,12 +45,10 @@ class Task(NamedTuple):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """LIBERO and robosuite print what they do; robosuite also warns of settings that it has none of."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as at_end:
+        at_end.callback(logging.disable, logging.NOTSET)
         logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
+        yield
 
 
 @functools.cache

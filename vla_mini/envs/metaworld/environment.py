@@ -12,8 +12,9 @@ from gymnasium import spaces
 
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
 from vla_mini.envs.mujoco import Cameras, Render, import_mujoco
-from vla_mini.envs.seeds import episode_generator, scene_seed
-from vla_mini.envs.spec import Environment, EnvSpec
+from vla_mini.envs.seeds import scene_seed
+from vla_mini.envs.spec import EnvSpec, observation_space
+from vla_mini.envs.suite import SuiteEnvironment
 from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
@@ -22,21 +23,19 @@ DRAWING = {"full_size": 480, "scale": 2, "vertex_distance": 0.006}  # pixels of 
 # The part of the image that is looked at: left, top, side, of 0 to 1. All that the arm reaches is in the workspace.
 VIEWS = {"workspace": (0.29, 0.15, 0.66), "whole": (0.0, 0.0, 1.0)}
 STEPS = 500
-STEPS_AFTER_SUCCESS = 5  # of demonstrations, so that they show how to stay
-OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named", "render_every": 1}
 FEATURES = {"cameras": (CAMERA,), "state": ("x", "y", "z", "opening"), "action": ("dx", "dy", "dz", "grip"), "fps": 80}
 
 
-class MetaWorld(Environment):
-    """The task of an episode is the next of the suite's: episode e plays task e modulo their number.
+class MetaWorld(SuiteEnvironment):
+    """One task, or the tasks of a suite in turn.
 
     - task: one of Meta-World's 50, such as "reach", or a suite of them, "mt10" or "mt50"
     - image_size: pixels of the square images
     - view: one of VIEWS
     - render: see `Cameras`
 
-    The option `instruction` of `reset` is "named", "blank" (it is empty) or, in a suite, "swapped" (that of another of its
-    tasks, in this task's scene). Raises ValueError for an unknown task, and where a package or a library is missing.
+    "swapped" is the sentence of another task of the suite in this task's scene; success is still this task's. Raises ValueError
+    for an unknown task, and where a package or a library is missing.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": FEATURES["fps"]}
@@ -61,8 +60,7 @@ class MetaWorld(Environment):
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
         size = int(image_size)
         import_mujoco(extra="metaworld")
-        self.render_mode, self._names = render_mode, names
-        self._drawing, self._scene = {"size": size, "view": view, "render": render}, None
+        self.render_mode, self._drawing, self._scene = render_mode, {"size": size, "view": view, "render": render}, None
         groups = {group: tuple(name for name in names if name in tasks) for group, tasks in GROUPS.items()}
         swapped = "these scenes with another task's sentence: success is still the task that it would have named"
         self.env_spec = EnvSpec(
@@ -77,41 +75,21 @@ class MetaWorld(Environment):
             action_noise=0.5,
             has_expert=True,
         )
-        self.observation_space = spaces.Dict(
-            {
-                "images": spaces.Dict({CAMERA: spaces.Box(0, 255, (size, size, 3), np.uint8)}),
-                "state": spaces.Box(np.float32([-0.525, 0.348, -0.0525, -1]), np.float32([0.525, 1.025, 0.7, 1])),
-                "instruction": spaces.Text(min_length=0, max_length=64, charset=frozenset("".join(SENTENCES.values()))),
-            }
-        )
+        low, high = (-0.525, 0.348, -0.0525, -1), (0.525, 1.025, 0.7, 1)
+        self.observation_space = observation_space(self.env_spec.features, low, high, SENTENCES.values())
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        super().reset(seed=seed)
-        options = OPTIONS | (options or {})
-        episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        number, task = divmod(episode, len(self._names))
-        if self._scene is None or self._scene.name != self._names[task]:
+    def others(self, task: str) -> list[str]:
+        return [name for name in self.env_spec.tasks if SENTENCES[name] != SENTENCES[task]]
+
+    def start(self, task: str, number: int, *, purpose: str, seed: int) -> None:
+        if self._scene is None or self._scene.name != self.task:
             self.close()
-            self._scene = load_scene(self._names[task], **self._drawing)  # takes a second
-        self._name, self._demonstrates = self._names[task], options["purpose"] in ("demonstration", "validation")
-        self._values = self._scene.reset(scene_seed(options["purpose"], options["seed"], number))
-        self._expert = self._scene.expert()
-        sentences = {"named": SENTENCES[self._name], "blank": ""}
-        if others := [name for name in self._names if SENTENCES[name] != SENTENCES[self._name]]:
-            generator = episode_generator(options["purpose"], options["seed"], episode, stream=2)
-            sentences["swapped"] = SENTENCES[others[generator.integers(len(others))]]
-        if options["instruction"] not in sentences:
-            raise ValueError(f"instruction={options['instruction']!r} is not one of {', '.join(sentences)}")
-        self.instruction, self._render_every = sentences[options["instruction"]], options["render_every"]
-        self._steps = self._successes = 0
-        return self._observe(), self._info()
+            self._scene = load_scene(self.task, **self._drawing)  # takes a second
+        self._values, self._expert = self._scene.reset(scene_seed(purpose, seed, number)), self._scene.expert()
 
-    def step(self, action: np.ndarray):
-        self._values, reward, _, _, info = self._scene.simulation.step(np.clip(action, -1, 1))
-        self._steps += 1
-        self._successes += bool(info["success"])
-        enough = STEPS_AFTER_SUCCESS if self._demonstrates else 1
-        return self._observe(), float(reward), self._successes >= enough, False, self._info()
+    def simulate(self, action: np.ndarray) -> tuple[float, bool]:
+        self._values, reward, _, _, info = self._scene.simulation.step(action)
+        return float(reward), bool(info["success"])
 
     def expert_action(self) -> np.ndarray:
         """What Meta-World's scripted policy does in the present state, float32 (4,). It sees where objects and goals are."""
@@ -123,19 +101,13 @@ class MetaWorld(Environment):
             self._scene.cameras.close()
             self._scene = None
 
-    def render(self) -> np.ndarray:
-        """The camera's image, uint8 (image_size, image_size, 3)."""
-        image = self._scene.cameras.image(self._scene.simulation.data, CAMERA)
+    def draw(self, camera: str) -> np.ndarray:
+        image = self._scene.cameras.image(self._scene.simulation.data, camera)
         return np.ascontiguousarray(image[::-1, ::-1])  # this camera is mounted upside down
 
-    def _observe(self) -> dict[str, Any]:
-        if self._steps % self._render_every == 0:
-            self._image = self.render()
-        state = np.clip(self._values[:4], self.observation_space["state"].low, self.observation_space["state"].high)
-        return {"images": {CAMERA: self._image}, "state": state.astype(np.float32), "instruction": self.instruction}
-
-    def _info(self) -> dict[str, Any]:
-        return {"success": self._successes > 0, "task": self._name}
+    def state(self) -> np.ndarray:
+        space = self.observation_space["state"]
+        return np.clip(self._values[:4], space.low, space.high).astype(np.float32)
 
 
 class Scene(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_mini.envs.seeds import PURPOSES, episode_generator
-from vla_mini.envs.spec import Environment
-from vla_mini.envs.toy_pick.drawing import SIZE, draw_gripper, draw_object, draw_table, object_mask
+from vla_mini.envs.spec import OPTIONS, Environment, observation_space
+from vla_mini.envs.toy_pick.drawing import draw_gripper, draw_object, draw_table, object_mask
 from vla_mini.envs.toy_pick.scene import sample_scene, swap_target
 from vla_mini.envs.toy_pick.spec import SPEC
 
@@ -21,7 +21,6 @@ CLOSING = 0.5
 GRASP_RADIUS = 0.13  # the jaws must close this near to an object's centre ...
 GRASP_HEIGHT = 0.15  # ... and this low
 LIFTED = 0.5  # an object held this high counts as picked up
-OPTIONS = {"purpose": "evaluation", "seed": 0, "split": "seen", "instruction": "named", "render_every": 1}
 CHOICES = {"purpose": PURPOSES, "split": (*SPEC.splits, *SPEC.further_splits), "instruction": ("named", *SPEC.checks)}
 
 
@@ -35,13 +34,7 @@ class ToyPick(Environment):
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": SPEC.features.fps}
     env_spec = SPEC
     action_space = spaces.Box(-1.0, 1.0, (SPEC.features.action_size,), np.float32)
-    observation_space = spaces.Dict(
-        {
-            "images": spaces.Dict({"top": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}),
-            "state": spaces.Box(np.float32([-1, -1, 0, 0]), np.float32([1, 1, 1, 1])),
-            "instruction": spaces.Text(min_length=0, max_length=128, charset="abcdefghijklmnopqrstuvwxyz "),
-        }
-    )
+    observation_space = observation_space(SPEC.features, (-1, -1, 0, 0), 1, ["abcdefghijklmnopqrstuvwxyz "])
 
     def __init__(self, *, render_mode: str | None = "rgb_array"):
         self.render_mode = render_mode

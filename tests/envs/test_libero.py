@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from tests.envs.helpers import why_missing
+from tests.envs.helpers import needs
 from vla_mini.collection import play
 from vla_mini.envs import get_spec, make
 from vla_mini.envs.libero.environment import STATE
 from vla_mini.envs.libero.suites import SUITES, env_id, load_tasks
 from vla_mini.envs.suite import STEPS_AFTER_SUCCESS
 
-MISSING = why_missing("libero")
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=MISSING),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*symmetric and normalized space"),
-]
+pytestmark = needs("libero")
 LIVING_ROOM = "vla_mini/LiberoLivingRoom-v0?image_size=32"
 
 

@@ -7,18 +7,13 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from tests.envs.helpers import why_missing
+from tests.envs.helpers import needs
 from vla_mini.collection import play
 from vla_mini.envs import get_spec, make, make_vec
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
 from vla_mini.envs.suite import STEPS_AFTER_SUCCESS
 
-MISSING = why_missing("metaworld")
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=MISSING),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*symmetric and normalized space"),
-]
+pytestmark = needs("metaworld")
 MT10 = "vla_mini/MetaWorld-v0?task=mt10&image_size=32"
 
 

@@ -57,8 +57,7 @@ class KeyframeLoss(AuxiliaryLoss):
             raise ValueError(
                 f"calibration={show(calibration)}: a row of three numbers is needed for each of state={show(state)}"
             )
-        self.weight, self.threshold, self.end, size = weight, threshold, end, len(state)
-        self.start = calibration
+        self.weight, self.threshold, self.end, self.start, size = weight, threshold, end, calibration, len(state)
         self.state_indices = [_index(name, spec.state_names, f"state={show(state)}") for name in state]
         self.action_index = _index(closes, spec.action_names, f"closes={closes}")
         self.register_buffer("keyframe_mean", torch.zeros(size))
@@ -80,12 +79,11 @@ class KeyframeLoss(AuxiliaryLoss):
         self.keyframe_mean.copy_(torch.tensor(state.mean[self.state_indices]))
         std = state.bounded(state.std)[self.state_indices]
         self.keyframe_std.copy_(torch.from_numpy(np.where(std == 0, 1, std)))
-        if self.start is None:
-            return
-        start = torch.tensor(self.start) / self.keyframe_std[:, None]
-        with torch.no_grad():
-            self.calibration.weight[:, :2] = start[:, :2].repeat(self.spec.num_cameras, 1)
-            self.calibration.bias.copy_((start[:, 2] - self.keyframe_mean / self.keyframe_std).repeat(self.spec.num_cameras))
+        if self.start is not None:
+            start, middle = torch.tensor(self.start) / self.keyframe_std[:, None], self.keyframe_mean / self.keyframe_std
+            with torch.no_grad():
+                self.calibration.weight[:, :2] = start[:, :2].repeat(self.spec.num_cameras, 1)
+                self.calibration.bias.copy_((start[:, 2] - middle).repeat(self.spec.num_cameras))
 
     def targets(self, data: EpisodeData) -> dict[str, np.ndarray]:
         """`keyframe` (n, g) float32: the chosen state at the next keyframe; `has_keyframe` (n,): whether there is one."""

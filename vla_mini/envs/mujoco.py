@@ -7,7 +7,7 @@ import platform
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,42 +36,36 @@ def import_mujoco(*, extra: str) -> None:
     import_module("mujoco")
 
 
+class Drawing(NamedTuple):
+    """How images are drawn."""
+
+    full_size: int  # pixels of the suite's own images
+    scale: int  # fast images are drawn so many times as large, and averaged
+    vertex_distance: float  # in fast images, all vertices of a mesh in one cube of so many metres become one
+    hidden_groups: tuple[int, ...] = ()  # of geometries
+    crop: tuple[float, float, float] = (0, 0, 1)  # the square of the whole image that is drawn: left, top, side, of 0 to 1
+
+
 class Cameras:
     """The cameras of a MuJoCo model, drawn off screen. It changes the model's settings for drawing.
 
     - size: of the square images, in pixels
     - render: "fast", without shadows, reflections and skybox, and with fewer vertices, which take most of the time; or
-      "faithful", as the model says, at `full_size` and then resized
-    - scale: fast images are drawn so many times as large, and averaged
-    - vertex_distance: in fast images, all vertices of a mesh in one cube of so many metres become one
-    - hidden_groups: of geometries, which are not drawn
-    - crop: the square of the whole image that is drawn: left, top, side, of 0 to 1
+      "faithful", as the model says, at the suite's own size and then resized
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        size: int,
-        render: Render,
-        full_size: int,
-        scale: int,
-        vertex_distance: float,
-        hidden_groups: tuple[int, ...] = (),
-        crop: tuple[float, float, float] = (0, 0, 1),
-    ) -> None:
+    def __init__(self, model: Any, *, size: int, render: Render, drawing: Drawing) -> None:
         import mujoco
 
         with suppress(ImportError):
             import triton  # noqa: F401  # Mesa's LLVM makes that of triton, which torch uses, crash if it is loaded first.
-        flags = mujoco.mjtRndFlag
-        self._size, self._off, self._options, self._crop = size, (), mujoco.MjvOption(), crop
-        self._options.geomgroup[list(hidden_groups)] = 0
-        drawn = full_size
+        self._size, self._options, self._crop, flags = size, mujoco.MjvOption(), drawing.crop, mujoco.mjtRndFlag
+        self._options.geomgroup[list(drawing.hidden_groups)] = 0
+        drawn, self._off = drawing.full_size, ()
         if render == "fast":
-            drawn, self._off = scale * size, (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX)
+            drawn, self._off = drawing.scale * size, (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX)
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-            simplify_meshes(model, vertex_distance)
+            simplify_meshes(model, drawing.vertex_distance)
         model.vis.global_.offwidth = model.vis.global_.offheight = drawn
         self._renderer = mujoco.Renderer(model, drawn, drawn)
         atexit.register(self.close)  # after MuJoCo registered the end of its library, and so before it

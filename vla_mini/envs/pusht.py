@@ -16,13 +16,11 @@ from vla_mini.envs.spec import EnvSpec, observation_space
 from vla_mini.envs.suite import SuiteEnvironment
 from vla_mini.utils.features import Features
 
-SIZE = 96
+MOTORS = ("motor_0", "motor_1")
 INSTRUCTION = "Push the T-shaped block onto the T-shaped target."
 SPEC = EnvSpec(
     id="vla_mini/PushT-v0",
-    features=Features(
-        cameras=("image",), image_size=(SIZE, SIZE), state=("motor_0", "motor_1"), action=("motor_0", "motor_1"), fps=10
-    ),
+    features=Features(cameras=("image",), image_size=(96, 96), state=MOTORS, action=MOTORS, fps=10),
     robot_type="pusht",
     max_episode_steps=300,
     tasks={"push-t": INSTRUCTION},

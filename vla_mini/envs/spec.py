@@ -67,10 +67,9 @@ class EnvSpec:
 
 def observation_space(features: Features, low: Any, high: Any, sentences: Iterable[str]) -> spaces.Dict:
     """Of observations with these features, states from `low` to `high`, and one of these sentences, or none."""
-    image = spaces.Box(0, 255, (*features.image_size, 3), np.uint8)
     bounds = (np.broadcast_to(np.float32(bound), features.state_size) for bound in (low, high))
     text = spaces.Text(min_length=0, max_length=128, charset=frozenset("".join(sentences)))
-    images = spaces.Dict({camera: image for camera in features.cameras})
+    images = spaces.Dict({camera: spaces.Box(0, 255, (*features.image_size, 3), np.uint8) for camera in features.cameras})
     return spaces.Dict({"images": images, "state": spaces.Box(*bounds), "instruction": text})
 
 

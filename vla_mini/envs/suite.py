@@ -44,10 +44,9 @@ class SuiteEnvironment(Environment):
 
     def step(self, action: np.ndarray):
         reward, success = self.simulate(np.clip(action, self.action_space.low, self.action_space.high))
-        self._steps += 1
-        self._successes += success
-        enough = STEPS_AFTER_SUCCESS if self._demonstrates else 1
-        return self._observe(), reward, self._successes >= enough, False, self._info()
+        self._steps, self._successes = self._steps + 1, self._successes + success
+        over = self._successes >= (STEPS_AFTER_SUCCESS if self._demonstrates else 1)
+        return self._observe(), reward, over, False, self._info()
 
     def others(self, task: str) -> Sequence[str]:
         """The tasks whose sentences may be given in a scene of this one."""

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from vla_mini.envs.libero.expert import PickAndPlace
 from vla_mini.envs.libero.suites import SUITES, Task, env_id, load_tasks, quiet
-from vla_mini.envs.mujoco import Cameras, Render
+from vla_mini.envs.mujoco import Cameras, Drawing, Render
 from vla_mini.envs.seeds import scene_seed
 from vla_mini.envs.spec import EnvSpec, observation_space
 from vla_mini.envs.suite import SuiteEnvironment
@@ -18,7 +18,7 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}  # names in datasets -> in LIBERO
-DRAWING = {"full_size": 256, "scale": 1, "vertex_distance": 0.01, "hidden_groups": (0,)}  # 0: shapes for collisions
+DRAWING = Drawing(full_size=256, scale=1, vertex_distance=0.01, hidden_groups=(0,))  # 0: shapes for collisions
 IDLE_STEPS, IDLE = 10, (0, 0, 0, 0, 0, 0, -1)  # at the start, while objects fall into place
 STATE = ("x", "y", "z", "axis_x", "axis_y", "axis_z", "finger_left", "finger_right")
 ACTION = ("dx", "dy", "dz", "drx", "dry", "drz", "grip")
@@ -53,11 +53,10 @@ class Libero(SuiteEnvironment):
     ) -> None:
         if render not in get_args(Render):
             raise ValueError(f"render={render!r} is not one of {', '.join(get_args(Render))}")
-        self._tasks = {each.name: each for each in load_tasks(suite)}
-        if task:
-            if task not in self._tasks:
-                raise ValueError(f"task={task!r} is not one of {suite}'s; {did_you_mean(task, self._tasks)}")
-            self._tasks = {task: self._tasks[task]}
+        tasks = {each.name: each for each in load_tasks(suite)}
+        if task and task not in tasks:
+            raise ValueError(f"task={task!r} is not one of {suite}'s; {did_you_mean(task, tasks)}")
+        self._tasks = {task: tasks[task]} if task else tasks
         size, two = int(image_size), str(wrist).lower() == "true"
         cameras = tuple(CAMERAS) if two else tuple(CAMERAS)[:1]
         self.render_mode, self._drawing, self._scene = render_mode, {"size": size, "render": render}, None
@@ -150,13 +149,9 @@ def load_scene(task: Task, *, size: int, render: Render) -> Scene:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         # Drawn by cameras of our own: robosuite's are slower, and raise errors when the process ends.
-        simulation = ControlEnv(
-            bddl_file_name=str(task.file),
-            use_camera_obs=False,
-            has_offscreen_renderer=False,
-            hard_reset=False,  # else every reset builds the scene anew
-            ignore_done=True,
-        )
+        drawing = {"use_camera_obs": False, "has_offscreen_renderer": False}
+        # With hard_reset every reset builds the scene anew.
+        simulation = ControlEnv(bddl_file_name=str(task.file), hard_reset=False, ignore_done=True, **drawing)
         simulation.reset()
-    cameras = Cameras(simulation.sim.model._model, size=size, render=render, **DRAWING)
+    cameras = Cameras(simulation.sim.model._model, size=size, render=render, drawing=DRAWING)
     return Scene(task.scene, simulation, cameras)

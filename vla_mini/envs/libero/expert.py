@@ -9,8 +9,7 @@ OPEN, CLOSED = -1.0, 1.0
 GAIN, TURN_GAIN = 16.0, 1.2  # of the action by the distance in metres, and by the angle in radians
 ABOVE, LIFT = 0.12, 0.22  # metres
 CLOSING_STEPS, OPENING_STEPS = 12, 25
-HELD_WITHIN = 0.1  # metres between the hand and an object that it holds
-YAW_WITHIN = 0.08  # radians
+HELD_WITHIN, YAW_WITHIN = 0.1, 0.08  # metres between the hand and an object that it holds; radians
 UP = np.array([0.0, 0.0, 1.0])
 
 

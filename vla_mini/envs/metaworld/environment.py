@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_mini.envs.metaworld.tasks import GROUPS, SENTENCES, SUITES
-from vla_mini.envs.mujoco import Cameras, Render, import_mujoco
+from vla_mini.envs.mujoco import Cameras, Drawing, Render, import_mujoco
 from vla_mini.envs.seeds import scene_seed
 from vla_mini.envs.spec import EnvSpec, observation_space
 from vla_mini.envs.suite import SuiteEnvironment
@@ -19,7 +19,7 @@ from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
 CAMERA, CAMERA_POSITION = "corner2", (0.75, 0.075, 0.7)
-DRAWING = {"full_size": 480, "scale": 2, "vertex_distance": 0.006}  # pixels of the suite's own images, and see `Cameras`
+DRAWING = Drawing(full_size=480, scale=2, vertex_distance=0.006)
 # The part of the image that is looked at: left, top, side, of 0 to 1. All that the arm reaches is in the workspace.
 VIEWS = {"workspace": (0.29, 0.15, 0.66), "whole": (0.0, 0.0, 1.0)}
 STEPS = 500
@@ -85,7 +85,10 @@ class MetaWorld(SuiteEnvironment):
         if self._scene is None or self._scene.name != self.task:
             self.close()
             self._scene = load_scene(self.task, **self._drawing)  # takes a second
-        self._values, self._expert = self._scene.reset(scene_seed(purpose, seed, number)), self._scene.expert()
+        simulation, self._expert = self._scene.simulation, self._scene.expert()
+        simulation.seed(scene_seed(purpose, seed, number))
+        self._values, _ = simulation.reset()
+        simulation.set_state(simulation.data.qpos, simulation.data.qvel)  # else the first image shows another goal
 
     def simulate(self, action: np.ndarray) -> tuple[float, bool]:
         self._values, reward, _, _, info = self._scene.simulation.step(action)
@@ -118,15 +121,6 @@ class Scene(NamedTuple):
     cameras: Cameras
     expert: Any
 
-    def reset(self, seed: int) -> np.ndarray:
-        """The simulation's 39 values at the start of an episode."""
-        from mujoco import mj_forward
-
-        self.simulation.seed(seed)
-        values, _ = self.simulation.reset()
-        mj_forward(self.simulation.model, self.simulation.data)  # else the first image shows another goal
-        return values
-
 
 def load_scene(name: str, *, size: int, view: str, render: Render) -> Scene:
     import metaworld
@@ -140,5 +134,5 @@ def load_scene(name: str, *, size: int, view: str, render: Render) -> Scene:
     simulation.model.cam_pos[simulation.model.camera(CAMERA).id] = CAMERA_POSITION
     left, top, side = VIEWS[view]
     crop = 1 - left - side, 1 - top - side, side  # as the camera sees it, upside down
-    cameras = Cameras(simulation.model, size=size, render=render, crop=crop, **DRAWING)
+    cameras = Cameras(simulation.model, size=size, render=render, drawing=DRAWING._replace(crop=crop))
     return Scene(name, simulation, cameras, ENV_POLICY_MAP[version])

@@ -9,7 +9,7 @@ from vla_mini.auxiliary.keyframe import KeyframeLoss
 from vla_mini.parts import AuxiliarySpec
 from vla_mini.testing import assert_matches_central_differences, mean_loss
 from vla_mini.types import Context
-from vla_mini.utils.layers import Block
+from vla_mini.utils.layers import Block, FiLMBlock
 from vla_mini.vision.conv import channel_norm
 
 SMALL = FEATURES._replace(image_size=(16, 16))
@@ -87,6 +87,9 @@ def test_gradcheck_of_small_modules():
     block = Block(width=4, num_heads=2).double()
     assert gradcheck(block, random(1, 3, 4))
     assert gradcheck(channel_norm, random(1, 3, 2, 2))
+    film = FiLMBlock((2, 2), 3).double()
+    torch.nn.init.normal_(film.film.weight)
+    assert gradcheck(film, (random(1, 4, 3), random(1, 3)))
     spec = AuxiliarySpec((2, 2), num_cameras=1, num_queries=2, context_width=4, state_names=("x", "y"), action_names=("close",))
     loss = KeyframeLoss(spec, state=["x", "y"], closes="close").double()
     batch = make_batch(make_policy(dtype=torch.float64), 1)

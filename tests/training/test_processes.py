@@ -31,7 +31,7 @@ ALONE = ["data.batch_size=16"]
 # Windows of four micro-batches, of which an epoch ends with a shorter one; five of them reach into the second epoch.
 WINDOWS = ["trainer.accumulate_grad_batches=4", "trainer.max_steps=5", "trainer.val_check_interval=7"]
 RESUME = "python scripts/train.py resume=runs/toy_pick_smoke/"
-TIMEOUT = 180  # seconds, of which a machine with nothing else to do needs ten
+TIMEOUT = 600  # seconds, of which a machine with nothing else to do needs ten: two busy ones may take 20 times as long
 
 
 # ---- steps

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vla_mini.parts import TrunkSpec
 from vla_mini.trunk.query import QueryTrunk
-from vla_mini.utils.layers import Block
+from vla_mini.utils.layers import Block, FiLMBlock
 
 MASK = torch.tensor([[True, True, True, True, True], [True, False, True, False, False]])
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -65,3 +65,35 @@ def test_the_query_trunk_is_two_attentions(attention, has_words):
     assert trunk.num_tokens == expected.shape[1]
     torch.testing.assert_close(context.tokens, expected, **close)
     torch.testing.assert_close(context.attention.exp() @ trunk.token_positions, positions, **close)
+
+
+def film_block():
+    torch.manual_seed(0)
+    block = FiLMBlock((3, 4), 8).double()
+    torch.nn.init.normal_(block.film.weight)
+    return block
+
+
+def test_a_film_block_is_a_residual_convolution_that_a_vector_scales_and_shifts():
+    block, x, vector = film_block(), random(2, 24, 8), random(2, 8)
+    expected = []
+    for camera in x.split(12, dim=1):  # each by itself
+        scale, shift = F.linear(vector, block.film.weight)[:, None].split(8, dim=-1)
+        maps = rearrange(F.layer_norm(camera, (8,)) * (1 + scale) + shift, "b (h w) d -> b d h w", h=3)
+        maps = F.conv2d(maps, block.conv.weight, block.conv.bias, padding=1)
+        expected.append(camera + rearrange(maps, "b d h w -> b (h w) d").relu())
+    torch.testing.assert_close(block(x, vector), torch.cat(expected, dim=1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_instruction_reaches_the_image_tokens_of_a_query_trunk_through_its_film_blocks():
+    torch.manual_seed(0)
+    trunk = QueryTrunk(TrunkSpec(grid=(3, 4), num_cameras=1), width=8, num_queries=2, film=1).double()
+    image, words, state = random(2, 12, 8), random(2, 5, 8), random(2, 8)
+    trunk.film[0] = film_block()
+    slots = trunk.slots.expand(2, -1, -1)
+    mask = MASK[:, None].expand(-1, 2, -1)
+    instruction = F.scaled_dot_product_attention(slots, trunk.word_keys(words), trunk.word_values(words), attn_mask=mask)
+    found = trunk(image, words, MASK, state)
+    changed, trunk.film = trunk.film[0](image, instruction.mean(dim=1)), torch.nn.ModuleList()
+    torch.testing.assert_close(found.tokens, trunk(changed, words, MASK, state).tokens, rtol=1e-12, atol=1e-12)
+    assert (found.tokens - trunk(image, words, MASK, state).tokens).abs().max() > 1e-3

@@ -45,6 +45,17 @@ def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
     assert machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
 
 
+def test_larger_products_are_left_out_where_one_takes_all_the_time(monkeypatch):
+    sides = []
+
+    def timer(_, globals):
+        return SimpleNamespace(timeit=lambda number: sides.append(len(globals["a"])) or 0.2)
+
+    monkeypatch.setattr(machine, "Timer", timer)
+    assert machine.matrix_product_rate("float32", seconds=0.1) == pytest.approx(2 * machine.SIDES[0] ** 3 / 0.2 / 1e9)
+    assert set(sides) == {machine.SIDES[0]}
+
+
 def test_rates_of_this_machine_are_sensible():
     rates = {dtype: machine.matrix_product_rate(dtype, seconds=0.05) for dtype in ("float32", "bfloat16")}
     assert all(0.1 < rate < 1e7 for rate in rates.values())

@@ -11,13 +11,13 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_mini.parts import Trunk, TrunkSpec
 from vla_mini.types import Context
-from vla_mini.utils.layers import at_least_fp32, grid_positions
+from vla_mini.utils.layers import FiLMBlock, at_least_fp32, grid_positions
 
 
 class QueryTrunk(Trunk):
@@ -27,9 +27,18 @@ class QueryTrunk(Trunk):
     - num_queries: number of slots, of queries and of attention maps over the image
     - words: whether what the slots read of the words becomes context, too: `num_queries` tokens more. Without it an action
       head knows of the instruction only where the queries look
+    - film: residual convolutions of the image tokens, scaled and shifted by the instruction, before the attention
     """
 
-    def __init__(self, spec: TrunkSpec, *, width: PositiveInt = 64, num_queries: PositiveInt = 4, words: bool = False):
+    def __init__(
+        self,
+        spec: TrunkSpec,
+        *,
+        width: PositiveInt = 64,
+        num_queries: PositiveInt = 4,
+        words: bool = False,
+        film: NonNegativeInt = 0,
+    ):
         super().__init__()
         self.width, self.num_queries, self.words = width, num_queries, words
         self.num_tokens = (2 if words else 1) * num_queries + 1
@@ -40,6 +49,7 @@ class QueryTrunk(Trunk):
         self.word_keys, self.word_values = nn.Linear(width, width), nn.Linear(width, width)
         self.queries, self.values = nn.Linear(width, width), nn.Linear(width, width)
         self.log_sharpness = nn.Parameter(torch.ones(()))
+        self.film = nn.ModuleList(FiLMBlock(spec.grid, width) for _ in range(film))
 
     def forward(
         self,
@@ -51,6 +61,8 @@ class QueryTrunk(Trunk):
         # The slots attend to the words: "q d" and "b l d" -> "b q d".
         word_scores = self._scores(self.slots, self.word_keys(words)).masked_fill(~word_mask[:, None], -math.inf)
         instruction = word_scores.softmax(dim=-1).to(words.dtype) @ self.word_values(words)
+        for block in self.film:
+            image = block(image, instruction.mean(dim=1))
         queries = F.layer_norm(self.queries(instruction + self.slots), (self.width,)) * self.log_sharpness.exp()
         keys = F.layer_norm(image + self.positional_embedding(self.token_positions), (self.width,))
         # The queries attend to the image tokens: "b q d" and "b n d" -> log-probabilities "b q n".

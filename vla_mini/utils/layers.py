@@ -82,3 +82,23 @@ class Block(nn.Module):
         weights = scores.softmax(dim=-1).to(v.dtype)
         x = x + self.output_projection(rearrange(weights @ v, "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
+
+
+class FiLMBlock(nn.Module):
+    """A residual 3x3 convolution of the tokens on a (rows, columns) grid, of each camera by itself, whose normalised input is
+    scaled and shifted by a vector (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, grid: tuple[int, int], width: int):
+        super().__init__()
+        self.grid = grid
+        self.film = nn.Linear(width, 2 * width)
+        nn.init.zeros_(self.film.weight)  # at first the vector changes nothing
+        nn.init.zeros_(self.film.bias)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1).to(memory_format=torch.channels_last)
+
+    def forward(self, x: Float[Tensor, "b n d"], vector: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        scale, shift = self.film(vector)[:, None].chunk(2, dim=-1)
+        modulated = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+        rows, columns = self.grid
+        maps = self.conv(rearrange(modulated, "b (k h w) d -> (b k) d h w", h=rows, w=columns))
+        return x + torch.relu(rearrange(maps, "(b k) d h w -> b (k h w) d", b=len(x)))

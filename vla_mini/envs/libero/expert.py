@@ -10,6 +10,7 @@ GAIN, TURN_GAIN = 16.0, 1.2  # of the action by the distance in metres, and by t
 ABOVE, LIFT = 0.12, 0.22  # metres
 CLOSING_STEPS, OPENING_STEPS = 12, 25
 HELD_WITHIN, YAW_WITHIN = 0.1, 0.08  # metres between the hand and an object that it holds; radians
+SAME_WIDTH = 0.004  # metres: a round object has no narrow side, only some by chance
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -60,7 +61,8 @@ class PickAndPlace:
             yield from self._move(over, OPEN, within=0.02, steps=20)
 
     def _grasp(self, name: str) -> tuple[np.ndarray, float]:
-        """Where to close the fingers, (3,), and the angle of the axis along which they close: the object's narrow side."""
+        """Where to close the fingers, (3,), and the angle of the axis along which they close: the object's narrow side, or of
+        several the one that takes the least turn."""
         corners = self._corners(name)
         low, high = corners.min(axis=0), corners.max(axis=0)
         angles = np.linspace(-np.pi / 2, np.pi / 2, 37)
@@ -68,7 +70,8 @@ class PickAndPlace:
         middle = (low + high) / 2
         if "bowl" in name:  # by its rim
             return np.array([middle[0], high[1] - 0.008, high[2] - 0.025]), np.pi / 2
-        return np.array([*middle[:2], max(low[2] + 0.015, high[2] - 0.035)]), angles[widths.argmin()]
+        narrow = angles[widths < widths.min() + SAME_WIDTH]
+        return np.array([*middle[:2], max(low[2] + 0.015, high[2] - 0.035)]), narrow[np.abs(self._turn(narrow)).argmin()]
 
     def _move(
         self, target: np.ndarray, grip: float, *, within: float, steps: int, yaw: float | None = None
@@ -79,7 +82,7 @@ class PickAndPlace:
                 return
             yield self._toward(target, grip, yaw)
 
-    def _turn(self, yaw: float) -> float:
+    def _turn(self, yaw: float | np.ndarray) -> float | np.ndarray:
         """Radians from the hand's angle to this one; an axis is the same after half a turn."""
         return (yaw - self._yaw + np.pi / 2) % np.pi - np.pi / 2
 

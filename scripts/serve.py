@@ -23,7 +23,7 @@ def main(settings: "ServeSettings") -> None:
     from vla_mini.utils.errors import as_value_error
 
     try:
-        from vla_mini.serving.server import PolicyServer, run
+        from vla_mini.serving.server import PolicyServer, run_until_a_signal
     except ModuleNotFoundError as error:
         raise ValueError(f"the package {error.name} is missing: pip install 'vla-mini[serve]'") from error
     tls = None
@@ -46,7 +46,8 @@ def main(settings: "ServeSettings") -> None:
     listening = {"host": settings.host, "port": settings.port, "tls": tls, "started": started}
     api_key = None if settings.api_key == "none" else settings.api_key
     with as_value_error(f"host={settings.host} port={settings.port}", OSError):
-        asyncio.run(run(server, **listening, api_key=api_key, max_message_size=settings.max_message_mb << 20))
+        options = listening | {"api_key": api_key, "max_message_size": settings.max_message_mb << 20}
+        asyncio.run(run_until_a_signal(server, **options))
 
 
 if __name__ == "__main__":

@@ -35,14 +35,12 @@ def serving(policy, *, api_key=None, **options):
     ports, ready = [], threading.Event()
     started = lambda port: (ports.append(port), ready.set())  # noqa: E731
     loop = asyncio.new_event_loop()
-    server = PolicyServer(policy, **options)
-    task = loop.create_task(
-        run(server, host="127.0.0.1", port=0, api_key=api_key, max_message_size=LIMIT, started=started)
-    )
+    until, listening = loop.create_future(), {"host": "127.0.0.1", "port": 0, "api_key": api_key, "started": started}
+    serves = run(PolicyServer(policy, **options), **listening, max_message_size=LIMIT, until=until)
 
     def work():
-        with loop_errors(loop), pytest.raises(asyncio.CancelledError):
-            loop.run_until_complete(task)
+        with loop_errors(loop):
+            loop.run_until_complete(serves)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -50,7 +48,7 @@ def serving(policy, *, api_key=None, **options):
     try:
         yield f"ws://127.0.0.1:{ports[0]}"
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(until.set_result, None)
         thread.join(20)
     assert not thread.is_alive()
     loop.close()
@@ -265,7 +263,7 @@ def test_health_and_keys(policy):
     with serving(policy, api_key="secret") as address:
         with urllib.request.urlopen(address.replace("ws", "http") + "/healthz") as answer:
             assert (answer.status, answer.read()) == (200, b"OK\n")
-        for api_key in (None, "wrong", "secret "):
+        for api_key in (None, "wrong", "secrets"):
             with pytest.raises(PermissionError, match="Authorization: Api-Key"):
                 Client(address, api_key=api_key)
         with Client(address, api_key="secret") as client:
@@ -298,9 +296,9 @@ def test_the_command_serves_until_a_signal_and_says_goodbye(folder, number):
             unpack(connection.recv())
             process.send_signal(number)
             with pytest.raises(ConnectionClosed) as closed:
-                connection.recv(timeout=20)
+                connection.recv(timeout=120)
             assert closed.value.rcvd.code == 1001
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number and "Traceback" not in err
     assert err == f"serve: stopped by {signal.Signals(number).name}\n"
 
@@ -344,4 +342,39 @@ def test_clients_connect_by_tls(folder, tmp_path):
         with Client(address, tls=ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))) as client:
             assert client.infer(message())["actions"].shape == (8, 4)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
+
+
+# ---- openpi's own client
+
+OPENPI = """
+import sys
+import numpy as np
+from openpi_client.action_chunk_broker import ActionChunkBroker
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+host, port, file = sys.argv[1:]
+seen = dict(np.load(file))
+observation = {"observation/image": seen["image"], "observation/state": seen["state"], "prompt": str(seen["prompt"])}
+policy = WebsocketClientPolicy(host, int(port))
+broker = ActionChunkBroker(policy, action_horizon=policy.get_server_metadata()["actions_shape"][0])
+np.savetxt(sys.stdout, [broker.infer(observation)["actions"] for _ in range(8)])
+"""
+
+
+@pytest.mark.slow
+def test_openpis_own_client_drives_it(policy, address, tmp_path):
+    """In a virtual environment of its own, since it needs numpy below 2."""
+    python = tmp_path / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
+    installed = subprocess.run([python, "-m", "pip", "install", "-q", "openpi-client==0.1.2"], capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"openpi-client cannot be installed: {installed.stderr.splitlines()[-1]}")
+    seen = observation()
+    np.savez(tmp_path / "seen.npz", image=seen["images"]["top"], state=seen["state"], prompt=seen["instruction"])
+    place = address.removeprefix("ws://").split(":")
+    printed = subprocess.run([python, "-c", OPENPI, *place, tmp_path / "seen.npz"], capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    controller = Controller(policy, execute=1)
+    controller.step(seen)
+    np.testing.assert_allclose(np.loadtxt(printed.stdout.splitlines()), controller.chunk(), rtol=0, atol=1e-5)

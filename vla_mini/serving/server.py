@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import itertools
 import logging
+import signal
 import ssl
 import time
 import traceback
@@ -151,8 +152,9 @@ async def run(
     max_message_size: int,
     tls: ssl.SSLContext | None = None,
     started: Callable[[int], None] = lambda port: None,
+    until: asyncio.Future,
 ) -> None:
-    """Serve until cancelled; then all connections are closed with code 1001.
+    """Serve until `until` is done; then all connections are closed with code 1001.
 
     - port: 0: one that is free
     - api_key: what clients have to send as `Authorization: Api-Key ...`; None: everyone is let in
@@ -175,7 +177,22 @@ async def run(
     options = {"compression": None, "max_size": max_message_size, "ssl": tls, "logger": silent}
     async with serve(server.handle, host, port, process_request=before_opening, **options) as listening:
         started(listening.sockets[0].getsockname()[1])
-        await asyncio.get_running_loop().create_future()  # until cancelled
+        await until
+
+
+async def run_until_a_signal(server: PolicyServer, **options: Any) -> None:
+    """`run` until SIGINT or SIGTERM, which is raised again once all connections are closed."""
+    loop = asyncio.get_running_loop()
+    until, handlers = loop.create_future(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        loop.add_signal_handler(number, lambda number=number: until.done() or until.set_result(number))
+    try:
+        await run(server, **options, until=until)
+    finally:
+        for number, handler in handlers.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+    signal.raise_signal(until.result())
 
 
 def _milliseconds(start: float) -> float:

@@ -37,6 +37,7 @@ IMPORTS: dict[str, str] = {
     "pretrained": "download errors features files hub lora normalization parts registry",
     "policy": "errors normalization parts pretrained registry types",
     "acting": "data policy types",
+    "serving": "acting errors features policy",
     "collection": "data envs machine",
     "settings": "errors registry schema",
     "autograd": BELOW,
@@ -62,6 +63,8 @@ LIBRARIES = {
     "matplotlib": ("vla_mini/reports/",),
     "jinja2": ("vla_mini/reports/",),
     "networkx": ("vla_mini/reports/",),
+    "websockets": ("vla_mini/serving/",),
+    "msgpack": ("vla_mini/serving/",),
     "beartype": (),
 }
 

@@ -82,7 +82,16 @@ class Controller:
         # Environments and cameras may write the next image into the memory of this one.
         self._frames.appendleft(copy.deepcopy(observation) if self.policy.history > 1 else observation)
 
-    def _next_action(self) -> np.ndarray:
+    def chunk(self) -> np.ndarray:
+        """The newest chunk, float32 (t, a) in raw units. FloatingPointError where it is not finite."""
+        chunk = self._chunks[-1][1]
+        if not np.isfinite(chunk).all():
+            raise FloatingPointError("the policy's actions are not finite: are its weights?")
+        return chunk
+
+    def next_action(self) -> np.ndarray:
+        """The action of this step, float32 (a,), from the chunks so far. FloatingPointError where the newest is not finite."""
+        self.chunk()
         self._chunks = [(start, chunk) for start, chunk in self._chunks if self._step < start + len(chunk)]
         actions = [chunk[self._step - start] for start, chunk in self._chunks]
         self._step += 1
@@ -93,17 +102,20 @@ class Controller:
 
 def step_together(controllers: Sequence[Controller], observations: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
     """`Controller.step` of several controllers of one policy, which is called once for all whose chunk is used up."""
+    predict_together(controllers, observations)
+    return [controller.next_action() for controller in controllers]
+
+
+def predict_together(controllers: Sequence[Controller], observations: Sequence[Mapping[str, Any]]) -> None:
+    """Let each controller remember its observation, and give a new chunk to all whose chunk is used up."""
     for controller, observation in zip(controllers, observations, strict=True):
         controller._remember(observation)
     if due := [controller for controller in controllers if controller._step % controller.execute == 0]:
         frames = [controller._frames for controller in due]
         observation = observe(due[0].policy, [newest for newest, *_ in frames], past=[past for _, *past in frames])
-        chunks = due[0].policy.act(observation, [controller._generator for controller in due]).to("cpu", torch.float32).numpy()
-        if not np.isfinite(chunks).all():
-            raise FloatingPointError("the policy's actions are not finite: are its weights?")
-        for controller, chunk in zip(due, chunks, strict=True):
+        chunks = due[0].policy.act(observation, [controller._generator for controller in due]).to("cpu", torch.float32)
+        for controller, chunk in zip(due, chunks.numpy(), strict=True):
             controller._chunks.append((controller._step, chunk))
-    return [controller._next_action() for controller in controllers]
 
 
 def observe(
@@ -123,7 +135,7 @@ def observe(
     for newest, before in zip(observations, past or [()] * len(observations), strict=True):
         seen = [newest, *before]
         frames += (seen + seen[-1:] * policy.history)[: policy.history]
-    images = torch.from_numpy(np.stack([image for frame in frames for image in _images(frame, policy)]))
+    images = torch.from_numpy(np.stack([image for frame in frames for image in frame_images(frame, policy)]))
     images = rearrange(images, "(b k) h w c -> b k c h w", b=len(observations)).contiguous()
     states = torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32))
     states = rearrange(states, "(b age) s -> b (age s)", b=len(observations))
@@ -131,8 +143,8 @@ def observe(
     return Observation(*(tensor.to(policy.device) for tensor in (images, tokens, mask, states)))
 
 
-def _images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
-    """The images of a frame, by the policy's cameras and of its size."""
+def frame_images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
+    """The images of an observation, by the policy's cameras and of its size. ValueError for one that does not fit the policy."""
     features, images = policy.features, []
     if missing := [name for name in ("images", "state", "instruction") if name not in frame]:
         raise ValueError(f"an observation has images, a state and an instruction: {missing[0]!r} is missing")

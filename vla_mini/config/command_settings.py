@@ -67,6 +67,36 @@ class InferSettings(StrictModel):
     trust_remote_code: bool
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ServeSettings(StrictModel):
+    """scripts/serve.py"""
+
+    policy: Path
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535)]
+    api_key: Text | None
+    execute: PositiveInt | None
+    ensemble: NonNegativeFloat | Literal["none"] | None
+    num_steps: PositiveInt | None
+    keys: dict[str, Text]
+    max_message_mb: PositiveInt
+    ssl_certificate: Path | None
+    ssl_key: Path | None
+    seed: NonNegativeInt
+    debug: bool
+    trust_remote_code: bool
+
+    def contradictions(self) -> Iterator[str]:
+        if self.host not in LOOPBACK and self.api_key is None:
+            yield f"host={self.host} can be reached from other machines: give api_key=TEXT, or api_key=none to let everyone in"
+        if self.ensemble is not None and self.execute is None:
+            yield f"ensemble={self.ensemble} needs execute=N: without it clients get whole chunks"
+        if (self.ssl_certificate is None) != (self.ssl_key is None):
+            yield "ssl_certificate and ssl_key are needed together"
+
+
 class GradientsSettings(StrictModel):
     """scripts/gradients.py: a saved policy, or an untrained one, as train.py would build it with the settings `training`."""
 
@@ -140,6 +170,7 @@ COMMANDS: dict[str, type[StrictModel]] = {  # but train, whose settings are in v
     "evaluate": EvaluateSettings,
     "convert": ConvertSettings,
     "infer": InferSettings,
+    "serve": ServeSettings,
     "gradients": GradientsSettings,
     "doctor": DoctorSettings,
     "browse": BrowseSettings,

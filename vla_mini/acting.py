@@ -144,7 +144,7 @@ def observe(
 
 
 def frame_images(frame: Mapping[str, Any], policy: Policy) -> list[np.ndarray]:
-    """The images of an observation, by the policy's cameras and of its size. ValueError for one that does not fit the policy."""
+    """The images of an observation, by the policy's cameras and of its size. ValueError where it does not fit the policy."""
     features, images = policy.features, []
     if missing := [name for name in ("images", "state", "instruction") if name not in frame]:
         raise ValueError(f"an observation has images, a state and an instruction: {missing[0]!r} is missing")

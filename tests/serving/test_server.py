@@ -49,9 +49,9 @@ def serving(policy, *, api_key=None, **options):
         yield f"ws://127.0.0.1:{ports[0]}"
     finally:
         loop.call_soon_threadsafe(until.set_result, None)
-        thread.join(20)
-    assert not thread.is_alive()
-    loop.close()
+        thread.join(60)
+        assert not thread.is_alive()
+        loop.close()
 
 
 @contextmanager
@@ -223,14 +223,16 @@ def test_clients_that_vanish_or_speak_no_http_disturb_nobody(address):
 
 def test_a_slow_reader_is_given_up_and_nobody_waits_for_it(policy, monkeypatch):
     monkeypatch.setattr("vla_mini.serving.server.SEND_TIMEOUT", 0.5)
+    monkeypatch.setattr("vla_mini.serving.server.pack", lambda answer: pack(answer | {"more": bytes(LIMIT // 2)}))
     small = message(**{"observation/image": np.zeros((4, 4, 3), np.uint8)})
     with serving(policy) as address, Client(address) as other, socket.socket() as narrow:
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         host, port = address.removeprefix("ws://").split(":")
         narrow.connect((host, int(port)))
         with connect(address, sock=narrow, max_queue=1) as slow, pytest.raises(ConnectionClosed):
-            for _ in range(100_000):  # asks without reading, until the server's answers fit nowhere
+            for _ in range(6000):  # asks without reading, until the server's answers fit nowhere
                 slow.send(pack(small))
+                time.sleep(0.01)
         assert other.infer(message())["actions"].shape == (8, 4)
 
 
@@ -249,9 +251,10 @@ def test_many_clients_at_once_and_one_after_another_leave_nothing_behind(policy,
     assert len(answers) == 32 and all(actions.shape == (8, 4) for actions in answers)
 
     def connections(number):
-        for _ in range(number):
+        for index in range(number):
             with Client(address) as client:
-                client.infer(message())
+                if index % 10 == 0:
+                    client.infer(message())
 
     connections(50)
     before = resident_pages()

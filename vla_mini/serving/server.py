@@ -1,6 +1,6 @@
 """A saved policy behind a websocket, by openpi's protocol: observations in, actions out.
 
-    client ──observation──▶ keys ──▶ Controller of the connection ──▶ one call of the policy for all that wait ──actions──▶ client
+    client ──observation──▶ keys ──▶ its Controller ──▶ one call of the policy for all that wait ──actions──▶ client
 
 On connecting, a client gets the metadata; then each message is an observation, and is answered by {"actions", "policy_timing",
 "server_timing"}. A mistake is answered by a text frame, and ends its connection with the close code 1011.

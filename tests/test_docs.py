@@ -74,6 +74,12 @@ def test_the_commands_of_the_comparisons_are_valid():
     assert len(lines) > 5 and all(len(config.load("compare", shlex.split(line)).variants) > 1 for line in lines)
 
 
+@pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "configs" / "study").glob("*.yaml")))
+def test_every_study_is_valid(study):
+    needed = ["parameters.encoder=folder"] if study == "words" else []
+    assert len(config.load("compare", [f"study={study}", *needed]).variants) > 1
+
+
 def test_the_optimizers_are_compared_with_the_same_number_of_steps():
     study = config.load("compare", ["study=optimizers"])
     settings = [config.load("train", variant) for variant in study.variants.values()]

@@ -32,6 +32,7 @@ REQUIRED = {
     "evaluate": ["policy=DIR"],
     "convert": ["policy=DIR", "output=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
+    "serve": ["policy=DIR"],
     "gradients": ["policy=DIR"],
     "doctor": [],
     "browse": ["data=DIR", "output=DIR"],

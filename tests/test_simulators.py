@@ -40,7 +40,6 @@ def test_libero_trains_and_is_evaluated(tmp_path, monkeypatch):
     name = "LIVING_ROOM_SCENE1_pick_up_the_ketchup_and_put_it_in_the_basket"
     few = [
         f"env.task={name}",
-        "env.image_size=32",
         "data.episodes=1",
         "data.validation_episodes=1",
         "evaluation.episodes=1",

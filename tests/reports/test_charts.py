@@ -69,3 +69,9 @@ def test_an_axis_is_logarithmic_where_all_values_have_a_logarithm():
 def _height(text: ElementTree.Element) -> float:
     place = text.get("y") or re.search(r"translate\([\d.]+ ([\d.]+)\)", text.get("transform"))[1]
     return float(place)
+
+
+def test_a_curve_that_ends_at_zero_on_a_logarithmic_axis_does_not_collapse_the_plot():
+    curves = {name: [Curve((0, 1), (0.5, last))] for name, last in (("one", 0.4), ("two", 0.0), ("three", 0.2))}
+    shown = line_plot("loss", [Panel("Loss", "step", curves, "log")])
+    assert "three" in shown and "two" not in shown

@@ -95,7 +95,8 @@ def _draw_curves(axes: Axes, panel: Panel) -> dict[str, Line2D]:
                     axes.plot(*curve, **line_style, linewidth=0.8, alpha=0.3)
                 curve = Curve(curve.steps, _running_mean(curve.values, window=len(curve.values) // 40 * 2 + 1))
             (line,) = axes.plot(*curve, **line_style, marker=None if many else "o", markersize=2.5)
-            lines.setdefault(name, line)
+            if not panel.logarithmic or curve.values[-1] > 0:  # a zero is nowhere on the axis, and nor is its name
+                lines.setdefault(name, line)
     axes.set_xlim(left=0)
     if panel.scale == "zero":
         axes.set_ylim(bottom=0)

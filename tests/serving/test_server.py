@@ -1,7 +1,9 @@
-"""The policy server with real connections: what clients get, what refuses whom, and that nobody disturbs another."""
+"""The policy server with real connections: what clients get, which requests are refused, and that a client's mistake does not
+affect the others."""
 
 import asyncio
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -32,10 +34,9 @@ LIMIT = 1 << 20  # bytes of a message
 @contextmanager
 def serving(policy, *, api_key=None, **options):
     """The address of a server in a thread of this process."""
-    ports, ready = [], threading.Event()
-    started = lambda port: (ports.append(port), ready.set())  # noqa: E731
+    ports: queue.Queue[int] = queue.Queue()
     loop = asyncio.new_event_loop()
-    until, listening = loop.create_future(), {"host": "127.0.0.1", "port": 0, "api_key": api_key, "started": started}
+    until, listening = loop.create_future(), {"host": "127.0.0.1", "port": 0, "api_key": api_key, "started": ports.put}
     serves = run(PolicyServer(policy, **options), **listening, max_message_size=LIMIT, until=until)
 
     def work():
@@ -44,9 +45,8 @@ def serving(policy, *, api_key=None, **options):
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert ready.wait(20)
     try:
-        yield f"ws://127.0.0.1:{ports[0]}"
+        yield f"ws://127.0.0.1:{ports.get(timeout=20)}"
     finally:
         loop.call_soon_threadsafe(until.set_result, None)
         thread.join(60)
@@ -207,7 +207,7 @@ def test_a_message_above_the_limit_is_refused(address):
     assert closed.value.rcvd.code == 1009
 
 
-def test_clients_that_vanish_or_speak_no_http_disturb_nobody(address):
+def test_clients_that_disconnect_or_send_no_http_do_not_affect_others(address):
     host, port = address.removeprefix("ws://").split(":")
     with Client(address) as other:
         for data in (b"garbage\r\n\r\n", b"\x00" * 100, b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n"):
@@ -221,7 +221,7 @@ def test_clients_that_vanish_or_speak_no_http_disturb_nobody(address):
         assert other.infer(message())["actions"].shape == (8, 4)
 
 
-def test_a_slow_reader_is_given_up_and_nobody_waits_for_it(policy, monkeypatch):
+def test_a_client_that_reads_nothing_is_disconnected_and_does_not_delay_others(policy, monkeypatch):
     monkeypatch.setattr("vla_mini.serving.server.SEND_TIMEOUT", 0.5)
     monkeypatch.setattr("vla_mini.serving.server.pack", lambda answer: pack(answer | {"more": bytes(LIMIT // 2)}))
     small = message(**{"observation/image": np.zeros((4, 4, 3), np.uint8)})
@@ -290,7 +290,7 @@ def start(*arguments):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_a_signal_and_says_goodbye(folder, number):
+def test_the_command_serves_until_a_signal_and_closes_connections(folder, number):
     with start(f"policy={folder}", "port=0") as process:
         line = process.stdout.readline()
         address = line.split()[-1]

@@ -30,7 +30,7 @@ from vla_mini.serving.messages import pack, unpack
 from vla_mini.utils.errors import one_line
 
 MAX_BATCH = 64  # observations in one call of the policy
-SEND_TIMEOUT = 20.0  # seconds until a client that reads nothing is given up
+SEND_TIMEOUT = 20.0  # seconds until a client that reads nothing is disconnected
 FAILED = 1011  # the close code after a mistake
 
 
@@ -106,7 +106,7 @@ class PolicyServer:
         return {"actions": actions, "policy_timing": {"infer_ms": _milliseconds(start)}}
 
     async def _predict(self, controller: Controller, observation: dict[str, Any]) -> None:
-        """Wait for a call of the policy that serves this controller, too."""
+        """Wait for a call of the policy whose batch contains this request."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((controller, observation, done))
         if self._working is None or self._working.done():
@@ -114,7 +114,7 @@ class PolicyServer:
         await done
 
     async def _work(self) -> None:
-        """Call the policy until nobody waits, each time for all who do."""
+        """Call the policy for batches of all waiting requests, until none is waiting."""
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             controllers, observations, futures = zip(*batch, strict=True)
@@ -134,6 +134,8 @@ class PolicyServer:
     async def _refuse(self, connection: ServerConnection, error: Exception) -> None:
         expected = isinstance(error, (ValueError, FloatingPointError))
         text = one_line(error) if expected else f"the server failed: {type(error).__name__}"
+        if not expected:
+            traceback.print_exception(error)  # for whoever runs the server
         if self._debug:
             text = "".join(traceback.format_exception(error))
         try:
@@ -172,7 +174,7 @@ async def run(
             return connection.respond(HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
         return None
 
-    silent = logging.Logger("vla_mini.serving")  # no traceback for each stranger who speaks no HTTP
+    silent = logging.Logger("vla_mini.serving")  # no traceback for each connection that is not HTTP
     silent.addHandler(logging.NullHandler())
     options = {"compression": None, "max_size": max_message_size, "ssl": tls, "logger": silent}
     async with serve(server.handle, host, port, process_request=before_opening, **options) as listening:

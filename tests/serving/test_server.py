@@ -370,7 +370,8 @@ def test_openpis_own_client_drives_it(policy, address, tmp_path):
     """In a virtual environment of its own, since it needs numpy below 2."""
     python = tmp_path / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path)], check=True)
-    installed = subprocess.run([python, "-m", "pip", "install", "-q", "openpi-client==0.1.2"], capture_output=True, text=True)
+    packages = ["openpi-client==0.1.2", "typing_extensions"]  # it imports the second without asking for it
+    installed = subprocess.run([python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"openpi-client cannot be installed: {installed.stderr.splitlines()[-1]}")
     seen = observation()

@@ -58,6 +58,7 @@ ARRAY = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<f4", b"shape": [2]
         {b"shape": [3]},
         {b"shape": [-1, -2]},
         {b"shape": [1 << 62, 1 << 62]},
+        {b"shape": [(1 << 64) - 1]},
         {b"shape": "ab"},
         {b"shape": [0.5, 4]},
         {b"data": "text"},

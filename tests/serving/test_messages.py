@@ -38,6 +38,11 @@ def test_a_message_of_openpis_packer_is_read():
     np.testing.assert_array_equal(unpack(msgpack.packb({"observation/state": array}))["observation/state"], np.float32([1, 2]))
 
 
+def test_a_number_beyond_its_type_is_refused():
+    with pytest.raises(ValueError, match="bytes are no message of msgpack: "):
+        unpack(msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|i1"}))
+
+
 @pytest.mark.parametrize("value", [object(), np.array(["text"]), np.array([object()]), np.zeros(2, complex)], ids=range(4))
 def test_other_values_are_not_sent(value):
     with pytest.raises(TypeError, match="cannot be sent"):

@@ -42,7 +42,7 @@ def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
     monkeypatch.setattr(machine, "Timer", timer)
     side = machine.SIDES[-1]
     expected = 2 * side**3 / (1e-3 * side / machine.SIDES[0]) / 1e9
-    assert machine.matrix_product_rate("float32", seconds=1e-3) == pytest.approx(expected)
+    assert machine.matrix_product_rate("float32", seconds=1e-2) == pytest.approx(expected)
 
 
 def test_larger_products_are_left_out_where_one_takes_all_the_time(monkeypatch):

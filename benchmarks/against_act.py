@@ -50,9 +50,8 @@ def ours(folder: Path, arguments: dict[str, Any]) -> dict[str, float]:
     """Train for the given time, and write what LeRobot needs to do the same: episodes, frames and actions."""
     from benchmarks._training import build
     from vla_mini import config
-    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.evaluation.open_loop import batches_of, chunks_of, evenly_spaced
-    from vla_mini.training.setup import reading
+    from vla_mini.training.setup import training_demonstrations
 
     base = ["experiment=real", f"data.root={arguments['source']}", f"data.cache={folder}/cache", f"hydra.run.dir={folder}/run"]
     base += ["trainer.accelerator=cpu", *arguments["others"]]
@@ -64,7 +63,7 @@ def ours(folder: Path, arguments: dict[str, Any]) -> dict[str, float]:
     trainer, module, datamodule = build(settings)
     trainer.fit(module, datamodule=datamodule)
     spent = time.perf_counter() - start
-    policy, data = module.policy_for_evaluation.eval(), read_demonstrations(**reading(settings))
+    policy, data = module.policy_for_evaluation.eval(), training_demonstrations(settings)
     validation = chunks_of(policy, data, "validation")
     samples = evenly_spaced(len(validation), FRAMES)
     parts = [(policy.act(batch.observation), batch) for _, batch in batches_of(policy, validation, samples, 32)]

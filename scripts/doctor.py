@@ -26,10 +26,16 @@ EPISODES = 64  # that are collected where the demonstrations are missing
 
 @config.main("doctor")
 def main(settings: "DoctorSettings") -> None:
-    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.training.setup import check_start, data_module, fit_environment, notes_on, reading, untrained_policy
+    from vla_mini.training.setup import (
+        check_start,
+        data_module,
+        fit_environment,
+        notes_on,
+        training_demonstrations,
+        untrained_policy,
+    )
     from vla_mini.utils.files import write_json
     from vla_mini.utils.machine import describe_machine
 
@@ -39,7 +45,7 @@ def main(settings: "DoctorSettings") -> None:
         raise ValueError(f"resume={settings.training.resume}: only a new run can be checked")
     with demonstrations_of(settings.training) as training:
         training, notes = fit_environment(training, config.is_given)
-        demonstrations = read_demonstrations(**reading(training))
+        demonstrations = training_demonstrations(training)
         policy = untrained_policy(training, demonstrations)
         print("".join(f"{note}\n" for note in (*notes, *notes_on(policy, demonstrations))), end="", flush=True)
         data = data_module(training, demonstrations, policy)

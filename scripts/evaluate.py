@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @config.main("evaluate")
 def main(settings: "EvaluateSettings") -> None:
-    from vla_mini import Controller, Policy
+    from vla_mini import Controller
     from vla_mini.envs import check_fits, get_spec
     from vla_mini.evaluation.evaluate import evaluate, evaluation_splits
     from vla_mini.evaluation.metrics import headline, table
+    from vla_mini.export import load_policy
     from vla_mini.reports.videos import write_videos
     from vla_mini.utils.files import write_json
 
-    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
+    options = {"num_steps": settings.num_steps, "trust_remote_code": settings.trust_remote_code}
+    policy = load_policy(settings.policy, **options)
     env_id = settings.env.address if settings.env else policy.source.get("env")
     if env_id is None:
         raise ValueError(f"policy={settings.policy} was trained with env=none: name an environment, such as env=metaworld_mt10")
     whose, hint = f"the policy {settings.policy}", f"it was trained for {policy.source.get('env', 'env=none')}"
     check_fits(get_spec(env_id), policy.features, whose=whose, hint=hint, names=("cameras", "state", "action"))
-    if settings.num_steps is not None:
-        policy.action.change(num_steps=settings.num_steps)
-    acting = {"execute": settings.execute, "ensemble": settings.ensemble}
+    acting = {"execute": settings.execute, "ensemble": settings.ensemble, "delay": settings.delay, "rtc": settings.rtc}
     Controller(policy, **acting)  # refuses what does not fit the policy, before work starts
     evaluation_splits(env_id, settings.further_splits)  # refuses an unknown split
     output = config.new_folder(settings.output or config.default_output(settings.policy, "evaluations"))

@@ -1,5 +1,6 @@
-"""Predict the first chunk of actions of a `Controller` with a saved policy: an image, an instruction and a state in, one JSON
-object out.
+"""Predict a chunk of actions with a saved policy: an image, an instruction and a state in, one JSON object out.
+
+It is the first chunk of a `Controller`.
 
 `mode` is the mode of autograd: `no_grad` (as in acting), `inference_mode`, or `grad`, which keeps the graph. The actions are
 the same; the time, and the bytes kept for a backward pass, are not.
@@ -11,6 +12,7 @@ the same; the time, and the bytes kept for a backward pass, are not.
 import json
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from vla_mini import config
@@ -23,18 +25,20 @@ if TYPE_CHECKING:
 
 @config.main("infer")
 def main(settings: "InferSettings") -> None:
-    from vla_mini import Controller, Policy
+    from vla_mini import Controller
     from vla_mini.autograd.inference import MODES, count_saved_bytes
+    from vla_mini.export import ExportedPolicy, load_policy
 
     if not settings.instruction.strip():
         raise ValueError("instruction='' is empty: give a task, such as 'pick up the red cube'")
-    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
-    if settings.num_steps is not None:
-        policy.action.change(num_steps=settings.num_steps)
+    options = {"num_steps": settings.num_steps, "trust_remote_code": settings.trust_remote_code}
+    policy = load_policy(settings.policy, **options)
+    if isinstance(policy, ExportedPolicy) and settings.mode != "no_grad":
+        raise ValueError(f"mode={settings.mode}: an exported policy is no graph of autograd; give mode=no_grad")
     controller = Controller(policy)
     for frame in reversed(read_frames(settings, policy)):  # the oldest first
         observation = controller.observe(frame)
-    if unknown := policy.language.unknown_words(settings.instruction):
+    if unknown := policy.unknown_words(settings.instruction):
         words = ", ".join(map(repr, unknown))
         print(f"infer: warning: the words {words} are not in the policy's vocabulary: they share one vector", file=sys.stderr)
 
@@ -47,7 +51,8 @@ def main(settings: "InferSettings") -> None:
         start = time.perf_counter()
         actions = predict()
         milliseconds = 1000 * (time.perf_counter() - start)
-        with count_saved_bytes(policy) as saved:  # a pass of its own: counting takes time
+        exported = isinstance(policy, ExportedPolicy)
+        with nullcontext([]) if exported else count_saved_bytes(policy) as saved:  # a pass of its own: counting takes time
             predict()
     answer = {
         "actions": actions[0].tolist(),

@@ -19,7 +19,7 @@ def main(settings: "ServeSettings") -> None:
     import asyncio
     import ssl
 
-    from vla_mini import Policy
+    from vla_mini.export import load_policy
     from vla_mini.utils.errors import as_value_error
 
     try:
@@ -31,9 +31,8 @@ def main(settings: "ServeSettings") -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with as_value_error(f"ssl_certificate={settings.ssl_certificate}", OSError):
             tls.load_cert_chain(settings.ssl_certificate, settings.ssl_key)
-    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
-    if settings.num_steps is not None:
-        policy.action.change(num_steps=settings.num_steps)
+    options = {"num_steps": settings.num_steps, "trust_remote_code": settings.trust_remote_code}
+    policy = load_policy(settings.policy, **options)
     acting = {"execute": settings.execute, "ensemble": settings.ensemble, "seed": settings.seed}
     server = PolicyServer(policy, **acting, keys=settings.keys, debug=settings.debug)
 

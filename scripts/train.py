@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 def main(settings: "TrainSettings") -> None:
     import lightning
 
-    from vla_mini.data.mixture import read_demonstrations
     from vla_mini.training.checkpoints import clean_run_folder, fingerprint, provenance, write_provenance
     from vla_mini.training.setup import (
         check_start,
@@ -31,7 +30,7 @@ def main(settings: "TrainSettings") -> None:
         data_module,
         fit_environment,
         notes_on,
-        reading,
+        training_demonstrations,
         untrained_policy,
     )
     from vla_mini.training.trainer import build_training, choose_precision
@@ -43,7 +42,7 @@ def main(settings: "TrainSettings") -> None:
             find_checkpoint(settings)  # before anything is collected
     collect_missing(settings, config.is_given)
     settings, notes = fit_environment(settings, config.is_given)
-    demonstrations = read_demonstrations(**reading(settings))
+    demonstrations = training_demonstrations(settings)
     policy = untrained_policy(settings, demonstrations)
     for note in () if config.rank() else (*notes, *notes_on(policy, demonstrations)):
         print(note, flush=True)

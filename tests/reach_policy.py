@@ -12,7 +12,7 @@ from vla_mini.types import Observation
 class ReachPolicy(Policy):
     """Without parts: goes to the goal in chunks of four; with `noise`, not straight. Keeps the observations of its calls."""
 
-    features, device, horizon = FEATURES, torch.device("cpu"), 4
+    features, device, horizon, takes_prefix = FEATURES, torch.device("cpu"), 4, False
 
     def __init__(self, *, execute=2, ensemble=None, history=1, noise=0.0, speed=1.0):
         nn.Module.__init__(self)
@@ -33,7 +33,7 @@ class ReachPolicy(Policy):
         self.calls.append(observation)
         return observation.images, observation.tokens, observation.token_mask, observation.state
 
-    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None):
+    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None, prefix=None):
         direction = torch.sign(state[:, 1] - state[:, 0]) * self.speed
         actions = direction[:, None, None].repeat(1, self.horizon, 1)
         return actions if noise is None else actions + self.noise * noise
@@ -42,5 +42,5 @@ class ReachPolicy(Policy):
 class CountingPolicy(ReachPolicy):
     """Chunk number n is 10 n, 10 n + 1, ...: each action shows the chunk and the place that it comes from."""
 
-    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None):
+    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None, prefix=None):
         return (10.0 * (len(self.calls) - 1) + torch.arange(4.0))[None, :, None].repeat(len(state), 1, 1)

@@ -64,7 +64,7 @@ class TablePolicy(Policy):
     def prepare(self, observation):
         return observation.images, observation.tokens, observation.token_mask, observation.state
 
-    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None):
+    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None, prefix=None):
         return self.chunks[state[:, 0].long()] + self.listens * word_vectors[..., None]
 
     def loss(self, batch):

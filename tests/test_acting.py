@@ -1,5 +1,8 @@
 """Controller: which action of which chunk is executed, history, noise of its own, and refusals in one line."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from tests.factory import make_policy
 from tests.reach import REACH
 from tests.reach_policy import CountingPolicy, ReachPolicy
-from vla_mini.acting import Controller, observe, step_together
+from vla_mini.acting import AsyncController, Controller, observe, prefix_weights, step_together
 from vla_mini.envs import make
 from vla_mini.parts import ActingDefaults
 
@@ -118,13 +121,109 @@ def test_a_policy_acts_through_it_as_its_act_does(action):
         ({"execute": 4, "ensemble": 0.1}, "ensemble=0.1: with execute=4.* no two chunks overlap"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings, message):
+def test_saved_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Controller(ReachPolicy(), **settings)
     with pytest.raises(ValueError, match=message):  # as do saved ones
         policy = ReachPolicy()
         policy.acting = ActingDefaults(**settings)
         Controller(policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"execute": 7, "delay": 2}, "delay=2 is not between 0 and 1, with execute=7 of a chunk's 8 actions"),
+        ({"execute": 1, "delay": 2}, "delay=2 is not between 0 and 1"),
+        ({"delay": -1}, "delay=-1 is not between 0 and 2"),
+        ({"rtc": True}, "rtc=true is for policies with a head that denoises"),
+    ],
+)
+def test_a_delay_that_does_not_fit_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Controller(make_policy(), **{"execute": 2} | settings)
+    with pytest.raises(ValueError, match=r"rtc=true and ensemble=0\.1: give one"):
+        Controller(make_policy(action="flow"), rtc=True, ensemble=0.1)
+
+
+@pytest.mark.parametrize(("execute", "delay"), [(1, 1), (2, 1), (2, 2), (3, 1)])
+def test_with_a_delay_the_chunk_before_goes_on_until_the_next_is_there(execute, delay):
+    controller = Controller(CountingPolicy(), execute=execute, delay=delay)
+    for step in range(12):
+        number = max((k for k in range(step // execute + 1) if k * execute + (delay if k else 0) <= step), default=0)
+        assert controller.step(OBSERVATION).item() == 10 * number + step - number * execute
+    ensemble = Controller(CountingPolicy(), execute=2, delay=1, ensemble=0.0)
+    assert [ensemble.step(OBSERVATION).item() for _ in range(4)] == [0, 1, 2, (3 + 11) / 2]
+
+
+def test_what_is_executed_meanwhile_is_fixed_and_what_follows_is_less_and_less():
+    weights = prefix_weights(8, delay=2, overlap=6)
+    assert weights[:2].tolist() == [1, 1] and weights[6:].tolist() == [0, 0] and (np.diff(weights[1:7]) < 0).all()
+    assert weights[2] == pytest.approx(0.8 * np.expm1(0.8) / np.expm1(1))  # c (e^c - 1) / (e - 1), c = 4 / 5
+    assert prefix_weights(4, delay=0, overlap=0).tolist() == [0] * 4
+    assert prefix_weights(4, delay=1, overlap=1).tolist() == [1, 0, 0, 0]
+    assert prefix_weights(4, delay=3, overlap=2).tolist() == [1, 1, 0, 0]  # there is nothing more to continue
+
+
+def test_a_new_chunk_continues_the_one_before():
+    """The policy is untrained, and the noise of each chunk another: without guidance its chunks have nothing in common."""
+    policy, distances = make_policy(action="flow"), {}
+    observation, _ = make("vla_mini/ToyPick-v0").reset(seed=0)
+    for rtc in (False, True):
+        controller = Controller(policy, execute=3, delay=2, rtc=rtc)
+        for _ in range(4):
+            controller.step(observation)
+        before, after = (chunk.actions for chunk in controller._chunks)
+        distances[rtc] = np.abs(before[3:] - after[:5]).mean(axis=1)
+    assert distances[True][:2].mean() < 0.3 * distances[False][:2].mean()
+    assert distances[True][:2].mean() < distances[True][3:].mean()
+
+
+class SlowPolicy(CountingPolicy):
+    """Takes as long as the test says."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = threading.Semaphore(0)
+
+    def act(self, observation, generator=None, prefix=None):
+        assert self.go.acquire(timeout=10)
+        return super().act(observation, generator)
+
+
+def test_in_real_time_the_next_chunk_is_computed_while_the_present_one_is_executed():
+    policy = SlowPolicy()
+    controller = AsyncController(policy, execute=2)
+    policy.go.release()
+    assert [controller.step(OBSERVATION).item() for _ in range(3)] == [0, 1, 2]  # the second chunk was asked for at step 2
+    assert controller.step(OBSERVATION).item() == 3 and controller.delay == 1
+    policy.go.release()
+    while not controller._pending[1].done():
+        time.sleep(0.001)
+    # At step 4 the first chunk is used up. The second, of step 2, is there since, with what it says of step 4.
+    assert controller.step(OBSERVATION).item() == 12 and controller.delay == 2
+    policy.go.release()
+    controller.reset()  # forgets what is still computed
+    policy.go.release()
+    assert controller.step(OBSERVATION).item() == 30
+    policy.go.release()
+    controller.close()
+
+
+@pytest.mark.parametrize("rtc", [False, True])
+def test_in_real_time_a_policy_solves_an_episode_s_worth_of_steps(rtc):
+    policy = make_policy(action="flow")
+    env = make("vla_mini/ToyPick-v0")
+    observation, _ = env.reset(seed=0)
+    controller = AsyncController(policy, execute=3, rtc=rtc)
+    for _ in range(20):
+        action = controller.step(observation)
+        assert action.shape == (4,) and np.isfinite(action).all()
+        observation, *_ = env.step(action)
+    with pytest.raises(ValueError, match="the state is not finite"):
+        for _ in range(4):
+            controller.step(observation | {"state": np.full(4, np.nan, np.float32)})
+    controller.close()
 
 
 def test_actions_that_are_not_finite_are_refused():

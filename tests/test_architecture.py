@@ -19,6 +19,7 @@ BELOW = "all entries above"
 # that one imports are listed before it.
 IMPORTS: dict[str, str] = {
     "errors": "",
+    "commands": "errors",
     "files": "",
     "features": "",
     "machine": "",
@@ -34,9 +35,10 @@ IMPORTS: dict[str, str] = {
     "envs": "errors features",
     "registry": "errors parts schema",
     "lora": "",
-    "pretrained": "download errors features files hub lora normalization parts registry",
+    "pretrained": "commands download errors features files hub lora normalization parts registry",
     "policy": "errors normalization parts pretrained registry types",
-    "acting": "data policy types",
+    "acting": "data parts types",
+    "export": "errors features files parts policy types action",
     "serving": "acting errors features policy",
     "collection": "data envs machine",
     "settings": "errors registry schema",
@@ -46,7 +48,7 @@ IMPORTS: dict[str, str] = {
     "training": BELOW,
     "testing": BELOW,
     "doctor": BELOW,
-    "config": "errors files schema settings",
+    "config": "commands errors files registry schema settings",
     "comparison": BELOW,
     "reports": BELOW,
 }
@@ -65,6 +67,9 @@ LIBRARIES = {
     "networkx": ("vla_mini/reports/",),
     "websockets": ("vla_mini/serving/",),
     "msgpack": ("vla_mini/serving/",),
+    "onnx": ("vla_mini/export/",),
+    "onnxruntime": ("vla_mini/export/",),
+    "submitit": ("vla_mini/comparison/",),
     "beartype": (),
 }
 
@@ -143,7 +148,7 @@ def test_folders_and_files_stay_small():
     folders = {path.parent for path in FILES.values()} - {PACKAGE / kind for kind in KINDS}
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}
-    assert num_lines() <= 17_500
+    assert num_lines() <= 18_200
 
 
 @pytest.mark.xfail(strict=True, reason="what the package does today takes more")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,11 @@ from benchmarks import (
     _machine,
     dataset,
     environment,
+    export,
     frozen_language,
     gpu,
     inference,
+    latency,
     long_run,
     main_job,
     planted_faults,
@@ -26,6 +29,7 @@ from benchmarks import (
 )
 from tests.factory import DEFAULTS, VARIANTS, make_observation, make_policy
 from tests.language.test_huggingface_language import save_pretrained
+from vla_mini.acting import Controller
 from vla_mini.collection import collect
 from vla_mini.envs.toy_pick import phrasings, scene
 
@@ -49,6 +53,24 @@ def test_mistaken_arguments_are_refused(monkeypatch, argument, hint):
     monkeypatch.setattr(sys, "argv", ["benchmark", argument])
     with pytest.raises(SystemExit, match=hint):
         _machine.read_arguments(episodes=200)
+
+
+def test_late_chunks_are_executed_and_their_borders_measured():
+    actions = np.float32([[0, 0], [1, 0], [2, 0], [2, 2]])  # straight on, then a turn
+    np.testing.assert_allclose(latency.second_differences(actions), [0, 1.5])
+    policy = make_policy(action="flow")
+    for settings in latency.WAYS.values():
+        found = latency.play(Controller(policy, execute=3, delay=2, **settings), episodes=1, seed=1)
+        assert found["steps"] > 20 and found["border_jump"] > 0 and found["other_jump"] > 0
+        assert found["success_interval"][0] <= found["success"] <= found["success_interval"][1]
+
+
+def test_exports_are_compared_with_the_policy(tmp_path):
+    pytest.importorskip("onnxscript", reason="the package onnxscript is missing: pip install 'vla-mini[onnx]'")
+    found = export.measure(make_policy(), tmp_path, episodes=2, repeats=2, seed=1)
+    assert list(found) == ["torch", "fp32", "fp16", "int8"]
+    assert all(each["milliseconds"] > 0 and 0 <= each["success"] <= 1 for each in found.values())
+    assert found["fp32"]["error"] < found["fp16"]["error"] and found["int8"]["megabytes"] < found["fp32"]["megabytes"]
 
 
 GRANDCHILD = """

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from tests.factory import FEATURES, ROOT, make_policy, spec
 from vla_mini import config
 from vla_mini.config.command import compose_command, validate
-from vla_mini.config.compose import configs_folder, groups_of
+from vla_mini.config.sources import configs_folder, groups_of
 from vla_mini.settings import Component
 
 REQUIRED = {
@@ -33,6 +33,7 @@ REQUIRED = {
     "convert": ["policy=DIR", "output=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "serve": ["policy=DIR"],
+    "export": ["policy=DIR", "output=DIR"],
     "gradients": ["policy=DIR"],
     "doctor": [],
     "browse": ["data=DIR", "output=DIR"],
@@ -65,7 +66,8 @@ def configs(tmp_path, monkeypatch) -> Path:
     """A copy of configs/ that a test may damage."""
     folder = tmp_path / "configs"
     shutil.copytree(configs_folder(), folder)
-    monkeypatch.setattr("vla_mini.config.compose.configs_folder", lambda: folder)
+    for module in ("compose", "help", "sources"):
+        monkeypatch.setattr(f"vla_mini.config.{module}.configs_folder", lambda: folder)
     return folder
 
 
@@ -461,7 +463,7 @@ def test_an_experiment_overrides_the_groups_and_the_command_line_overrides_it(co
 
 
 def test_without_configs_the_line_says_what_to_do(refusal, monkeypatch, tmp_path):
-    monkeypatch.setattr("vla_mini.config.compose.__file__", str(tmp_path / "site-packages/vla_mini/config/compose.py"))
+    monkeypatch.setattr("vla_mini.config.sources.shipped", lambda name: tmp_path / name)
     assert "pip install -e ." in refusal("infer", "policy=a")
 
 

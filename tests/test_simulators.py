@@ -51,6 +51,41 @@ def test_libero_trains_and_is_evaluated(tmp_path, monkeypatch):
     assert metrics["tasks"][name]["episodes"] == 1 and list(metrics["grounding"]) == ["blank"]
 
 
+@pytest.mark.skipif(bool(why_missing("libero")), reason=why_missing("libero"))
+def test_human_demonstrations_of_libero_are_trained_on(tmp_path, monkeypatch, capsys):
+    """In the layout of the hub's datasets, with their names and their frames per second, which are not the environment's."""
+    monkeypatch.chdir(tmp_path)
+    env = make("vla_mini/LiberoSpatial-v0?image_size=64&wrist=true")
+    spec, generator = env.unwrapped.env_spec, np.random.default_rng(0)
+    motors = ("x", "y", "z", "roll", "pitch", "yaw", "gripper", "gripper_right")
+    features = spec.features._replace(state=motors, action=motors[:7], fps=10)
+    with DatasetWriter("recorded", features=features, robot_type="panda") as writer:
+        for _ in range(3):
+            observations = [env.reset(seed=0, options={"render_every": 1000})[0]]
+            actions = generator.uniform(-1, 1, (20, 7)).astype(np.float32)
+            observations += [env.step(action)[0] for action in actions[:-1]]
+            images = {camera: np.stack([each["images"][camera] for each in observations]) for camera in features.cameras}
+            states = np.stack([each["state"] for each in observations])
+            writer.add_episode(encode_episode(images, states=states, actions=actions, task=observations[0]["instruction"]))
+        writer.finish(splits={"train": (0, 2), "validation": (2, 3)})
+    env.close()
+    few = ["evaluation.episodes=1", "evaluation.check_episodes=0", f"env.task={next(iter(spec.tasks))}", "env.image_size=32"]
+    steps = ["trainer.max_steps=2", "trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "data.batch_size=4"]
+    arguments = ["train", "experiment=libero_human", "data.root=recorded", *few, *steps]
+    assert command(*arguments, "hydra.run.dir=run") == 0
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    assert metrics["episodes"] == 1
+    saved = json.loads((tmp_path / "run/policy/config.json").read_text())["features"]
+    assert (saved["state"], saved["action"], saved["fps"]) == (
+        list(spec.features.state),
+        list(spec.features.action),
+        spec.features.fps,
+    )
+    assert command(*arguments, "data.recorded_in_env=false", "hydra.run.dir=other") == 2
+    assert "does not fit the dataset recorded: state is" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.skipif(find_spec("gym_pusht") is None, reason="the package gym-pusht is missing")
 def test_pusht_trains_on_recordings_and_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -48,7 +48,7 @@ def test_a_wrong_tensor_is_named_with_what_it_should_be(name, change, message):
     changed = whole._replace(**{field: change(getattr(whole, field))})
     batch = batch._replace(observation=changed) if kind == "observation" else changed
     with pytest.raises(ValueError) as raised:
-        check_inputs(batch, Batch, device=policy.device, letters=policy._letters)
+        check_inputs(batch, Batch, device=policy.device, letters=policy.letters)
     assert str(raised.value) == f"{name} {message}"
 
 
@@ -92,7 +92,7 @@ def test_act_prepare_and_loss_check_their_inputs():
 def test_other_types_are_refused_with_the_function_that_makes_the_right_one(kind, wrong, source):
     with pytest.raises(TypeError) as raised:
         policy = make_policy()
-        check_inputs(wrong, kind, device=policy.device, letters=policy._letters)
+        check_inputs(wrong, kind, device=policy.device, letters=policy.letters)
     assert str(raised.value) == f"the policy takes {source} makes, not {type(wrong).__name__}"
 
 

@@ -23,7 +23,7 @@ from vla_mini.normalization import Normalization, NormalizationSettings
 from vla_mini.parts import ActingDefaults, AuxiliarySpec, EpisodeData, FitData, HeadSpec, ObservationSpec, TrunkSpec
 from vla_mini.pretrained import PretrainedMixin
 from vla_mini.registry import build
-from vla_mini.types import Batch, Context, Features, Observation, Statistics, Units, check_inputs
+from vla_mini.types import Batch, Context, Features, Observation, Prefix, Statistics, Units, check_inputs
 from vla_mini.utils.errors import did_you_mean
 
 INPUTS = ("images", "instruction", "state")  # what can be ablated
@@ -110,8 +110,8 @@ class Policy(PretrainedMixin, nn.Module):
 
         (height, width), cameras = features.image_size, _with_history(features.cameras, history)
         # The sizes of inputs, or the names of their entries, by the letters of types.py.
-        self._letters = {"k": cameras, "c": 3, "h": height, "w": width, "s": _with_history(features.state, history)}
-        self._letters |= {"a": features.action, "t": horizon}
+        self.letters = {"k": cameras, "c": 3, "h": height, "w": width, "s": _with_history(features.state, history)}
+        self.letters |= {"a": features.action, "t": horizon}
         if "instruction" in self.ablate:  # tokenized here, since a compiled policy cannot
             for name, tensor in zip(("empty_tokens", "empty_mask"), self.tokenize([""]), strict=True):
                 self.register_buffer(name, tensor, persistent=False)
@@ -124,7 +124,7 @@ class Policy(PretrainedMixin, nn.Module):
         An auxiliary loss has one value a sample, which is repeated for each valid action: each term is a mean over all of them.
         The terms are not multiplied by their weights.
         """
-        check_inputs(batch, Batch, device=self.device, letters=self._letters)
+        check_inputs(batch, Batch, device=self.device, letters=self.letters)
         images, words, mask, state = self.prepare(batch.observation)
         context = self.context(images, words, state, mask)
         valid = ~batch.is_pad
@@ -157,14 +157,18 @@ class Policy(PretrainedMixin, nn.Module):
     # ---- acting
 
     @torch.no_grad()
-    def act(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
+    def act(
+        self, observation: Observation, generator: Generators = None, prefix: Prefix | None = None
+    ) -> Float[Tensor, "b t a"]:
         """`predict_chunk`, without a graph."""
-        return self.predict_chunk(observation, generator)
+        return self.predict_chunk(observation, generator, prefix)
 
-    def predict_chunk(self, observation: Observation, generator: Generators = None) -> Float[Tensor, "b t a"]:
-        """A chunk of actions in raw units."""
+    def predict_chunk(
+        self, observation: Observation, generator: Generators = None, prefix: Prefix | None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units; one that begins with `prefix`, in raw units, where the head takes one."""
         images, words, mask, state = self.prepare(observation)
-        return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask)
+        return self.predict(images, words, state, self.draw_noise(len(state), generator), word_mask=mask, prefix=prefix)
 
     def predict(
         self,
@@ -174,10 +178,15 @@ class Policy(PretrainedMixin, nn.Module):
         noise: Float[Tensor, "b t a"] | None = None,
         *,
         word_mask: Bool[Tensor, "b l"] | None = None,
+        prefix: Prefix | None = None,
     ) -> Float[Tensor, "b t a"]:
         """A chunk of actions in raw units, differentiable by images (in [0, 1]), word vectors and state (raw units)."""
         context = self.context(images, word_vectors, state, word_mask)
-        actions = self.action.predict(context, noise)
+        if prefix is None:
+            actions = self.action.predict(context, noise)
+        else:
+            normalized = prefix._replace(actions=self.normalization.action(prefix.actions, state))
+            actions = self.action.predict(context, noise, normalized)
         return self.normalization.unnormalize_action(actions.to(self.normalization.action_offset.dtype), state)
 
     def draw_noise(self, size: int, generator: Generators = None) -> Float[Tensor, "b t a"] | None:
@@ -205,14 +214,14 @@ class Policy(PretrainedMixin, nn.Module):
         self, observation: Observation
     ) -> tuple[Float[Tensor, "b k c h w"], Float[Tensor, "b l dl"], Bool[Tensor, "b l"], Float[Tensor, "b s"]]:
         """Bytes to floats in [0, 1], token ids to word vectors: what `predict` can be differentiated by."""
-        check_inputs(observation, Observation, device=self.device, letters=self._letters)
+        check_inputs(observation, Observation, device=self.device, letters=self.letters)
         dtype = self.normalization.state_mean.dtype
         images, tokens, mask, state = observation
         images, state = images.to(dtype) / 255, state.to(dtype)
         if "images" in self.ablate:
             images = torch.zeros_like(images)
         if "instruction" in self.ablate:
-            tokens, mask = (tensor.expand(len(tokens), -1) for tensor in (self.empty_tokens, self.empty_mask))
+            tokens, mask = (tensor.expand(tokens.shape[0], -1) for tensor in (self.empty_tokens, self.empty_mask))
         if "state" in self.ablate:
             state = self.normalization.state_mean.expand_as(state)
         return images, self.language(tokens, mask), mask, state
@@ -249,6 +258,15 @@ class Policy(PretrainedMixin, nn.Module):
     def horizon(self) -> int:
         """The number of actions in a chunk."""
         return self.action.spec.horizon
+
+    def unknown_words(self, instruction: str) -> list[str]:
+        """The words of one instruction that the language part's vocabulary lacks."""
+        return self.language.unknown_words(instruction)
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether a chunk can continue the one before it."""
+        return self.action.takes_prefix
 
     def components(self) -> dict[str, nn.Module]:
         """The direct submodules that hold parameters, by name: vision, language, trunk, action, state, projection ..."""

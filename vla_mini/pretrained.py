@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vla_mini.commands import command_line
 from vla_mini.normalization import NormalizationSettings
 from vla_mini.parts import ActingDefaults, Part
 from vla_mini.registry import describe
@@ -198,7 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     files.check_manifest(folder, MANIFEST, found, required=(CONFIG, WEIGHTS))
     config = files.read_json(folder / CONFIG)
     if config.get("format") == "vla-mini-1":
-        command = f"python scripts/convert.py policy={folder} output=DIR"
+        command = f"{command_line('convert')} policy={folder} output=DIR"
         raise ValueError(f"{folder} was saved by vla-mini 0.1: convert it with `{command}`")
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG}: format {config.get('format')!r} is not {FORMAT!r}")

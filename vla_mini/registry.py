@@ -14,10 +14,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_mini.parts import KINDS, FitData, Part
-from vla_mini.utils.errors import did_you_mean, validation_message
+from vla_mini.utils.errors import as_value_error, did_you_mean, validation_message
 from vla_mini.utils.schema import settings_model
 
 PACKAGE = Path(__file__).parent
+_plugins: list[str] = []  # packages whose classes `_target_` may name, too
+
+
+def use_plugins(packages: Sequence[str]) -> None:
+    """Allow parts that are defined in these packages, and no others beside vla_mini's own. They are imported, which runs their
+    code. ValueError where one cannot be."""
+    _plugins.clear()
+    for package in packages:
+        with as_value_error(f"plugins=[{package}] cannot be imported", Exception):
+            importlib.import_module(package)
+        _plugins.append(package)
 
 
 def variants(kind: str) -> list[str]:
@@ -31,17 +42,30 @@ def class_path(cls: type) -> str:
 
 
 def resolve(target: Any, kind: str, *, classes: Sequence[type] = ()) -> type[Part]:
-    """The class of a path: one of `classes`, or one that is defined in a module of `vla_mini/<kind>/`; else ValueError, which
-    begins with `_target_`."""
+    """The class of a path: one of `classes`, one that is defined in a module of `vla_mini/<kind>/`, or one of a plugin; else
+    ValueError, which begins with `_target_`."""
     modules = [f"vla_mini.{kind}.{variant}" for variant in variants(kind)]
     module, _, name = str(target).rpartition(".")
     known = {class_path(cls): cls for cls in classes} | (_defined_in(module, kind) if module in modules else {})
     if str(target) in known:
         return known[target]
+    if any(f"{module}.".startswith(f"{plugin}.") for plugin in _plugins):
+        return _plugin_class(module, name, kind)
     paths = {path.rpartition(".")[2]: path for module in modules for path in _defined_in(module, kind)}
     mistake = f"={target!r} is not a class of vla_mini/{kind}/" if target else " is missing"
+    own = module.partition(".")[0]
+    mistake += f"; for a class of your own give plugins=[{own}]" if own not in ("", "vla_mini") else ""
     mistake += ": there is no auxiliary loss of that name here" if kind == "auxiliary" and not target else ""
     raise ValueError(f"_target_{mistake}; {did_you_mean(paths.get(name, str(target)), paths.values())}")
+
+
+def _plugin_class(module: str, name: str, kind: str) -> type[Part]:
+    with as_value_error(f"_target_={module}.{name}", ImportError):
+        found = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(found) or not issubclass(found, KINDS[kind]):
+        wrong = "is no class" if not inspect.isclass(found) else f"is not derived from vla_mini.parts.{KINDS[kind].__name__}"
+        raise ValueError(f"_target_={module}.{name} {wrong}")
+    return found
 
 
 def _defined_in(module: str, kind: str) -> dict[str, type[Part]]:

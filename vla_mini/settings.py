@@ -134,6 +134,7 @@ class Data(Reading):
     cache: Path | None = None
     num_workers: NonNegativeInt = 2
     cache_gigabytes: PositiveFloat | None = None
+    recorded_in_env: bool = False
     actions: Literal["absolute", "relative"] = "absolute"
     absolute_actions: Names | None = None
     normalization: NormalizationModes = NormalizationModes()
@@ -260,6 +261,7 @@ class TrainSettings(StrictModel):
     history: PositiveInt
     execute: PositiveInt
     ensemble: NonNegativeFloat | None
+    plugins: Names = ()
     env: Env
     data: Data
     vision: part_settings("vision")
@@ -296,6 +298,8 @@ class TrainSettings(StrictModel):
             yield f"ensemble={self.ensemble:g} averages chunks that overlap: execute={self.execute} leaves no overlap"
         if self.env.id is None and (splits := self.evaluation.further_splits):
             yield f"evaluation.further_splits={show(splits)} with env=none: there is no environment to evaluate in"
+        if self.env.id is None and self.data.recorded_in_env:
+            yield "data.recorded_in_env=true with env=none: name the environment, such as env=libero_spatial"
         if self.insulate and self.action.target == "vla_mini.action.bins.BinsHead":
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vla_mini.utils.features import Features, FeatureStatistics, Statistics, Units
 
-__all__ = ["Batch", "Context", "FeatureStatistics", "Features", "Observation", "Statistics", "Units", "check_inputs"]
+__all__ = ["Batch", "Context", "FeatureStatistics", "Features", "Observation", "Prefix", "Statistics", "Units", "check_inputs"]
 
 
 class Observation(NamedTuple):
@@ -53,6 +53,13 @@ class Context(NamedTuple):
     mask: Bool[Tensor, "b m"]  # True = attend
     attention: Float[Tensor, "b q n"] | None = None  # log-probabilities over the image tokens, where the trunk has queries
     layers: tuple[tuple[Tensor, Tensor], ...] = ()  # keys and values of each layer, for a head that attends to them; or none
+
+
+class Prefix(NamedTuple):
+    """What a chunk is to begin with: the actions of the chunk before it, which is executed while this one is computed."""
+
+    actions: Float[Tensor, "b t a"]
+    weights: Float[Tensor, "b t"]  # 1 = the action is fixed, 0 = it is free
 
 
 SOURCES = {Observation: "vla_mini.acting.observe", Batch: "vla_mini.data.chunks.ActionChunkDataset"}

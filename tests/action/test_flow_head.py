@@ -1,5 +1,7 @@
 """Flow matching against what it should learn, and sampling that can be repeated."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from tests.factory import make_observation, make_policy, spec
 from vla_mini.action.diffusion import DiffusionHead
 from vla_mini.action.flow import FlowHead
 from vla_mini.parts import HeadSpec
-from vla_mini.types import Context
+from vla_mini.types import Context, Prefix
 
 SPEC = HeadSpec(context_width=8, num_tokens=2, horizon=3, action_size=2)
 ACTION = torch.tensor([[0.3, -0.7], [1.0, 0.0], [-1.0, 0.5]])
@@ -92,10 +94,12 @@ def test_training_times_favour_noise():
     assert (time > 0.4995).float().mean().item() == pytest.approx(0.5**1.5, abs=0.03)
 
 
-def test_two_modes_are_learned_as_two_and_not_as_their_mean():
-    """Half of the demonstrations go left, half right, from the same context: regression would learn the mean."""
+@pytest.mark.parametrize("head_class", [FlowHead, DiffusionHead])
+def test_two_modes_are_learned_as_two_and_not_as_their_mean(head_class):
+    """Half of the demonstrations go left, half right, from the same context: regression would learn the mean. A chunk that
+    begins to the left, since the one before it does, stays there."""
     torch.manual_seed(0)
-    head, context = FlowHead(SPEC, hidden=64, noise_samples=8), repeat_context(make_context(1), 64)
+    head, context = head_class(SPEC, hidden=64, noise_samples=8), repeat_context(make_context(1), 64)
     actions = torch.where(torch.arange(64) % 2 == 0, 0.8, -0.8)[:, None, None].expand(64, 3, 2)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(200):
@@ -105,8 +109,13 @@ def test_two_modes_are_learned_as_two_and_not_as_their_mean():
     with torch.no_grad():
         noise = torch.randn(64, 3, 2, generator=torch.Generator().manual_seed(0))
         sampled = head.predict(context, noise).mean(dim=(1, 2))
+        weights = torch.tensor([1.0, 0.0, 0.0]).expand(64, 3)
+        begun = {side: head.predict(context, noise, Prefix(torch.full((64, 3, 2), side), weights)) for side in (0.8, -0.8)}
     assert (sampled.abs() > 0.5).float().mean() > 0.9
     assert 0.3 < (sampled > 0).float().mean() < 0.7
+    for side, chunks in begun.items():
+        assert (chunks.sign() == math.copysign(1, side)).float().mean() > 0.8  # by chance half
+        assert not chunks.requires_grad
 
 
 @pytest.mark.parametrize("settings", [{"num_steps": 0}, {"noise_samples": 0}, {"hidden": 7}])

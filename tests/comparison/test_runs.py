@@ -3,6 +3,7 @@ scripts/train.py that trains nothing."""
 
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -52,8 +53,9 @@ SECONDS = STEPS.model_copy(update={"steps": None, "seconds": 30.0})
 VARIANTS = {name: [f"action={name}"] for name in ("regression", "flow")}
 
 
-def comparison(variants=None, *, seeds=(0,), budget=STEPS) -> CompareSettings:
+def comparison(variants=None, *, seeds=(0,), budget=STEPS, launcher="local", submitit=None) -> CompareSettings:
     settings = {"question": None, "base": [], "parameters": {}, "output": None, "name": "comparison"}
+    settings |= {"launcher": launcher, "submitit": submitit or {}}
     return CompareSettings(variants=variants or VARIANTS, seeds=seeds, budget=budget, **settings)
 
 
@@ -159,6 +161,27 @@ def test_failures_have_a_reason_and_the_other_runs_continue():
     (bins, diffusion, flow), _ = train_all(comparison({name: [f"action={name}"] for name in ("bins", "diffusion", "flow")}))
     assert bins.failure == "no space left on the device" and diffusion.failure.startswith("ended by SIGKILL; see ")
     assert flow.failure is None and (flow.folder / FINISHED).is_file()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the second leaves its log files open
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_runs_are_jobs_of_a_cluster(cluster):
+    jobs = {"launcher": "submitit", "submitit": {"cluster": cluster, "timeout_min": 10}}
+    both = {"regression": ["action=regression"], "diffusion": ["action=diffusion"]}
+    (regression, diffusion), _ = train_all(comparison(both, **jobs))
+    assert regression.failure is None and (regression.folder / FINISHED).is_file()
+    assert diffusion.failure is not None and "\n" not in diffusion.failure
+    assert len(order()) == 2
+    assert train_all(comparison(VARIANTS | both, **jobs))[0][0] == regression
+    assert sorted(name for name, *_ in order()[2:]) == ["diffusion", "flow"]  # what finished is not repeated
+
+
+def test_a_launcher_that_cannot_be_used_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"submitit=\{'?cluster'?: 'local', .*no_such"):
+        train_all(comparison(launcher="submitit", submitit={"cluster": "local", "no_such": 1}))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"the package submitit is missing: pip install 'vla-mini\[slurm\]'"):
+        train_all(comparison(launcher="submitit"))
 
 
 def test_a_budget_of_seconds_is_converted_to_steps_by_the_speed_of_each_variant():

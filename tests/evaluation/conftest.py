@@ -20,7 +20,7 @@ class ExpertPolicy(ReachPolicy):
         super().__init__(execute=1)
         self.envs, self.obey = envs, obey
 
-    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None):
+    def predict(self, images, word_vectors, state, noise=None, *, word_mask=None, prefix=None):
         by_state = {np.float32([*env.position, env.closedness]).tobytes(): env for env in self.envs}
         actions = [self._action(by_state[row.tobytes()]) for row in state.numpy()]
         return torch.from_numpy(np.stack(actions))[:, None].repeat(1, self.horizon, 1)

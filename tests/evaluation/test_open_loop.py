@@ -77,7 +77,7 @@ def test_baselines_are_those_computed_by_hand(relative):
     data.frames[ENDS[1] :] = data.frames[twins]
     data.states[ENDS[1] :] = data.states[twins] + np.float32([0, 0.05])
     policy = TablePolicy(recorded_chunks(data), relative=relative)
-    policy.predict = lambda images, words, state, noise=None, word_mask=None: torch.zeros(len(state), HORIZON, 2)
+    policy.predict = lambda images, words, state, noise=None, word_mask=None, prefix=None: torch.zeros(len(state), HORIZON, 2)
     metrics = evaluate_open_loop(policy, data)
     mean = data.actions[: ENDS[1]].mean(axis=0)
     sums = dict.fromkeys(("mean_action", "hold", "nearest_frame"), 0.0)

@@ -86,7 +86,7 @@ def test_each_distinct_instruction_is_encoded_once(language, calls):
 
 def test_the_cache_holds_what_the_model_computes(language):
     tokens, mask = language.tokenize([*TASKS, ""])
-    torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(language(tokens, mask), language.encode(tokens, mask), rtol=1e-4, atol=1e-5)
     assert (language(tokens, mask)[~mask] == 0).all()
     assert mask.any(dim=1).all()  # even of the empty one
 
@@ -121,7 +121,7 @@ def test_the_cache_is_emptied_when_the_weights_change(language, change):
     tokens, mask = language.tokenize(list(TASKS))
     language(tokens, mask)
     change(language.model)
-    torch.testing.assert_close(language(tokens, mask), language._encode(tokens, mask), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(language(tokens, mask), language.encode(tokens, mask), rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_cached_under_inference_mode_can_be_used_in_training():

@@ -22,7 +22,14 @@ from vla_mini.evaluation.open_loop_texts import headline, table
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import BestPolicy
 from vla_mini.training.module import PolicyModule
-from vla_mini.training.setup import data_module, fit_environment, must_collect, notes_on, untrained_policy
+from vla_mini.training.setup import (
+    data_module,
+    fit_environment,
+    must_collect,
+    notes_on,
+    training_demonstrations,
+    untrained_policy,
+)
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
 OTHERS = ["history=2", "execute=3", "ensemble=0.25", "ablate=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
@@ -115,6 +122,20 @@ def test_a_dataset_that_does_not_fit_the_environment_is_refused(settings, demons
     ) as refused:
         untrained_policy(settings, other)
     assert "\n" not in str(refused.value)
+
+
+def test_a_recording_of_the_environment_may_name_things_otherwise(settings, demonstrations, monkeypatch):
+    features = demonstrations.features._replace(state=("a", "b", "c", "d"), action=("e", "f", "g", "h"), fps=99)
+    recorded = demonstrations._replace(features=features)
+    monkeypatch.setattr("vla_mini.training.setup.read_demonstrations", lambda **_: recorded)
+    same = changed(settings, data=settings.data.model_copy(update={"recorded_in_env": True}))
+    assert training_demonstrations(same).features == demonstrations.features
+    assert training_demonstrations(settings).features == features
+    recorded = recorded._replace(features=features._replace(action=("e", "f", "g")))
+    with pytest.raises(ValueError, match=r"data\.recorded_in_env=true: action is \['e', 'f', 'g'\], but of .* it is \['dx', "):
+        training_demonstrations(same)
+    with pytest.raises(ValueError, match=r"data\.recorded_in_env=true with env=none: name the environment"):
+        config.load("train", ["env=none", "data.root=DIR", "data.recorded_in_env=true"])
 
 
 def test_without_an_environment_a_dataset_is_trained_on_and_validated(root, demonstrations, tmp_path, monkeypatch, capsys):
@@ -283,7 +304,7 @@ def test_a_head_that_cannot_reach_all_actions_is_refused(root, tmp_path, capsys)
 
 def test_what_is_ignored_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
     noted = demonstrations._replace(notes=("ignored: depth", "another"))
-    monkeypatch.setattr("vla_mini.data.mixture.read_demonstrations", lambda *_, **__: noted)
+    monkeypatch.setattr("vla_mini.training.setup.read_demonstrations", lambda *_, **__: noted)
     arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}"]
     no_checks = SimpleNamespace(TrainingRun=lambda *_: None, run_checks=lambda _: [])
     monkeypatch.setitem(sys.modules, "vla_mini.doctor.checks", no_checks)

@@ -4,6 +4,7 @@ The context is encoded once; each step of a sampler costs a few small layers. Th
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_mini.parts import HeadSpec
-from vla_mini.types import Context
+from vla_mini.types import Context, Prefix
 from vla_mini.utils.layers import at_least_fp32, flatten_tokens
 
 # The variance of an untrained denoiser's output: its last layer is a plain nn.Linear over normalised values.
 INITIAL_VARIANCE = 1 / 3
+MAX_GUIDANCE = 5.0  # of the velocity toward a prefix: where little noise was removed, the guidance would be too large
 
 
 class Denoiser(nn.Module):
@@ -56,6 +58,24 @@ class Denoiser(nn.Module):
             x = x + block(F.layer_norm(x, (self.hidden,)) * (1 + scale) + shift)
         output = self.output_projection(F.layer_norm(x, (self.hidden,)))
         return at_least_fp32(rearrange(output, "n (t a) -> n t a", t=self.horizon))
+
+
+def guided(
+    estimate: Callable[[Tensor], Tensor], x: Float[Tensor, "b t a"], prefix: Prefix | None, *, weight: float
+) -> Float[Tensor, "b t a"]:
+    """The denoised chunk that is expected at `x`; with a prefix, moved toward one that begins with it (real-time chunking, RTC:
+    Black et al. 2025, arXiv 2506.07339).
+
+    The move is the gradient, by the noisy chunk, of the distance to the prefix: a vector-Jacobian product of `estimate`.
+    """
+    if prefix is None:
+        return estimate(x)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        denoised = estimate(x)
+        error = (prefix.actions - denoised.detach()) * prefix.weights[..., None]
+        (gradient,) = torch.autograd.grad(denoised, x, error)
+    return denoised.detach() + weight * gradient
 
 
 def time_embedding(time: Float[Tensor, " n"], size: int) -> Float[Tensor, "n d"]:

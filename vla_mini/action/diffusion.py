@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from vla_mini.action._denoiser import INITIAL_VARIANCE, Denoiser
+from vla_mini.action._denoiser import INITIAL_VARIANCE, MAX_GUIDANCE, Denoiser, guided
 from vla_mini.parts import ActionHead, HeadSpec
-from vla_mini.types import Context
+from vla_mini.types import Context, Prefix
 from vla_mini.utils.layers import at_least_fp32
 
 
@@ -34,7 +34,7 @@ class DiffusionHead(ActionHead):
     - noise_samples: noises and timesteps drawn for each training sample
     """
 
-    needs_noise = bounded = True
+    needs_noise = bounded = takes_prefix = True
     changeable = ("num_steps",)
 
     def __init__(
@@ -69,15 +69,24 @@ class DiffusionHead(ActionHead):
         target = actions[:, None] if self.target == "action" else noise
         return (output - target).square().mean(dim=(1, 3))
 
-    def predict(self, context: Context, noise: Float[Tensor, "b t a"] | None = None) -> Float[Tensor, "b t a"]:
-        """A sample, the same for the same noise; differentiable through all steps."""
+    def predict(
+        self, context: Context, noise: Float[Tensor, "b t a"] | None = None, prefix: Prefix | None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A sample, the same for the same noise; differentiable through all steps, but with a prefix."""
         condition, x = self.denoiser.condition(context), noise
         # Evenly spaced, from pure noise on (Lin et al. 2024, arXiv 2305.08891).
         spacing = self.num_train_timesteps / self.num_steps
         timesteps = [round((step + 1) * spacing) - 1 for step in reversed(range(self.num_steps))]
         for timestep, next_timestep in pairwise([*timesteps, -1]):
-            time = torch.full((len(x),), timestep, dtype=x.dtype, device=x.device) / self.num_train_timesteps
-            x = self.step(self.denoiser(x, time, condition), x, timestep, next_timestep)
+            time = torch.full((x.shape[0],), timestep, dtype=x.dtype, device=x.device) / self.num_train_timesteps
+            alpha = self.alphas_cumprod[timestep]
+            action = guided(
+                lambda x, time=time, alpha=alpha: self.denoised(self.denoiser(x, time, condition), x, alpha),
+                x,
+                prefix,
+                weight=min(MAX_GUIDANCE, 1 / math.sqrt(alpha)),
+            )
+            x = self.step(action, x, timestep, next_timestep)
         return x
 
     def expected_initial_loss(self, actions: Float[Tensor, "n a"]) -> float:
@@ -90,13 +99,16 @@ class DiffusionHead(ActionHead):
         alpha = alphas[timestep][..., None, None]
         return alpha.sqrt() * actions + (1 - alpha).sqrt() * noise
 
+    def denoised(self, output: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], alpha: float) -> Float[Tensor, "b t a"]:
+        """The action that the network's output means."""
+        return output if self.target == "action" else (x - math.sqrt(1 - alpha) * output) / math.sqrt(alpha)
+
     def step(
-        self, output: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], timestep: int, next_timestep: int
+        self, action: Float[Tensor, "b t a"], x: Float[Tensor, "b t a"], timestep: int, next_timestep: int
     ) -> Float[Tensor, "b t a"]:
         """One DDIM step; `next_timestep` = -1 leads to the action itself. Predicted actions are clamped to [-1, 1], the range
         of the data, before the noise is computed from them."""
         alpha, next_alpha = self.alphas_cumprod[timestep], self.alphas_cumprod[next_timestep] if next_timestep >= 0 else 1.0
-        action = output if self.target == "action" else (x - math.sqrt(1 - alpha) * output) / math.sqrt(alpha)
         action = action.clamp(-1, 1)
         noise = (x - math.sqrt(alpha) * action) / math.sqrt(1 - alpha)
         return math.sqrt(next_alpha) * action + math.sqrt(1 - next_alpha) * noise

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from vla_mini.action._denoiser import INITIAL_VARIANCE, Denoiser
+from vla_mini.action._denoiser import INITIAL_VARIANCE, MAX_GUIDANCE, Denoiser, guided
 from vla_mini.parts import ActionHead, HeadSpec
-from vla_mini.types import Context
+from vla_mini.types import Context, Prefix
 from vla_mini.utils.layers import at_least_fp32
 
 LAST_TIME = 0.999  # of training: at time 1 no noise is left to remove
@@ -30,7 +30,7 @@ class FlowHead(ActionHead):
     - noise_samples: noises and times drawn for each training sample
     """
 
-    needs_noise = True
+    needs_noise = takes_prefix = True
     changeable = ("num_steps",)
 
     def __init__(
@@ -57,13 +57,31 @@ class FlowHead(ActionHead):
         velocity = self.field(noisy.flatten(0, 1), time.flatten(), condition).unflatten(0, noise.shape[:2])
         return (velocity - (actions[:, None] - noise)).square().mean(dim=(1, 3))
 
-    def predict(self, context: Context, noise: Float[Tensor, "b t a"] | None = None) -> Float[Tensor, "b t a"]:
-        """A sample, the same for the same noise; differentiable through all steps."""
+    def predict(
+        self, context: Context, noise: Float[Tensor, "b t a"] | None = None, prefix: Prefix | None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A sample, the same for the same noise; differentiable through all steps, but with a prefix."""
         condition, x = self.field.condition(context), noise
         for step in range(self.num_steps):
-            time = torch.full((len(x),), step / self.num_steps, dtype=x.dtype, device=x.device)
-            x = x + self.field(x, time, condition) / self.num_steps
+            time = step / self.num_steps
+            if prefix is None:
+                velocity = self.velocity(x, time, condition)
+            else:
+                denoised = guided(
+                    lambda x, time=time: x + (1 - time) * self.velocity(x, time, condition), x, prefix, weight=guidance(time)
+                )
+                velocity = (denoised - x) / (1 - time)
+            x = x + velocity / self.num_steps
         return x
+
+    def velocity(self, x: Float[Tensor, "b t a"], time: float, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
+        return self.field(x, torch.full((x.shape[0],), time, dtype=x.dtype, device=x.device), condition)
 
     def expected_initial_loss(self, actions: Float[Tensor, "n a"]) -> float:
         return float(actions.square().mean()) + 1 + INITIAL_VARIANCE  # of the velocity, action - noise
+
+
+def guidance(time: float) -> float:
+    """How far the denoised chunk is moved along the gradient toward a prefix (RTC, equation 2; actions of unit variance)."""
+    remaining = 1 - time
+    return min(MAX_GUIDANCE * remaining, (remaining**2 + time**2) / time) if time else MAX_GUIDANCE

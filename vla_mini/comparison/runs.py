@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,17 +36,18 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from vla_mini import config, pretrained
+from vla_mini.commands import PACKAGE, shipped
 from vla_mini.config.command_settings import Budget, CompareSettings
-from vla_mini.data.mixture import read_demonstrations
+from vla_mini.config.sources import config_dir_arguments
 from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
 from vla_mini.training import setup
 from vla_mini.utils import files, hub
-from vla_mini.utils.errors import as_value_error
+from vla_mini.utils.errors import as_value_error, one_line, show
 
-PACKAGE = Path(__file__).parents[1]
-TRAIN = PACKAGE.parent / "scripts" / "train.py"
-EXCLUDED = {"comparison", "config", "doctor", "reports", "testing"}  # folders without influence on the results of a run
+TRAIN = shipped("scripts") / "train.py"
+# Folders without influence on the results of a run.
+EXCLUDED = {"comparison", "config", "doctor", "reports", "scripts", "testing"}
 FINISHED = "finished.json"
 
 
@@ -77,7 +78,7 @@ def dry_run(comparison: CompareSettings) -> None:
             if setup.must_collect(settings):
                 setup.dry_run(settings)
             else:
-                demonstrations = read_demonstrations(**setup.reading(settings))
+                demonstrations = setup.training_demonstrations(settings)
                 setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
 
 
@@ -165,36 +166,68 @@ def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]
     continue after a failure. A variant whose calibration failed is not trained.
     """
     variants, seeds, budget = comparison.variants, comparison.seeds, comparison.budget
-    runs: list[Run] = []
+    start = starter(comparison)
     speeds: dict[str, float] = {}
     with tqdm(total=len(variants) * (len(seeds) + bool(budget.seconds)), unit=" runs", disable=None) as bar:
 
-        def run_once(run: Run, label: str) -> Run:
-            bar.set_description(f"{run.variant}, {label}")
-            outcome, failure = "finished before", None
-            if not (run.folder / FINISHED).is_file():
-                failure = train(run)
-                outcome = f"failed: {failure}" if failure else "finished"
-            bar.write(f"{run.variant}, {label}: {outcome}")
-            bar.update()
-            return run._replace(failure=failure)
+        def train_these(labels: Sequence[str], runs: Sequence[Run]) -> list[Run]:
+            started, ended = [None if (run.folder / FINISHED).is_file() else start(run) for run in runs], []
+            for label, run, wait in zip(labels, runs, started, strict=True):
+                bar.set_description(f"{run.variant}, {label}")
+                failure = wait and wait()
+                outcome = "finished before" if wait is None else f"failed: {failure}" if failure else "finished"
+                bar.write(f"{run.variant}, {label}: {outcome}")
+                bar.update()
+                ended.append(run._replace(failure=failure))
+            return ended
 
-        for variant in variants if budget.seconds else ():
-            calibration = run_once(plan_calibration(comparison, variant), "calibration")
-            if calibration.failure:
-                runs.append(calibration)
-            else:
-                speeds[variant] = measured_speed(calibration)
-        for seed, (variant, arguments) in itertools.product(seeds, variants.items()):
-            speed = speeds.get(variant)
-            if budget.steps or speed:
-                run = plan(comparison, variant, with_budget(arguments, budget, steps_per_second=speed), seed=seed)
-                runs.append(run_once(run, f"seed {seed}"))
-    return runs, speeds
+        calibrations = [plan_calibration(comparison, variant) for variant in (variants if budget.seconds else ())]
+        calibrations = train_these(["calibration"] * len(calibrations), calibrations)
+        speeds |= {run.variant: measured_speed(run) for run in calibrations if not run.failure}
+        runs = [
+            plan(comparison, variant, with_budget(arguments, budget, steps_per_second=speeds.get(variant)), seed=seed)
+            for seed, (variant, arguments) in itertools.product(seeds, variants.items())
+            if budget.steps or variant in speeds
+        ]
+        trained = train_these([f"seed {run.seed}" for run in runs], runs)
+    return [run for run in calibrations if run.failure] + trained, speeds
 
 
-def train(run: Run) -> str | None:
+def starter(comparison: CompareSettings) -> Callable[[Run], Callable[[], str | None]]:
+    """What starts a run, and returns what waits for its end, and gives the reason of a failure.
+
+    Here each run begins when it is waited for, one after the other. With launcher=submitit each is a job, and all wait in the
+    queue of the cluster at once. ValueError where the package is missing or does not know one of the settings.
+    """
+    if comparison.launcher == "local":
+        return lambda run: functools.partial(train, run)
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise ValueError(f"launcher=submitit: the package {error.name} is missing: pip install 'vla-mini[slurm]'") from error
+    settings = dict(comparison.submitit)
+    with as_value_error(f"submitit={show(settings)}", Exception):
+        executor = submitit.AutoExecutor(Path("runs") / comparison.name / "jobs", cluster=settings.pop("cluster", None))
+        executor.update_parameters(**settings)
+
+    def start(run: Run) -> Callable[[], str | None]:
+        job = executor.submit(train, run, TRAIN)
+
+        def wait() -> str | None:
+            try:
+                return job.result()
+            except Exception as error:  # whatever ended the job
+                return f"job {job.job_id}: {one_line(error)[-300:]}"
+
+        return wait
+
+    return start
+
+
+def train(run: Run, script: Path | None = None) -> str | None:
     """Train a run that has not finished in a process of its own. Returns the reason of a failure in one line, or None.
+
+    - script: train.py; None: TRAIN
 
     The folder of an earlier attempt that did not finish is renamed. The process is terminated where this one is interrupted.
     """
@@ -204,7 +237,7 @@ def train(run: Run) -> str | None:
     code_before = code_digest()
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_name(f"{run.folder.name}.log")
-    command = [sys.executable, str(TRAIN), *run.arguments, f"hydra.run.dir={run.folder}"]
+    command = [sys.executable, str(script or TRAIN), *config_dir_arguments(), *run.arguments, f"hydra.run.dir={run.folder}"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         try:

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from vla_mini.config import folders
-from vla_mini.config.compose import compose, compose_run, dotted, groups_of, key_of, model_of, split
+from vla_mini.config.compose import compose, compose_run, dotted, key_of, model_of, split
+from vla_mini.config.sources import config_dir_arguments, groups_of, use_config_dir
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -76,6 +77,11 @@ def validate(name: str, composed: Mapping[str, Any]) -> Any:
     """The settings of a command as its model. ValueError, in one line, for the first mistake."""
     if isinstance(composed.get("training"), Mapping):
         composed = {**composed, "training": validate("train", composed["training"])}
+    plugins = composed.get("plugins")
+    if isinstance(plugins, list) and (plugins or "vla_mini.registry" in sys.modules):  # which imports torch
+        from vla_mini.registry import use_plugins
+
+        use_plugins([str(package) for package in plugins])
     try:
         return model_of(name).model_validate(composed)
     except ValidationError as error:
@@ -97,18 +103,36 @@ def run(name: str, arguments: Sequence[str], function: Main) -> int:
     _given.update(map(key_of, arguments))
     with _signals() as received:
         try:
+            arguments = _take_config_dir(arguments)
             if any(argument.startswith("-") for argument in arguments):
                 _answer_flag(name, list(arguments), function)
             else:
                 settings = load(name, arguments)
                 if name == "train":
-                    folders.check_processes(settings, arguments)
+                    folders.check_processes(settings, [*config_dir_arguments(), *arguments])
                 function(settings)
             code = 0
         except BaseException as error:  # any kind, since the process ends here
             code = _report(name, error, received)
             folders.remove_empty_folders()
     return 128 + received[0] if received else code
+
+
+def _take_config_dir(arguments: Sequence[str]) -> list[str]:
+    """Look for configs where `--config-dir DIR` says; the other arguments. ValueError where the folder is missing."""
+    rest = [
+        word
+        for argument in arguments
+        for word in (argument.split("=", 1) if argument.startswith("--config-dir=") else [argument])
+    ]
+    if "--config-dir" not in rest:
+        use_config_dir(None)
+        return rest
+    place = rest.index("--config-dir")
+    if len(rest) < place + 2:
+        raise ValueError("--config-dir needs a folder: --config-dir DIR")
+    use_config_dir(rest[place + 1])
+    return rest[:place] + rest[place + 2 :]
 
 
 def _answer_flag(name: str, arguments: list[str], function: Main) -> None:
@@ -127,7 +151,9 @@ def _answer_flag(name: str, arguments: list[str], function: Main) -> None:
         composed = compose_command(name, [argument for argument in arguments if argument not in (flag, "job")])
         print(yaml.safe_dump(composed, sort_keys=False, allow_unicode=True), end="")
     else:
-        raise ValueError(f"unknown flag {flag!r}: there are --help and --cfg job; settings are key=value, without dashes")
+        raise ValueError(
+            f"unknown flag {flag!r}: there are --help, --cfg job and --config-dir DIR; settings are key=value, without dashes"
+        )
 
 
 def _report(name: str, error: BaseException, received: list[int]) -> int:

@@ -34,7 +34,10 @@ class EvaluateSettings(StrictModel):
     further_splits: Names
     execute: PositiveInt | None
     ensemble: NonNegativeFloat | Literal["none"] | None
+    delay: NonNegativeInt
+    rtc: bool
     num_steps: PositiveInt | None
+    plugins: Names = ()
     trust_remote_code: bool
     output: Path | None
 
@@ -51,6 +54,7 @@ class ConvertSettings(StrictModel):
 
     policy: Path
     output: Path
+    plugins: Names = ()
     trust_remote_code: bool
 
 
@@ -64,6 +68,7 @@ class InferSettings(StrictModel):
     mode: Literal["grad", "no_grad", "inference_mode"]
     num_steps: PositiveInt | None
     seed: NonNegativeInt
+    plugins: Names = ()
     trust_remote_code: bool
 
 
@@ -86,6 +91,7 @@ class ServeSettings(StrictModel):
     ssl_key: Path | None
     seed: NonNegativeInt
     debug: bool
+    plugins: Names = ()
     trust_remote_code: bool
 
     def contradictions(self) -> Iterator[str]:
@@ -95,6 +101,17 @@ class ServeSettings(StrictModel):
             yield f"ensemble={self.ensemble} needs execute=N: without it clients get whole chunks"
         if (self.ssl_certificate is None) != (self.ssl_key is None):
             yield "ssl_certificate and ssl_key are needed together"
+
+
+class ExportSettings(StrictModel):
+    """scripts/export.py"""
+
+    policy: Path
+    output: Path
+    dtype: Literal["fp32", "fp16", "int8"]
+    num_steps: PositiveInt | None
+    plugins: Names = ()
+    trust_remote_code: bool
 
 
 class GradientsSettings(StrictModel):
@@ -108,6 +125,7 @@ class GradientsSettings(StrictModel):
     scenes: PositiveInt
     grid: PositiveInt
     seed: NonNegativeInt
+    plugins: Names = ()
     trust_remote_code: bool
     training: TrainSettings | None = None
 
@@ -152,6 +170,8 @@ class CompareSettings(StrictModel):
     seeds: Annotated[tuple[NonNegativeInt, ...], FROM_LIST]
     budget: Budget
     parameters: dict[str, Text]
+    launcher: Literal["local", "submitit"]
+    submitit: dict[str, Any]
     output: Path | None
     name: str
 
@@ -161,6 +181,8 @@ class CompareSettings(StrictModel):
         if len(given) != 1:
             shown = " and ".join(given) or "no budget"
             yield f"{shown} given: use budget.steps=400 or budget.seconds=300 (and null for the other)"
+        if self.submitit and self.launcher != "submitit":
+            yield f"submitit={show(self.submitit)} is for launcher=submitit"
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             yield f"seeds={show(self.seeds)}: give at least one, and each once"
 
@@ -171,6 +193,7 @@ COMMANDS: dict[str, type[StrictModel]] = {  # but train, whose settings are in v
     "convert": ConvertSettings,
     "infer": InferSettings,
     "serve": ServeSettings,
+    "export": ExportSettings,
     "gradients": GradientsSettings,
     "doctor": DoctorSettings,
     "browse": BrowseSettings,

@@ -12,50 +12,17 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vla_mini import settings
 from vla_mini.config import folders
-from vla_mini.utils.errors import as_value_error, did_you_mean, one_line
+from vla_mini.config.sources import configs_folder, groups_of, known_keys, read_command, search_users_folders, variant_files
+from vla_mini.utils.errors import did_you_mean, one_line
 from vla_mini.utils.schema import ObjectSettings, StrictModel
 
 RUN_DIR = "hydra.run.dir"  # how users of Hydra know the setting run_dir
 # Hydra's own groups, for its command line, which nothing here uses: reading them takes a third of the time of composing.
 UNUSED = ("hydra_logging", "job_logging", "launcher", "sweeper", "output", "help", "hydra_help")
-
-
-def configs_folder() -> Path:
-    """The repository's configs/, beside the package: an editable install is the supported way."""
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: vla-mini needs its checkout, installed by `pip install -e .` in it")
-    return folder
-
-
-def read_command(name: str) -> dict[str, Any]:
-    """The content of configs/<name>.yaml."""
-    return dict(_parse_yaml(name, (configs_folder() / f"{name}.yaml").read_text(encoding="utf-8")))
-
-
-@cache
-def _parse_yaml(name: str, text: str) -> dict[str, Any]:
-    import yaml
-
-    with as_value_error(f"configs/{name}.yaml is no YAML", yaml.YAMLError):
-        return yaml.safe_load(text) or {}
-
-
-def groups_of(name: str) -> dict[str, list[str]]:
-    """The groups in a command's defaults list, each with its variants: {"vision": ["conv", "patch"], ...}."""
-    groups = [key for entry in read_command(name).get("defaults", []) if isinstance(entry, dict) for key in entry]
-    return {group: sorted(path.stem for path in (configs_folder() / group).glob("*.yaml")) for group in groups}
-
-
-def known_keys(name: str) -> list[str]:
-    """What a command's arguments may begin with: its groups and its settings."""
-    return list(dict.fromkeys([*groups_of(name), *(key for key in read_command(name) if key != "defaults")]))
 
 
 def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,7 +89,7 @@ def sort_arguments(name: str, arguments: Sequence[str]) -> tuple[dict[str, str |
             if "none" in chosen and len(chosen) > 1:
                 raise ValueError(f"{argument}: none stands alone")
             overrides[key] = f"{key}={value}"
-        elif key.startswith("hydra.") or (configs_folder() / key).is_dir():
+        elif key.startswith("hydra.") or variant_files(key):
             names = [*known_keys(name), *([RUN_DIR] if name == "train" else [])]
             raise ValueError(f"{argument}: {name}.py has no {key!r}: {did_you_mean(key, names)}")
         else:
@@ -158,6 +125,7 @@ def compose(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     texts, overrides = sort_arguments(name, arguments)
     _refuse_second_config(arguments)
     with _hydra_errors():
+        search_users_folders()
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             own = [f"~hydra/{group}" for group in UNUSED]
             config = hydra_compose(name, [*overrides.values(), *own], return_hydra_config=True)
@@ -254,7 +222,7 @@ def split(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ValueError(f"unknown key {key!r}: {did_you_mean(key, [*own_keys, *training_keys])}")
         if is_own:
             own.append(argument)
-        if not is_own or (name != "compare" and key in ("experiment", "seed")):
+        if not is_own or (name != "compare" and key in ("experiment", "plugins", "seed")):
             training.append(argument)
     if default and "experiment" not in keys:
         training = [f"experiment={default}", *training]

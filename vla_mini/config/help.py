@@ -6,35 +6,40 @@ from typing import Any
 
 import yaml
 
-from vla_mini.config.compose import configs_folder, dotted, groups_of, read_command
+from vla_mini.commands import command_line
+from vla_mini.config.compose import dotted
+from vla_mini.config.sources import configs_folder, groups_of, read_command, variant_files
 from vla_mini.utils.errors import show
 from vla_mini.utils.schema import MISSING
+
+FLAGS = "--help: this text; --cfg job: print the composed config and stop; --config-dir DIR: look for variants there, too"
 
 
 def help_text(name: str, documentation: str) -> str:
     """The first line of a script's docstring, its command's groups with their variants, its settings with their defaults, and
     the rest of the docstring, which holds examples."""
+    documentation = re.sub(r"python scripts/(\w+)\.py", lambda match: command_line(match[1]), documentation)
     purpose, _, details = documentation.strip().partition("\n")
-    lines = [purpose, "", f"usage: python scripts/{name}.py [group=variant] [key=value]", ""]
+    lines = [purpose, "", f"usage: {command_line(name)} [group=variant] [key=value]", ""]
     command, groups = read_command(name), groups_of(name)
     chosen = {item for entry in command.pop("defaults", []) if isinstance(entry, dict) for item in entry.items()}
     if groups:
         lines.append("groups (each configs/<group>/<variant>.yaml; * = default; its keys are set by group.key=value,")
-        lines.append(f"and python scripts/{name}.py --help <group> lists them):")
+        lines.append(f"and {command_line(name)} --help <group> lists them):")
     for group, variants in groups.items():
         shown = [f"{variant}*" if (group, variant) in chosen else variant for variant in variants]
         lines.append(f"  {group:<12} {'  '.join(shown)}")
     lines += ["", "settings:", *_settings(configs_folder() / f"{name}.yaml", command)]
-    return "\n".join([*lines, "", details.strip("\n"), "", "--help: this text; --cfg job: print the composed config and stop"])
+    return "\n".join([*lines, "", details.strip("\n"), "", FLAGS])
 
 
 def group_text(group: str) -> str:
     """The settings of each variant of a group, with their defaults and comments."""
     lines = []
-    for path in sorted((configs_folder() / group).glob("*.yaml")):
+    for variant, path in variant_files(group).items():
         node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         node.pop("defaults", None)
-        lines += [f"{group}={path.stem}", *_settings(path, node, prefix=f"{group}."), ""]
+        lines += [f"{group}={variant}", *_settings(path, node, prefix=f"{group}."), ""]
     return "\n".join(lines[:-1])
 
 

@@ -14,7 +14,8 @@ from operator import attrgetter
 from typing import Any
 
 from vla_mini.config.command_settings import CompareSettings
-from vla_mini.config.compose import compose, groups_of, is_text, key_of, parse_values, split, type_of
+from vla_mini.config.compose import compose, is_text, key_of, parse_values, split, type_of
+from vla_mini.config.sources import groups_of
 from vla_mini.settings import TrainSettings
 from vla_mini.utils.errors import as_value_error, show
 

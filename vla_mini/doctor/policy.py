@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from vla_mini.autograd.batches import mean_loss, seeded
 from vla_mini.autograd.flow import GradientFlow, gradient_flow, recorded_outputs
+from vla_mini.commands import command_line
 from vla_mini.data.chunks import relative_statistics
 from vla_mini.data.reader import Demonstrations
 from vla_mini.data.statistics import training_statistics
@@ -143,7 +144,7 @@ def gradients(policy: Policy, batch: Batch, *, frozen: Sequence[str] = ()) -> Fi
     weakest = min(flows, key=lambda name: flows[name].grad_norm)
     share = flows[weakest].grad_norm / largest
     measured = f"{len(flows)} components learn; the smallest gradient norm, {weakest}'s, is {share:.1g} of the largest"
-    advice = "look for detach, no_grad and unused parts; python scripts/gradients.py experiment=... draws the gradient flow"
+    advice = f"look for detach, no_grad and unused parts; {command_line('gradients')} experiment=... draws the gradient flow"
     status = "fail" if problems else "warn" if warnings else "pass"
     shown = "; ".join(problems or warnings[:3]) or measured
     return Finding(status, shown, f"every component above {MIN_GRADIENT:g} of the largest", advice, share)

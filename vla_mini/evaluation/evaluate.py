@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from vla_mini.acting import ActingPolicy
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import summarize
 from vla_mini.evaluation.rollout import EpisodeResult, rollout
-from vla_mini.policy import Policy
 from vla_mini.utils.errors import did_you_mean
 
 
 def evaluate(
-    policy: Policy,
+    policy: ActingPolicy,
     env_id: str,
     *,
     episodes: int = 200,
@@ -28,6 +28,8 @@ def evaluate(
     num_envs: int = 32,
     execute: int | None = None,
     ensemble: float | Literal["none"] | None = None,
+    delay: int = 0,
+    rtc: bool = False,
     num_recordings: int = 0,
     progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, list[EpisodeResult]]]:
@@ -37,13 +39,13 @@ def evaluate(
 
     - check_episodes: of each task of each check; None: as many as `episodes`; 0: no checks
     - further_splits: some of those that the environment evaluates on request only
-    - num_envs, execute, ensemble, num_recordings: see `rollout`
+    - num_envs, execute, ensemble, delay, rtc, num_recordings: see `rollout`
     - progress: whether to show a bar on stderr
 
     Raises ValueError for fewer than one episode, or for an unknown split.
     """
     splits, spec, start = evaluation_splits(env_id, further_splits), get_spec(env_id), time.perf_counter()
-    acting = {"num_envs": num_envs, "execute": execute, "ensemble": ensemble}
+    acting = {"num_envs": num_envs, "execute": execute, "ensemble": ensemble, "delay": delay, "rtc": rtc}
     check_episodes = episodes if check_episodes is None else check_episodes
     checks = spec.checks if check_episodes else {}
     total = spec.num_tasks * (episodes * len(splits) + check_episodes * len(checks))

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from vla_mini.acting import observe
+from vla_mini.acting import ActingPolicy, observe
 from vla_mini.envs import make
-from vla_mini.policy import Policy
 
 WARM_UP = 20  # calls that are not counted
 
 
-def act_milliseconds(policies: Mapping[str, Policy], env_id: str, *, repeats: int = 200) -> dict[str, list[float]]:
+def act_milliseconds(policies: Mapping[str, ActingPolicy], env_id: str, *, repeats: int = 200) -> dict[str, list[float]]:
     """The times of `repeats` calls of each policy's `act`, in one thread, for the environment's first observation."""
     with closing(make(env_id)) as env:
         first, _ = env.reset(seed=0)

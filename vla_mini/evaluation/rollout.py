@@ -14,9 +14,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import iterate
 
-from vla_mini.acting import Controller, step_together
+from vla_mini.acting import ActingPolicy, Controller, step_together
 from vla_mini.envs import EnvSpec, get_spec, make_vec
-from vla_mini.policy import Policy
 from vla_mini.utils.machine import num_cores
 
 MOST_FRAMES = 120  # of a recording, and the last one
@@ -41,7 +40,7 @@ class EpisodeResult(NamedTuple):
 
 
 def rollout(
-    policy: Policy,
+    policy: ActingPolicy,
     env_id: str,
     *,
     episodes: Iterable[int],
@@ -49,6 +48,8 @@ def rollout(
     num_envs: int = 32,
     execute: int | None = None,
     ensemble: float | Literal["none"] | None = None,
+    delay: int = 0,
+    rtc: bool = False,
     num_recordings: int = 0,
     on_episode: Callable[[EpisodeResult], None] | None = None,
 ) -> list[EpisodeResult]:
@@ -57,7 +58,7 @@ def rollout(
     - policy: in eval mode; sampling heads draw from a generator for each episode, seeded by (`options["seed"]`, episode)
     - options: for the environment's `reset`, together with `seed=episode`
     - num_envs: how many environments are stepped together; the results do not depend on it
-    - execute, ensemble: see `Controller`
+    - execute, ensemble, delay, rtc: see `Controller`
     - num_recordings: frames are kept of this many successes and this many failures of each task, those with the lowest numbers
     - on_episode: called with each result as soon as it is there
 
@@ -69,7 +70,8 @@ def rollout(
         raise ValueError(f"episodes={len(episodes)}, num_envs={num_envs}: an evaluation needs at least one of each")
     if spec.vectorization == "async":
         num_envs = min(num_envs, num_cores())  # Further processes would only take memory.
-    controllers = [Controller(policy, execute=execute, ensemble=ensemble) for _ in range(min(num_envs, len(episodes)))]
+    acting = {"execute": execute, "ensemble": ensemble, "delay": delay, "rtc": rtc}
+    controllers = [Controller(policy, **acting) for _ in range(min(num_envs, len(episodes)))]
     results: dict[int, EpisodeResult] = {}
     for result in _play_again(env_id, controllers, spec, episodes, dict(options or {}), record=num_recordings > 0):
         results[result.episode] = result

@@ -72,7 +72,7 @@ class HuggingFaceLanguage(Language):
     def forward(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         if any(parameter.requires_grad for parameter in self.model.parameters()):
             self._cache.clear()
-            vectors = self._encode(tokens, mask)
+            vectors = self.encode(tokens, mask)
         else:
             vectors = self._encode_cached(tokens, mask)
         if self.training and self.noise:
@@ -86,19 +86,20 @@ class HuggingFaceLanguage(Language):
             if (config.get(name) or needed) < needed:
                 raise ValueError(f"config.{name}={config[name]} is too small: {needed} are needed")
         with hub.transformers_errors(f"model_type={config['model_type']} cannot encode text"):
-            vectors = self._encode(*self.tokenize(["", "a longer one"]))
+            vectors = self.encode(*self.tokenize(["", "a longer one"]))
         self.width = vectors.shape[-1]
         hub.freeze_unused(model, vectors)
         if self.frozen:
             model.requires_grad_(False)
         self.settings = hub.saved_settings(self.settings, config)
 
-    def _encode(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def encode(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Without the cache of a frozen model."""
         return self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state * mask[..., None]
 
     @torch.compiler.disable  # looks at values
     def _encode_cached(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """`_encode` of a frozen model, from the cache where the instruction is in it, however it is padded."""
+        """`encode` of a frozen model, from the cache where the instruction is in it, however it is padded."""
         state = _state_of(self.model)
         if state != self._cached_state or len(self._cache) > CACHE_SIZE:
             self._cache.clear()
@@ -114,7 +115,7 @@ class HuggingFaceLanguage(Language):
         self.model.eval()
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             tokens = torch.tensor([row], device=device)
-            return self._encode(tokens.clamp(min=0), tokens >= 0)[0]
+            return self.encode(tokens.clamp(min=0), tokens >= 0)[0]
 
 
 def _without_padding(row: list[int]) -> tuple[int, ...]:

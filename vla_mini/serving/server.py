@@ -23,8 +23,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from vla_mini.acting import Controller, frame_images, predict_together
-from vla_mini.policy import Policy
+from vla_mini.acting import ActingPolicy, Controller, frame_images, predict_together
 from vla_mini.serving.keys import RESET, understood_keys
 from vla_mini.serving.messages import pack, unpack
 from vla_mini.utils.errors import one_line
@@ -48,7 +47,7 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ActingPolicy,
         *,
         execute: int | None = None,
         ensemble: float | Literal["none"] | None = None,
@@ -135,7 +134,7 @@ class PolicyServer:
         expected = isinstance(error, (ValueError, FloatingPointError))
         text = one_line(error) if expected else f"the server failed: {type(error).__name__}"
         if not expected:
-            traceback.print_exception(error)  # for whoever runs the server
+            traceback.print_exception(error)  # in the server's own log
         if self._debug:
             text = "".join(traceback.format_exception(error))
         try:

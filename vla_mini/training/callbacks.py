@@ -15,6 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
+from vla_mini.commands import command_line
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import further_rates, summarize_split
 from vla_mini.evaluation.rollout import rollout
@@ -215,7 +216,7 @@ class Checkpoints(Callback):
     def _stop(self, trainer: Trainer) -> None:
         number = signal.Signals(self._signal or signal.SIGTERM)
         if trainer.is_global_zero:
-            resume = f"python scripts/train.py resume={self.folder.parent}"
+            resume = f"{command_line('train')} resume={self.folder.parent}"
             print(f"\nstopped by {number.name} after step {self._step}; to resume: {resume}", file=sys.stderr)
         raise SystemExit(128 + number)
 

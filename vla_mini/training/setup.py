@@ -17,6 +17,7 @@ from vla_mini import pretrained
 from vla_mini.collection import collect
 from vla_mini.data.chunks import check_lengths, relative_statistics, sample_chunks
 from vla_mini.data.frames import is_decoded
+from vla_mini.data.mixture import read_demonstrations
 from vla_mini.data.reader import Demonstrations, read_features
 from vla_mini.data.statistics import training_statistics
 from vla_mini.envs.spec import EnvSpec
@@ -31,7 +32,7 @@ from vla_mini.policy import Policy
 from vla_mini.registry import resolve
 from vla_mini.settings import Data, Env, TrainSettings
 from vla_mini.utils.download import is_hub_id
-from vla_mini.utils.errors import did_you_mean
+from vla_mini.utils.errors import did_you_mean, show
 from vla_mini.utils.features import Features
 
 GRIPPERS = ("gripper", "finger", "claw", "jaw")  # whose actions stay absolute unless a list says otherwise
@@ -57,6 +58,22 @@ def reading(settings: TrainSettings) -> dict[str, Any]:
     if settings.env.address is None and arguments["image_size"] is None:
         arguments["image_size"] = resolve(vision.target, "vision").wanted_size(vision.arguments())
     return arguments
+
+
+def training_demonstrations(settings: TrainSettings) -> Demonstrations:
+    """The demonstrations that the settings name. With `data.recorded_in_env` states, actions and frames per second are called
+    as in the environment; ValueError where it has another number of them."""
+    demonstrations = read_demonstrations(**reading(settings))
+    if not settings.data.recorded_in_env:
+        return demonstrations
+    spec, ours = vla_mini.envs.get_spec(settings.env.address), demonstrations.features
+    for name, those in (("state", spec.features.state), ("action", spec.features.action)):
+        if len(getattr(ours, name)) != len(those):
+            raise ValueError(
+                f"data.recorded_in_env=true: {name} is {show(getattr(ours, name))}, but of {spec.id} it is {show(those)}"
+            )
+    names = {"state": spec.features.state, "action": spec.features.action, "fps": spec.features.fps}
+    return demonstrations._replace(features=ours._replace(**names))
 
 
 def must_collect(settings: TrainSettings, is_given: Callable[[str], bool] = lambda key: False) -> bool:

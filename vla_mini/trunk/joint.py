@@ -58,7 +58,7 @@ class JointTrunk(Trunk):
         word_mask: Bool[Tensor, "b l"],
         state: Float[Tensor, "b d"],
     ) -> Context:
-        size, num_readouts = len(image), self.num_tokens
+        size, num_readouts = image.shape[0], self.num_tokens
         word_order = sinusoidal_embedding(torch.arange(words.shape[1], device=words.device), self.width).to(words.dtype)
         inputs = (image + self.grid_embedding.to(image.dtype), words + word_order, state[:, None])
         inputs = [tokens + embedding for tokens, embedding in zip(inputs, self.type_embedding, strict=True)]

@@ -101,4 +101,4 @@ class FiLMBlock(nn.Module):
         modulated = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
         rows, columns = self.grid
         maps = self.conv(rearrange(modulated, "b (k h w) d -> (b k) d h w", h=rows, w=columns))
-        return x + torch.relu(rearrange(maps, "(b k) d h w -> b (k h w) d", b=len(x)))
+        return x + torch.relu(rearrange(maps, "(b k) d h w -> b (k h w) d", b=x.shape[0]))

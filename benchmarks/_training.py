@@ -7,7 +7,8 @@ from typing import Any
 def build_data(settings: Any) -> tuple[Any, Any]:
     """The untrained policy and the data module of a run, (policy, data). Missing demonstrations are collected."""
     from vla_mini.data.mixture import read_demonstrations
-    from vla_mini.training.setup import collect_missing, data_module, reading, untrained_policy
+    from vla_mini.setup.demonstrations import collect_missing, reading
+    from vla_mini.setup.policy import data_module, untrained_policy
 
     collect_missing(settings)
     demonstrations = read_demonstrations(**reading(settings))

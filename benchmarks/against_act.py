@@ -51,7 +51,7 @@ def ours(folder: Path, arguments: dict[str, Any]) -> dict[str, float]:
     from benchmarks._training import build
     from vla_mini import config
     from vla_mini.evaluation.open_loop import batches_of, chunks_of, evenly_spaced
-    from vla_mini.training.setup import training_demonstrations
+    from vla_mini.setup.demonstrations import training_demonstrations
 
     base = ["experiment=real", f"data.root={arguments['source']}", f"data.cache={folder}/cache", f"hydra.run.dir={folder}/run"]
     base += ["trainer.accelerator=cpu", *arguments["others"]]

@@ -27,7 +27,7 @@ from vla_mini.envs import make
 from vla_mini.evaluation.latency import take_turns
 from vla_mini.policy import Policy
 from vla_mini.registry import variants
-from vla_mini.training.setup import untrained_policy
+from vla_mini.setup.policy import untrained_policy
 from vla_mini.types import Observation
 
 GROUPS = ("vision", "language", "trunk", "action")

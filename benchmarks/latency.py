@@ -81,8 +81,8 @@ def play(controller: Controller, episodes: int, seed: int) -> dict[str, Any]:
             successes += bool(info["success"])
             steps += len(actions)
             for step, jump in enumerate(second_differences(np.array(actions) / half), start=2):
-                # The chunk of step k execute is there `delay` steps later.
-                jumps[step >= controller.execute and (step - controller.delay) % controller.execute == 0].append(jump)
+                since = step - controller.execute - controller.delay  # the step that the second chunk is executed from
+                jumps[since >= 0 and since % controller.execute == 0].append(jump)
     low, high = wilson(successes, episodes)
     figures = {"success": successes / episodes, "success_interval": [low, high], "steps": steps / episodes}
     return figures | {
@@ -100,7 +100,9 @@ def by_delay(found: Sequence[Mapping[str, Any]]) -> str:
 
     def curves(figure: str) -> dict[str, list[Curve]]:
         rows = {name: [each for each in found if each["way"] == name] for name in WAYS}
-        return {name: [Curve([each["delay"] for each in of], [each[figure] for each in of])] for name, of in rows.items() if of}
+        return {
+            name: [Curve([each["delay"] for each in own], [each[figure] for each in own])] for name, own in rows.items() if own
+        }
 
     panels = [
         Panel("Success", "delay in steps", curves("success"), "percent"),
@@ -111,7 +113,8 @@ def by_delay(found: Sequence[Mapping[str, Any]]) -> str:
 
 def one_chunk(policy: Policy, execute: int, *, delay: int = 4, seed: int = 3) -> str:
     """The first action of a chunk and of the next one, drawn with and without RTC, and the gradient that RTC follows."""
-    observation, _ = make(policy.source["env"]).reset(seed=seed)
+    with closing(make(policy.source["env"])) as env:
+        observation, _ = env.reset(seed=seed)
     chunks = {}
     for name, rtc in (("new", False), ("new, RTC", True)):
         controller = Controller(policy, execute=execute, delay=delay, ensemble="none", rtc=rtc, seed=seed)

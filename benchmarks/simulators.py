@@ -78,7 +78,8 @@ def closed_loop(env_id: str, episodes: int) -> dict[str, float]:
     from vla_mini import config
     from vla_mini.envs import get_spec
     from vla_mini.evaluation.rollout import rollout
-    from vla_mini.training.setup import blank_demonstrations, untrained_policy
+    from vla_mini.setup.demonstrations import blank_demonstrations
+    from vla_mini.setup.policy import untrained_policy
 
     settings = config.load("train", ["env=none", "data.root=none", "auxiliary=none", "vision.input_size=null"])
     policy = untrained_policy(settings, blank_demonstrations(get_spec(env_id))).eval()

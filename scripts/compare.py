@@ -13,6 +13,7 @@ makes a variant. Variants that differ in more have names: variants.NAME="argumen
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,9 @@ def main(settings: "CompareSettings") -> None:
     from vla_mini.comparison.results import comparison_results
     from vla_mini.comparison.runs import dry_run, exclusive, train_all, variant_settings
     from vla_mini.reports.comparison import comparison_table, write_comparison
-    from vla_mini.training.setup import collect_missing
+    from vla_mini.setup.demonstrations import collect_missing
 
-    with exclusive():
+    with exclusive() if settings.launcher == "local" else nullcontext():
         dry_run(settings)
         output = config.new_folder(settings.output or config.default_output(None, "comparisons", Path("runs") / settings.name))
         for variant in settings.variants:  # before the runs, which are identified by the demonstrations, too

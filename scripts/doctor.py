@@ -28,14 +28,8 @@ EPISODES = 64  # that are collected where the demonstrations are missing
 def main(settings: "DoctorSettings") -> None:
     from vla_mini.doctor.checks import TrainingRun, run_checks
     from vla_mini.doctor.finding import describe, summary
-    from vla_mini.training.setup import (
-        check_start,
-        data_module,
-        fit_environment,
-        notes_on,
-        training_demonstrations,
-        untrained_policy,
-    )
+    from vla_mini.setup.demonstrations import check_start, fit_environment, training_demonstrations
+    from vla_mini.setup.policy import data_module, notes_on, untrained_policy
     from vla_mini.utils.files import write_json
     from vla_mini.utils.machine import describe_machine
 
@@ -78,7 +72,7 @@ def demonstrations_of(settings: "TrainSettings") -> Iterator["TrainSettings"]:
     """The settings, with demonstrations that exist: where they are missing, a few are collected in a temporary folder."""
     from vla_mini.collection import collect
     from vla_mini.envs import get_spec
-    from vla_mini.training.setup import must_collect
+    from vla_mini.setup.demonstrations import must_collect
 
     data = settings.data
     if not must_collect(settings, config.is_given):

@@ -9,7 +9,6 @@ infer.py and serve.py (`pip install 'vla-mini[onnx]'`). The actions are compared
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_mini import config
@@ -29,8 +28,6 @@ def main(settings: "ExportSettings") -> None:
     policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
     if settings.num_steps is not None:
         policy.action.change(num_steps=settings.num_steps)
-    if Path(settings.output).exists():
-        raise ValueError(f"output={settings.output} exists already: name a new folder")
     written = export(policy, settings.output, dtype=settings.dtype)
     print(f"{settings.output}: {written.megabytes:.2f} MB; largest difference from the policy's actions {written.error:.2g}")
 

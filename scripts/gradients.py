@@ -68,7 +68,7 @@ def policy_and_batch(settings: "GradientsSettings") -> tuple[Any, Any, list[str]
     from vla_mini import Policy
     from vla_mini.data.chunks import ActionChunkDataset
     from vla_mini.data.reader import read_dataset
-    from vla_mini.training.setup import untrained_policy
+    from vla_mini.setup.policy import untrained_policy
 
     policy = None
     if settings.policy:

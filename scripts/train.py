@@ -5,6 +5,8 @@ Everything is written to one new folder, runs/<experiment>/<date_time>/.
     python scripts/train.py experiment=toy_pick
     python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1
     python scripts/train.py experiment=toy_pick trainer.devices=4
+    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 scripts/train.py \
+        experiment=toy_pick trainer.num_nodes=2 trainer.devices=4
     python scripts/train.py experiment=real data.root=DIR
 """
 
@@ -23,16 +25,9 @@ if TYPE_CHECKING:
 def main(settings: "TrainSettings") -> None:
     import lightning
 
+    from vla_mini.setup.demonstrations import check_start, collect_missing, fit_environment, training_demonstrations
+    from vla_mini.setup.policy import data_module, notes_on, untrained_policy
     from vla_mini.training.checkpoints import clean_run_folder, fingerprint, provenance, write_provenance
-    from vla_mini.training.setup import (
-        check_start,
-        collect_missing,
-        data_module,
-        fit_environment,
-        notes_on,
-        training_demonstrations,
-        untrained_policy,
-    )
     from vla_mini.training.trainer import build_training, choose_precision
 
     if not config.rank():  # one of several processes checks for all
@@ -59,6 +54,7 @@ def main(settings: "TrainSettings") -> None:
         print(f"{run_dir} resumes after step {steps}" if checkpoint else f"{run_dir} has no checkpoint yet: it starts again")
     write_provenance(run_dir, origin)
     trainer, module = build_training(settings, policy, run_dir=run_dir, provenance=origin, run=run, steps=steps)
+    config.announce(run_dir)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     finally:  # however training ended: a run that saved a policy is the latest
@@ -81,9 +77,9 @@ def finish(settings: "TrainSettings", trainer: Any, module: Any, demonstrations:
     from vla_mini.reports.open_loop import write_open_loop
     from vla_mini.reports.run import write_report
     from vla_mini.reports.videos import write_videos
+    from vla_mini.setup.policy import trusts_remote_code
     from vla_mini.training.callbacks import BestPolicy
     from vla_mini.training.loggers import finish_loggers
-    from vla_mini.training.setup import trusts_remote_code
     from vla_mini.training.trainer import choose_device
     from vla_mini.utils.files import write_json
 

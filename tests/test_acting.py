@@ -147,7 +147,7 @@ def test_a_delay_that_does_not_fit_is_refused(settings, message):
 
 
 @pytest.mark.parametrize(("execute", "delay"), [(1, 1), (2, 1), (2, 2), (3, 1)])
-def test_with_a_delay_the_chunk_before_goes_on_until_the_next_is_there(execute, delay):
+def test_with_a_delay_the_chunk_before_is_executed_until_the_next_is_there(execute, delay):
     controller = Controller(CountingPolicy(), execute=execute, delay=delay)
     for step in range(12):
         number = max((k for k in range(step // execute + 1) if k * execute + (delay if k else 0) <= step), default=0)
@@ -211,8 +211,10 @@ def test_in_real_time_the_next_chunk_is_computed_while_the_present_one_is_execut
 
 
 @pytest.mark.parametrize("rtc", [False, True])
-def test_in_real_time_a_policy_solves_an_episode_s_worth_of_steps(rtc):
+def test_in_real_time_a_new_chunk_is_asked_to_continue_the_one_before(rtc, monkeypatch):
     policy = make_policy(action="flow")
+    act, prefixes = policy.act, []
+    monkeypatch.setattr(policy, "act", lambda *inputs, prefix=None: prefixes.append(prefix) or act(*inputs, prefix))
     env = make("vla_mini/ToyPick-v0")
     observation, _ = env.reset(seed=0)
     controller = AsyncController(policy, execute=3, rtc=rtc)
@@ -224,6 +226,9 @@ def test_in_real_time_a_policy_solves_an_episode_s_worth_of_steps(rtc):
         for _ in range(4):
             controller.step(observation | {"state": np.full(4, np.nan, np.float32)})
     controller.close()
+    assert prefixes[0] is None and len(prefixes) > 2
+    assert [prefix is not None for prefix in prefixes[1:]] == [rtc] * (len(prefixes) - 1)
+    assert all(prefix.weights[0, 0] == 1 for prefix in prefixes[1:] if rtc)  # executed until the new chunk is there
 
 
 def test_actions_that_are_not_finite_are_refused():

@@ -22,7 +22,7 @@ IMPORTS: dict[str, str] = {
     "commands": "errors",
     "files": "",
     "features": "",
-    "machine": "",
+    "machine": "commands",
     "layers": "",
     "types": "features",
     "schema": "errors",
@@ -39,13 +39,14 @@ IMPORTS: dict[str, str] = {
     "policy": "errors normalization parts pretrained registry types",
     "acting": "data parts types",
     "export": "errors features files parts policy types action",
-    "serving": "acting errors features policy",
+    "serving": "acting errors features",
     "collection": "data envs machine",
     "settings": "errors registry schema",
     "autograd": BELOW,
     "evaluation": BELOW,
     "finetuning": BELOW,
     "training": BELOW,
+    "setup": BELOW,
     "testing": BELOW,
     "doctor": BELOW,
     "config": "commands errors files registry schema settings",
@@ -55,7 +56,10 @@ IMPORTS: dict[str, str] = {
 
 # Library -> the only places, relative to the repository, where it may be imported.
 LIBRARIES = {
-    "lightning": ("vla_mini/training/", "vla_mini/finetuning/", "vla_mini/data/module.py", "scripts/train.py"),
+    "lightning": (
+        *("vla_mini/training/", "vla_mini/finetuning/", "vla_mini/data/module.py", "vla_mini/commands/processes.py"),
+        "scripts/train.py",
+    ),
     "pytorch_lightning": (),
     "hydra": ("vla_mini/config/",),
     "omegaconf": ("vla_mini/config/",),
@@ -148,7 +152,7 @@ def test_folders_and_files_stay_small():
     folders = {path.parent for path in FILES.values()} - {PACKAGE / kind for kind in KINDS}
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}
-    assert num_lines() <= 18_200
+    assert num_lines() <= 18_450
 
 
 @pytest.mark.xfail(strict=True, reason="what the package does today takes more")

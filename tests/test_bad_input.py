@@ -9,7 +9,7 @@ from tests.factory import command
 from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
-from vla_mini.training.setup import dry_run
+from vla_mini.setup.demonstrations import dry_run
 from vla_mini.utils import hub
 
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

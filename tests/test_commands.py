@@ -286,6 +286,7 @@ def test_a_damaged_policy_is_refused_and_named(place, tmp_path, capsys, name, da
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
         ),
         ("train", ["experiment=toy_pick_smoke", "trainer.devices=2"], "trainer.devices"),
+        ("train", ["experiment=toy_pick_smoke", "trainer.num_nodes=2"], "trainer.num_nodes=2: start this command on every"),
         ("train", ["experiment=toy_pick_smoke", "optimizer.lr=-1"], "optimizer.lr=-1"),
         ("train", ["experiment=toy_pick_smoke", "trainer.enable_checkpointing=true"], "enable_checkpointing"),
     ],

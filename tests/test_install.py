@@ -41,6 +41,7 @@ def plugin(tmp_path, monkeypatch):
     package = tmp_path / "plugins" / "my_heads"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(HEAD)
+    (package / "broken.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(package.parent)
     yield package
     registry.use_plugins([])
@@ -93,6 +94,8 @@ def test_a_run_in_any_folder_with_configs_and_a_head_of_ones_own(installed, plug
     allowed = vla_mini(installed, tmp_path, *policy, "plugins=[my_heads]", also=also)
     assert allowed.returncode == 0, allowed.stderr
     assert (tmp_path / "evaluated/metrics.json").is_file()
+    checked = vla_mini(installed, tmp_path, "doctor", "experiment=mine", also=also)
+    assert "packages" in checked.stdout and "FileNotFoundError" not in checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize(
@@ -102,10 +105,14 @@ def test_a_run_in_any_folder_with_configs_and_a_head_of_ones_own(installed, plug
         (["plugins=[my_heads]", "action._target_=my_heads.NoPart"], "action._target_=my_heads.NoPart is not derived from"),
         (["plugins=[my_heads]", "action._target_=my_heads.Missing"], "action._target_=my_heads.Missing is no class"),
         (["plugins=[my_heads]", "action._target_=my_heads.more.Head"], "action._target_=my_heads.more.Head: No module named"),
+        (
+            ["plugins=[my_heads]", "action._target_=my_heads.broken.Head"],
+            "action._target_=my_heads.broken.Head: division by zero",
+        ),
         (["action._target_=my_heads.MyHead"], "for a class of your own give plugins=[my_heads]"),
         (["plugins=my_heads"], "plugins='my_heads' is not a list"),
     ],
-    ids=["missing package", "no part", "no class", "missing module", "not allowed", "no list"],
+    ids=["missing package", "no part", "no class", "missing module", "broken module", "not allowed", "no list"],
 )
 def test_a_plugin_that_cannot_be_used_is_refused(plugin, arguments, message, capsys):
     assert command("train", "experiment=toy_pick_smoke", *arguments) == 2

@@ -54,7 +54,8 @@ def test_settings_are_kept_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=1", "trainer.precision=32-true", "vision=patch", "data.batch_size=8", "experiment=toy_pick"]
+    "change",
+    ["seed=1", "trainer.precision=32-true", "vision=patch", "data.batch_size=8", "trainer.devices=2", "experiment=toy_pick"],
 )
 def test_nothing_else_may_change(run, capsys, change):
     assert change in refused(capsys, f"resume={run}", change)

@@ -33,14 +33,17 @@ class ActingPolicy(Protocol):
 
     def tokenize(self, instructions: list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]: ...
 
-    def act(self, observation: Observation, generator: Sequence[Generator]) -> Float[Tensor, "b t a"]: ...
+    def act(
+        self, observation: Observation, generator: Sequence[Generator], prefix: Prefix | None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A chunk in raw units, without a graph. `prefix` is only given where `takes_prefix`."""
 
 
 class Chunk(NamedTuple):
     """Actions that were predicted from one observation."""
 
     start: int  # the step of the observation, and of the first action
-    ready: int  # the step from which on it is there
+    ready: int  # the step from which on it can be executed
     actions: np.ndarray  # (t, a), raw units
 
 
@@ -116,7 +119,7 @@ class Controller:
         return observe(self.policy, [newest], past=[past])
 
     def predict(self, observation: Observation) -> Float[Tensor, "1 t a"]:
-        """The chunk that `step` predicts from what `observe` returned, with the next noise; differentiable."""
+        """The chunk that `step` predicts from what `observe` returned, with the next noise; differentiable, of a `Policy`."""
         return self.policy.predict_chunk(observation, [self._generator])
 
     def prefix(self) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +158,9 @@ class AsyncController(Controller):
     """Acts in real time: the next chunk is computed in a thread of its own while the present one is executed, and used as soon
     as it is there. `step` waits for the policy only where no action is left, as at an episode's start.
 
-    - delay: how many steps that is expected to take; later the most that it took of late
+    - delay: how many steps that is expected to take; later the most that the last ten chunks took
+
+    Raises what `Controller` raises; an error of the policy is raised by the step that takes its chunk.
     """
 
     def __init__(self, policy: ActingPolicy, *, delay: int = 1, **settings: Any) -> None:
@@ -267,7 +272,7 @@ def frame_images(frame: Mapping[str, Any], policy: ActingPolicy) -> list[np.ndar
         if camera not in frame["images"]:
             raise ValueError(f"camera {camera!r} is missing: the images are from {', '.join(sorted(frame['images']))}")
         image = frame["images"][camera]
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
             raise ValueError(
                 f"the image of {camera!r} is {image.dtype} {image.shape}, but the policy takes uint8 (height, width, 3)"
             )

@@ -235,7 +235,8 @@ class ActionHead(Part):
 
     - needs_noise: True for a head that draws samples: its `predict` starts from noise
     - bounded: True for a head that puts out nothing beyond [-1, 1]
-    - takes_prefix: True for a head whose `predict` takes a `prefix`, the actions that a chunk is to begin with
+    - takes_prefix: True for a head whose `predict` also takes `prefix: Prefix | None`, actions that the chunk is to begin with
+    - exportable: False for a head whose `predict` calls its layers as often as their values demand, which no graph can do
 
     Every context has `spec.num_tokens` tokens, some of them masked: a head may have layers of that size.
     """
@@ -244,6 +245,7 @@ class ActionHead(Part):
     needs_noise: ClassVar[bool] = False
     bounded: bool = False
     takes_prefix: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
 
     @abstractmethod
     def loss(self, context: Context, actions: Float[Tensor, "b t a"], is_pad: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:

@@ -181,6 +181,7 @@ class Policy(PretrainedMixin, nn.Module):
         prefix: Prefix | None = None,
     ) -> Float[Tensor, "b t a"]:
         """A chunk of actions in raw units, differentiable by images (in [0, 1]), word vectors and state (raw units)."""
+        assert prefix is None or self.takes_prefix
         context = self.context(images, word_vectors, state, word_mask)
         if prefix is None:
             actions = self.action.predict(context, noise)

@@ -60,7 +60,7 @@ def resolve(target: Any, kind: str, *, classes: Sequence[type] = ()) -> type[Par
 
 
 def _plugin_class(module: str, name: str, kind: str) -> type[Part]:
-    with as_value_error(f"_target_={module}.{name}", ImportError):
+    with as_value_error(f"_target_={module}.{name}", Exception):  # whatever the module raises
         found = getattr(importlib.import_module(module), name, None)
     if not inspect.isclass(found) or not issubclass(found, KINDS[kind]):
         wrong = "is no class" if not inspect.isclass(found) else f"is not derived from vla_mini.parts.{KINDS[kind].__name__}"

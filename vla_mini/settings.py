@@ -49,7 +49,7 @@ TRAINER_EXCLUDED = (
 TRAINER_TYPES = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
     ("devices", PositiveInt),
-    ("num_nodes", Literal[1]),  # training on several machines is untested
+    ("num_nodes", PositiveInt),
     ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
     # Not 16-true: an optimizer's epsilon is 0 in fp16, and a few steps make weights that are not finite.
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]),
@@ -249,6 +249,8 @@ class Checkpoint(StrictModel):
 # What may change when a run is resumed. Compilation changes results by rounding alone, and no checkpoint.
 CHANGEABLE_ON_RESUME = (
     *("trainer.max_steps", "logger", "compile", "compile_dynamic"),
+    # Over how many processes the samples of a step are divided.
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.batch_size"),
     # Where the same data are, and how they are read.
     *("data.root", "data.roots", "data.cache", "data.cache_gigabytes", "data.verify", "data.num_workers"),
 )
@@ -291,6 +293,11 @@ class TrainSettings(StrictModel):
     ema: MovingAverage
     run_dir: Path
 
+    @property
+    def num_processes(self) -> int:
+        """How many train together, on all machines."""
+        return self.trainer.num_nodes * self.trainer.devices
+
     def contradictions(self) -> Iterator[str]:
         if self.execute > self.data.horizon:
             yield f"execute={self.execute} is more than the data.horizon={self.data.horizon} of a chunk"
@@ -300,6 +307,8 @@ class TrainSettings(StrictModel):
             yield f"evaluation.further_splits={show(splits)} with env=none: there is no environment to evaluate in"
         if self.env.id is None and self.data.recorded_in_env:
             yield "data.recorded_in_env=true with env=none: name the environment, such as env=libero_spatial"
+        if self.data.fps is not None and self.data.recorded_in_env:
+            yield f"data.fps={self.data.fps:g} with data.recorded_in_env=true: its frames per second are the environment's"
         if self.insulate and self.action.target == "vla_mini.action.bins.BinsHead":
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:

@@ -24,6 +24,7 @@ from vla_mini.comparison.runs import (
     with_budget,
 )
 from vla_mini.config.command_settings import Budget, CompareSettings
+from vla_mini.config.sources import use_config_dir
 
 STAND_IN = """
     import os, pathlib, sys, time
@@ -105,7 +106,7 @@ def test_the_folder_of_a_run_depends_on_settings_and_code(monkeypatch):
     assert same.startswith("a_b_c-") and same.endswith("-seed0")
     assert same.removesuffix("0") == folder("action=flow", seed=1).removesuffix("1")
     assert same != folder("action=flow", "optimizer.lr=0.06") and same != folder("action=bins")
-    monkeypatch.setattr(runs, "code_digest", lambda: "changed")
+    monkeypatch.setattr(runs, "code_digest", lambda script: "changed")
     assert same != folder("action=flow")
 
 
@@ -136,7 +137,7 @@ def test_comments_and_excluded_folders_do_not_change_the_digest_of_the_code(tmp_
     for text, other in (("a = 1\n", "b = 1"), ("a = 1  # one\n\n", "b = 2"), ("a = 2\n", "b = 2")):
         module.write_text(text)
         excluded.write_text(other)
-        digests.append(runs.code_digest())
+        digests.append(runs.code_digest(runs.TRAIN))
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -144,7 +145,7 @@ def test_comments_and_excluded_folders_do_not_change_the_digest_of_the_code(tmp_
 def test_a_run_fails_if_the_code_changes_meanwhile(monkeypatch, edit, fails):
     monkeypatch.setenv("EDIT", edit)
     run = flow_run()
-    assert (train(run) == "the code in vla_mini/ changed during the run: start the comparison again") == fails
+    assert (train(run) == runs.CHANGED) == fails
     assert (run.folder / FINISHED).exists() != fails
 
 
@@ -179,9 +180,37 @@ def test_runs_are_jobs_of_a_cluster(cluster):
 def test_a_launcher_that_cannot_be_used_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"submitit=\{'?cluster'?: 'local', .*no_such"):
         train_all(comparison(launcher="submitit", submitit={"cluster": "local", "no_such": 1}))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="there is no SLURM here"):
+        dry_run(comparison(launcher="submitit"))
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match=r"the package submitit is missing: pip install 'vla-mini\[slurm\]'"):
-        train_all(comparison(launcher="submitit"))
+        dry_run(comparison(launcher="submitit"))
+
+
+def test_a_run_of_other_code_than_it_was_planned_with_does_not_begin():
+    run = flow_run()
+    assert train(run._replace(code="of before")) == runs.CHANGED
+    assert not run.folder.exists()
+
+
+def test_the_folder_of_a_run_depends_on_its_plugins(tmp_path, monkeypatch):
+    (tmp_path / "my_heads").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = []
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "my_heads" / "__init__.py").write_text(text)
+        folders.append(plan(comparison(), "a", ["plugins=[my_heads]"], seed=0).folder)
+    assert folders[0] != folders[1]
+
+
+def test_jobs_look_for_configs_where_the_comparison_does(tmp_path):
+    (tmp_path / "mine").mkdir()
+    use_config_dir(str(tmp_path / "mine"))
+    try:
+        assert flow_run().command[1:] == ["--config-dir", str(tmp_path / "mine")]
+    finally:
+        use_config_dir(None)
 
 
 def test_a_budget_of_seconds_is_converted_to_steps_by_the_speed_of_each_variant():

@@ -11,7 +11,7 @@ from vla_mini.data.reader import read_dataset
 from vla_mini.doctor import learning, machine
 from vla_mini.doctor.checks import TrainingRun
 from vla_mini.envs.toy_pick.spec import SPEC
-from vla_mini.training.setup import data_module, untrained_policy
+from vla_mini.setup.policy import data_module, untrained_policy
 
 SMALL = ["vision.width=16", "trunk.width=32", "language.width=16", "data.batch_size=16"]
 

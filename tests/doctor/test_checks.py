@@ -14,7 +14,7 @@ from vla_mini.data.reader import read_dataset
 from vla_mini.doctor import data, learning, machine, replay
 from vla_mini.doctor.checks import check_execution, draw_samples, run_checks
 from vla_mini.doctor.finding import CannotCheckError, Finding, describe, run_check, summary
-from vla_mini.training.setup import augmentation
+from vla_mini.setup.policy import augmentation
 
 
 def test_values_that_are_not_finite_are_named_and_end_the_checks(make_run, demonstrations):
@@ -131,11 +131,15 @@ def test_a_dataset_of_another_action_noise_begins_with_the_same_frames(tmp_path)
 
 def test_packages_disk_and_threads(tmp_path, monkeypatch):
     assert machine.packages().status == "pass"
-    project = tmp_path / "pyproject.toml"
-    project.write_text('[project]\nrequires-python = ">=4"\ndependencies = ["torch<2", "no-such-package>=1", "numpy"]\n')
-    found = machine.packages(project)
+    (tmp_path / "mine-1.dist-info").mkdir()
+    required = ["torch<2", "no-such-package>=1", "numpy", 'other>=1; extra == "more"']
+    lines = ["Metadata-Version: 2.4", "Name: mine", "Version: 1", "Requires-Python: >=4"]
+    lines += [f"Requires-Dist: {each}" for each in required]
+    (tmp_path / "mine-1.dist-info" / "METADATA").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = machine.packages("mine")
     assert found.status == "fail" and all(name in found.measured for name in ("python", "torch", "no-such-package missing"))
-    assert "numpy" not in found.measured
+    assert "numpy" not in found.measured and "other" not in found.measured
     free = {"pass": 10**11, "warn": 4 * 10**9, "fail": 10**9}
     for status, num_bytes in free.items():
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _, free=num_bytes: SimpleNamespace(free=free))

@@ -19,7 +19,8 @@ from vla_mini.data.reader import read_dataset
 from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about_mismatch
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
-from vla_mini.training.setup import dry_run, untrained_policy
+from vla_mini.setup.demonstrations import dry_run
+from vla_mini.setup.policy import untrained_policy
 from vla_mini.utils import hub
 
 ENV = "vla_mini/ToyPick-v0"

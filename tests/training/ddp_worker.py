@@ -13,9 +13,9 @@ from vla_mini.finetuning.freezing import freeze
 from vla_mini.finetuning.unfreezing import Unfreezing
 from vla_mini.settings import Logger
 from vla_mini.testing import split
+from vla_mini.training.distributed import choose_strategy
 from vla_mini.training.loggers import build_loggers
 from vla_mini.training.monitor import GradientMonitor
-from vla_mini.training.trainer import choose_strategy
 
 SIZES = [[3, 5, 4], [2, 6, 4]]  # of each rank's micro-batches; two make a window, so that the last one is short
 FROZEN = ["vision"]
@@ -46,7 +46,7 @@ def work(folder: Path, rank: int, port: int) -> None:
 
     def train(policy, micro_batches, *, requested="ddp", **arguments):
         defaults = {"devices": 2, "precision": "64-true", "optimizer": SGD | {"lr": 0.1}, "accumulate_grad_batches": 2}
-        strategy = choose_strategy(requested, devices=2)
+        strategy = choose_strategy(requested, num_processes=2)
         return fit(policy, micro_batches, strategy=strategy, **defaults | arguments)
 
     policy = make_policy(dtype=torch.float64)

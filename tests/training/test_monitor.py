@@ -260,8 +260,8 @@ class Tensors(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step in (5, 45) and batch_idx % 2:
             gc.collect()
-            things = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-            tensors = [thing for thing in things if not isinstance(thing, FakeTensor)]  # which torch.export keeps
+            found = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+            tensors = [each for each in found if not isinstance(each, FakeTensor)]  # which torch.export keeps
             self.alive[trainer.global_step] = (len(tensors), sum(tensor.nbytes for tensor in tensors))
 
 

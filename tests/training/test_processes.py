@@ -1,13 +1,20 @@
-"""Two processes on the CPU make the steps, and the run of train.py, that one process makes; and both end together."""
+"""Two processes on the CPU make the steps, and the run of train.py, that one process makes; and both end together.
+
+Lightning starts the second one, or torchrun or srun starts both, as on two machines: for srun, which is not here, by the
+environment variables that it sets.
+"""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +27,7 @@ from tests.training import ddp_worker
 from tests.training.ddp_worker import FROZEN, SIZES, STAGES, big_batch
 from tests.training.test_step import flat, gradients_of_the_mean
 from vla_mini import config
-from vla_mini.config.folders import RUN_DIR
+from vla_mini.commands.processes import RUN_DIR
 from vla_mini.finetuning.freezing import freeze
 from vla_mini.finetuning.unfreezing import Unfreezing
 from vla_mini.testing import split
@@ -34,6 +41,11 @@ RESUME = "python scripts/train.py resume=runs/toy_pick_smoke/"
 TIMEOUT = 600  # seconds, of which a machine with nothing else to do needs ten: two busy ones may take 20 times as long
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 # ---- steps
 
 
@@ -41,8 +53,7 @@ TIMEOUT = 600  # seconds, of which a machine with nothing else to do needs ten: 
 def ranks(tmp_path_factory):
     """What two processes found that trained together, by gloo on the CPU; and where they logged."""
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [forked(ddp_worker.main, folder, rank, port) for rank in range(2)]
     for process in processes:
         process.join(TIMEOUT)
@@ -114,13 +125,22 @@ def test_a_nan_on_one_process_skips_the_step_on_both(ranks):
 
 @contextmanager
 def started(
-    folder: Path, *arguments: str, script: Path = ROOT / "scripts" / "train.py", settings: list[str] = SMOKE
+    folder: Path,
+    *arguments: str,
+    script: Path = ROOT / "scripts" / "train.py",
+    settings: list[str] = SMOKE,
+    launcher: Sequence[str] = (),
+    variables: Mapping[str, str] = {},
 ) -> Iterator[subprocess.Popen]:
-    """train.py in a process of its own and, as it asks for, one more; their output ends when the last of them has ended."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    environment.pop("WANDB_SERVICE", None)  # of runs in this process
+    """train.py in a process of its own and, as it asks for, one more; their output ends when the last of them has ended.
+
+    - launcher: of the script, with its options; variables: of the environment
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"} | variables
+    for name in ("WANDB_SERVICE", RUN_DIR):  # of runs in this process
+        environment.pop(name, None)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, str(script), *settings, *arguments]
+    command = [sys.executable, *launcher, str(script), *settings, *arguments]
     with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **streams) as process:
         try:
             yield process
@@ -129,6 +149,7 @@ def started(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+EXEC = f'exec(open("{ROOT / "scripts" / "train.py"}").read())'
 PLANTED = """
 import math, os, signal, time, torch
 from vla_mini.language.table import TableLanguage
@@ -211,6 +232,22 @@ def test_two_processes_make_the_run_that_one_makes(runs):
         assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=few), name
 
 
+def test_a_run_of_two_processes_is_resumed_by_one(runs, tmp_path):
+    """With the samples of both: as if one had made it from the beginning."""
+    folder, together, _ = runs
+    changed = ["trainer.max_steps=8", f"data.root={folder / 'data' / 'toy_pick_16_seed0'}"]
+    for name, source in (("one", together), ("alone", folder / "alone")):
+        shutil.copytree(source, tmp_path / name, symlinks=True)
+    alone = ["trainer.devices=1", "data.batch_size=16", "logger=csv"]
+    with started(tmp_path, "resume=one", *changed, *alone, settings=[]) as process:
+        assert (process.communicate(timeout=TIMEOUT)[1], process.returncode) == ("", 0)
+    assert command("train", f"resume={tmp_path / 'alone'}", *changed) == 0
+    found, expected = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("one", "alone"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-13)
+    assert [row["step"] for row in read_rows(tmp_path / "one")] == [str(step) for step in range(8)]
+
+
 def test_everything_is_printed_and_written_once(runs):
     folder, together, ((first, stopped), (second, err)) = runs
     for line in ("precision: 64-true, processes: 2", "component ", "step 2: success"):
@@ -255,6 +292,92 @@ def test_a_second_signal_ends_both_at_once(runs, tmp_path):
     assert process.returncode in (130, 143) and "Traceback" not in err
 
 
+# ---- as on two machines
+
+APART = ["trainer.num_nodes=2", "trainer.strategy=ddp", "data.batch_size=8"]
+
+
+def slurm(rank: int, port: int) -> dict[str, str]:
+    """What srun sets in process 0 or 1 of two machines."""
+    each = {
+        "PROCID": rank,
+        "NODEID": rank,
+        "LOCALID": 0,
+        "NTASKS": 2,
+        "NNODES": 2,
+        "NTASKS_PER_NODE": 1,
+        "NODELIST": "127.0.0.1",
+    }
+    return {f"SLURM_{name}": str(value) for name, value in each.items()} | {"MASTER_PORT": str(port)}
+
+
+@contextmanager
+def machine(kind: str, rank: int, port: int, folder: Path, *arguments: str, **options: Any) -> Iterator[subprocess.Popen]:
+    """train.py on machine 0 or 1 of two, by torchrun or as srun starts it."""
+    if kind == "srun":
+        options["variables"] = slurm(rank, port)
+    else:
+        place = [f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        options["launcher"] = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *place]
+    with started(folder, *arguments, **options) as process:
+        yield process
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "srun"])
+def test_two_machines_make_the_run_that_one_process_makes(kind, runs, tmp_path):
+    folder, _, _ = runs
+    arguments = [*WINDOWS, *APART, f"hydra.run.dir={kind}"]
+    with ExitStack() as stack:
+        port = free_port()
+        both = [stack.enter_context(machine(kind, rank, port, folder, *arguments)) for rank in (1, 0)]
+        outputs = [process.communicate(timeout=TIMEOUT) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    (second, _), (first, _) = outputs
+    assert "trained" not in second and "processes: 2" in first
+    episodes = config.load("train", SMOKE).evaluation.selection_episodes  # divided over both
+    assert re.findall(r"in (\d+) selection scenes", first) == [str(episodes)] * 2
+    found, expected = (load_file(folder / run / "policy" / "model.safetensors") for run in (kind, "alone"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-13)
+    names = ("train/loss", "validation/loss", "selection/success_rate")
+    found, expected = figures(folder / kind), figures(folder / "alone")
+    for name in names:
+        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    written, alone = ({str(path.relative_to(folder / run)) for path in (folder / run).rglob("*")} for run in (kind, "alone"))
+    assert written == alone
+
+
+def test_a_mistake_ends_both_machines(tmp_path):
+    """The first says what is wrong, the second that the first one ended."""
+    port = free_port()
+    with machine("srun", 1, port, tmp_path, *APART) as second, machine("srun", 0, port, tmp_path, "seed=x", *APART) as first:
+        assert "seed='x'" in first.communicate(timeout=TIMEOUT)[1]
+        second.terminate()  # as srun does: it looks for the first one, and no work has begun
+        second.communicate(timeout=TIMEOUT)
+    assert (first.returncode, second.returncode) == (2, -signal.SIGTERM)
+    planted = tmp_path / "train.py"  # the first one joins, and fails
+    planted.write_text(f"import vla_mini.setup.demonstrations as first\nfirst.check_start = lambda settings: 1 / 0\n{EXEC}")
+    port = free_port()
+    with (
+        machine("srun", 1, port, tmp_path, *APART) as second,
+        machine("srun", 0, port, tmp_path, *APART, script=planted) as first,
+    ):
+        assert "ZeroDivisionError" in first.communicate(timeout=TIMEOUT)[1]
+        _, err = second.communicate(timeout=TIMEOUT)
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert err == "train: process 1: the first process ended before training began\n"
+
+
+def test_a_machine_that_never_comes(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(f"import vla_mini.commands.processes as processes\nprocesses.JOIN_SECONDS = 2\n{EXEC}")
+    with machine("srun", 0, free_port(), tmp_path, *APART, script=script) as process:
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert err.startswith("train: process 0: the processes did not all come within 2 s: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [script]
+
+
 # ------------------------------------------------------------------------------------- without a second process
 
 
@@ -282,13 +405,29 @@ def test_the_second_process_leaves_signals_to_the_first(second, monkeypatch):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_other_launchers_are_refused(monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "0")
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is set, but neither by torchrun nor by srun: start this command by one of them"),
+        (slurm(0, 1), "trainer.num_nodes=1 trainer.devices=1, but srun started other processes: give trainer.num_nodes=2"),
+        (
+            {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "GROUP_WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "4"},
+            "trainer.num_nodes=1 trainer.devices=1, but torchrun started other processes: "
+            "give trainer.num_nodes=1 trainer.devices=4",
+        ),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            "SLURM_NNODES is not set: give srun or sbatch --nodes=N --ntasks-per-node=M",
+        ),
+    ],
+    ids=["another_launcher", "srun", "torchrun", "srun_without_nodes"],
+)
+def test_processes_that_do_not_fit_the_settings(variables, words, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv(RUN_DIR, raising=False)
     assert config.run("train", ["experiment=toy_pick_smoke"], lambda cfg: None) == 2
-    assert capsys.readouterr().err.startswith(
-        "train: LOCAL_RANK=0 is set, as by torchrun: start this command with python alone"
-    )
+    assert capsys.readouterr().err.startswith(f"train: {words}")
 
 
 def test_hydra_leaves_nothing_that_lightning_would_hand_on():

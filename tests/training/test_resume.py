@@ -14,9 +14,9 @@ from tests.harness import read_rows
 from vla_mini import config
 from vla_mini.collection import collect
 from vla_mini.data.reader import read_dataset
+from vla_mini.setup.policy import data_module, untrained_policy
 from vla_mini.training import loggers
 from vla_mini.training.checkpoints import clean_run_folder, newest_good, numbered
-from vla_mini.training.setup import data_module, untrained_policy
 from vla_mini.training.trainer import build_training
 from vla_mini.utils import files
 

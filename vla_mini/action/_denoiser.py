@@ -66,7 +66,11 @@ def guided(
     """The denoised chunk that is expected at `x`; with a prefix, moved toward one that begins with it (real-time chunking, RTC:
     Black et al. 2025, arXiv 2506.07339).
 
-    The move is the gradient, by the noisy chunk, of the distance to the prefix: a vector-Jacobian product of `estimate`.
+    - estimate: noisy chunk -> the denoised chunk that is expected of it
+    - weight: how far it is moved
+
+    The move is along minus the gradient, by the noisy chunk, of half the squared distance to the prefix: a vector-Jacobian
+    product of `estimate`.
     """
     if prefix is None:
         return estimate(x)

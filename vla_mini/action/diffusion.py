@@ -72,7 +72,7 @@ class DiffusionHead(ActionHead):
     def predict(
         self, context: Context, noise: Float[Tensor, "b t a"] | None = None, prefix: Prefix | None = None
     ) -> Float[Tensor, "b t a"]:
-        """A sample, the same for the same noise; differentiable through all steps, but with a prefix."""
+        """A sample, the same for the same noise; differentiable through all steps, except with a prefix."""
         condition, x = self.denoiser.condition(context), noise
         # Evenly spaced, from pure noise on (Lin et al. 2024, arXiv 2305.08891).
         spacing = self.num_train_timesteps / self.num_steps

@@ -38,6 +38,8 @@ class FastHead(ActionHead):
     - vocab_size: of the tokenizer, at most; each single coefficient is one of its tokens
     """
 
+    exportable = False
+
     def __init__(
         self,
         spec: HeadSpec,

@@ -60,7 +60,7 @@ class FlowHead(ActionHead):
     def predict(
         self, context: Context, noise: Float[Tensor, "b t a"] | None = None, prefix: Prefix | None = None
     ) -> Float[Tensor, "b t a"]:
-        """A sample, the same for the same noise; differentiable through all steps, but with a prefix."""
+        """A sample, the same for the same noise; differentiable through all steps, except with a prefix."""
         condition, x = self.field.condition(context), noise
         for step in range(self.num_steps):
             time = step / self.num_steps

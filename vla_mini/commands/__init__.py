@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+IN_CHECKOUT = not (PACKAGE / "configs").is_dir()
 
 
 def shipped(name: str) -> Path:

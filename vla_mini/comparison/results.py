@@ -5,13 +5,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from vla_mini.comparison.runs import Run, code_digest, variant_settings
+from vla_mini.comparison.runs import TRAIN, Run, code_digest, variant_settings
 from vla_mini.config.command_settings import CompareSettings
 from vla_mini.evaluation.curves import Curve, read_curves
 from vla_mini.evaluation.latency import act_milliseconds
 from vla_mini.evaluation.metrics import wilson
 from vla_mini.policy import Policy
-from vla_mini.training.setup import trusts_remote_code
+from vla_mini.setup.policy import trusts_remote_code
 from vla_mini.utils.files import read_json
 from vla_mini.utils.machine import describe_machine, versions
 
@@ -24,7 +24,7 @@ def comparison_results(comparison: CompareSettings, runs: Sequence[Run], speeds:
         "name": comparison.name,
         "machine": describe_machine(),
         "versions": versions(),
-        "code": code_digest(),
+        "code": code_digest(TRAIN),
         "question": comparison.question,
         "seeds": list(comparison.seeds),
         "budget": comparison.budget.model_dump(),

@@ -1,4 +1,4 @@
-"""Variants x seeds under one budget, trained one after the other, each in a process of its own.
+"""Variants x seeds under one budget, each trained in a process of its own: one after the other here, or as jobs of a cluster.
 
     {variant: arguments of train.py} x seeds ──train_all──▶ runs/<name>/<variant>-<hash>-seed<N>/
 
@@ -8,7 +8,8 @@ What makes the comparison fair:
   from. All are evaluated on the same scenes, on which no choice depends.
 - Seconds are converted to steps beforehand: a short run of each variant (`plan_calibration`) measures its speed. So every run
   completes its learning-rate schedule, which a clock would cut off, and can be repeated. The table gives the seconds it took.
-- One run at a time, since two would slow each other down; all variants with one seed, then all with the next.
+- Here (launcher=local) one run at a time, since two would slow each other down; all variants with one seed, then all with the
+  next.
 
 A finished run is identified by a hash of its resolved settings, of the weights and demonstrations that they name, and of the
 code that trains and evaluates (comments do not count). It is not repeated, so an interrupted comparison resumes where it
@@ -16,6 +17,7 @@ stopped. A run has finished once its folder contains FINISHED, which is written 
 """
 
 import ast
+import atexit
 import functools
 import getpass
 import hashlib
@@ -23,12 +25,14 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +45,9 @@ from vla_mini.config.command_settings import Budget, CompareSettings
 from vla_mini.config.sources import config_dir_arguments
 from vla_mini.evaluation.curves import read_curves
 from vla_mini.settings import TrainSettings
-from vla_mini.training import setup
+from vla_mini.setup import demonstrations as missing
+from vla_mini.setup.demonstrations import check_start, must_collect, training_demonstrations
+from vla_mini.setup.policy import data_module, untrained_policy
 from vla_mini.utils import files, hub
 from vla_mini.utils.errors import as_value_error, one_line, show
 
@@ -49,6 +55,8 @@ TRAIN = shipped("scripts") / "train.py"
 # Folders without influence on the results of a run.
 EXCLUDED = {"comparison", "config", "doctor", "reports", "scripts", "testing"}
 FINISHED = "finished.json"
+CHANGED = "the code in vla_mini/ changed after the comparison began: start it again"
+JOB_MINUTES = 24 * 60  # that a job may take, unless submitit.timeout_min says otherwise
 
 
 class Run(NamedTuple):
@@ -58,6 +66,8 @@ class Run(NamedTuple):
     seed: int
     arguments: list[str]  # of train.py
     folder: Path
+    command: list[str]  # train.py, and where its configs are
+    code: str  # digest
     failure: str | None = None  # the reason, where it has failed
 
 
@@ -68,23 +78,25 @@ def variant_settings(comparison: CompareSettings, variant: str) -> TrainSettings
 
 
 def dry_run(comparison: CompareSettings) -> None:
-    """All that train.py checks before it starts to work, for every variant: mistakes are refused before the first run."""
+    """All that train.py checks before it starts to work, for every variant, and whether runs can be started as the settings
+    ask: mistakes are refused before the first run."""
+    starter(comparison)
     for variant in comparison.variants:
         with as_value_error(f"variant {variant}", ValueError):
             settings = variant_settings(comparison, variant)
             if settings.env.address is None:
                 raise ValueError("env=none has no success rate to compare: choose an environment")
-            setup.check_start(settings)
-            if setup.must_collect(settings):
-                setup.dry_run(settings)
+            check_start(settings)
+            if must_collect(settings):
+                missing.dry_run(settings)
             else:
-                demonstrations = setup.training_demonstrations(settings)
-                setup.data_module(settings, demonstrations, setup.untrained_policy(settings, demonstrations))
+                demonstrations = training_demonstrations(settings)
+                data_module(settings, demonstrations, untrained_policy(settings, demonstrations))
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
-    """Raises ValueError while another comparison runs on this machine: each would slow down the runs of the other."""
+    """Raises ValueError while another comparison trains on this machine: each would slow down the runs of the other."""
     user = os.getuid() if sys.platform != "win32" else getpass.getuser()  # a user of a container may have no name
     try:
         with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{user}.lock", timeout=0):
@@ -101,9 +113,11 @@ def plan(comparison: CompareSettings, variant: str, arguments: Sequence[str], *,
     arguments = [*arguments, f"seed={seed}"]
     settings = config.load("train", arguments)
     content = settings.model_dump(mode="json", exclude={"seed", "run_dir"}) | {"files": file_digests(settings)}
-    digest = hashlib.sha256((json.dumps(content, sort_keys=True) + code_digest()).encode()).hexdigest()[:10]
+    code = code_digest(TRAIN)
+    digest = hashlib.sha256((json.dumps(content, sort_keys=True) + code).encode()).hexdigest()[:10]
     parts = [re.sub(r"[^\w.=+-]+", "_", variant), digest, purpose, f"seed{seed}"]
-    return Run(variant, seed, arguments, Path("runs") / comparison.name / "-".join(filter(None, parts)))
+    folder = Path("runs") / comparison.name / "-".join(filter(None, parts))
+    return Run(variant, seed, arguments, folder, [str(TRAIN), *config_dir_arguments()], code)
 
 
 def plan_calibration(comparison: CompareSettings, variant: str) -> Run:
@@ -130,8 +144,13 @@ def measured_speed(calibration: Run) -> float:
 
 
 def file_digests(settings: TrainSettings) -> dict[str, Any]:
-    """Digests of the files that the settings name: other weights or demonstrations under the same name make another run."""
+    """Digests of the files that the settings name: other weights, demonstrations or plugins under the same name make another
+    run."""
     found: dict[str, Any] = {"init_from": pretrained.fingerprint(settings.init_from)} if settings.init_from else {}
+    for package in settings.plugins:
+        spec = find_spec(package)
+        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+            found[f"plugin {package}"] = files.digests(folder, sorted(folder.rglob("*.py")))
     arguments = {"vision": settings.vision.arguments(), "language": settings.language.arguments()}
     paths = {name: part.get("path") for name, part in arguments.items()} | {"data": settings.data.root}
     for name, path in paths.items():
@@ -144,10 +163,10 @@ def file_digests(settings: TrainSettings) -> dict[str, Any]:
     return found
 
 
-def code_digest() -> str:
+def code_digest(script: Path) -> str:
     """SHA-256 of the syntax trees of train.py and the package (without EXCLUDED): comments and layout do not count."""
     paths = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in EXCLUDED)
-    return _digest(tuple(path.read_text(encoding="utf-8") for path in (*paths, TRAIN)))
+    return _digest(tuple(path.read_text(encoding="utf-8") for path in (*paths, script)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,10 +191,10 @@ def train_all(comparison: CompareSettings) -> tuple[list[Run], dict[str, float]]
 
         def train_these(labels: Sequence[str], runs: Sequence[Run]) -> list[Run]:
             started, ended = [None if (run.folder / FINISHED).is_file() else start(run) for run in runs], []
-            for label, run, wait in zip(labels, runs, started, strict=True):
+            for label, run, result in zip(labels, runs, started, strict=True):
                 bar.set_description(f"{run.variant}, {label}")
-                failure = wait and wait()
-                outcome = "finished before" if wait is None else f"failed: {failure}" if failure else "finished"
+                failure = result and result()
+                outcome = "finished before" if result is None else f"failed: {failure}" if failure else "finished"
                 bar.write(f"{run.variant}, {label}: {outcome}")
                 bar.update()
                 ended.append(run._replace(failure=failure))
@@ -197,7 +216,8 @@ def starter(comparison: CompareSettings) -> Callable[[Run], Callable[[], str | N
     """What starts a run, and returns what waits for its end, and gives the reason of a failure.
 
     Here each run begins when it is waited for, one after the other. With launcher=submitit each is a job, and all wait in the
-    queue of the cluster at once. ValueError where the package is missing or does not know one of the settings.
+    queue of the cluster at once. Where this process ends before them, they are cancelled. ValueError where the package or SLURM
+    is missing, or the package does not know one of the settings.
     """
     if comparison.launcher == "local":
         return lambda run: functools.partial(train, run)
@@ -205,13 +225,20 @@ def starter(comparison: CompareSettings) -> Callable[[Run], Callable[[], str | N
         import submitit
     except ModuleNotFoundError as error:
         raise ValueError(f"launcher=submitit: the package {error.name} is missing: pip install 'vla-mini[slurm]'") from error
-    settings = dict(comparison.submitit)
-    with as_value_error(f"submitit={show(settings)}", Exception):
-        executor = submitit.AutoExecutor(Path("runs") / comparison.name / "jobs", cluster=settings.pop("cluster", None))
+    settings = {"cluster": "slurm", "timeout_min": JOB_MINUTES} | comparison.submitit
+    if settings["cluster"] == "slurm" and shutil.which("srun") is None:
+        raise ValueError("launcher=submitit: there is no SLURM here (no srun); to try it without, submitit={cluster: local}")
+    with as_value_error(f"submitit={show(comparison.submitit)}", Exception):
+        executor = submitit.AutoExecutor(Path("runs") / comparison.name / "jobs", cluster=settings.pop("cluster"))
         executor.update_parameters(**settings)
 
     def start(run: Run) -> Callable[[], str | None]:
-        job = executor.submit(train, run, TRAIN)
+        try:
+            job = executor.submit(train, run)
+            atexit.register(lambda: job.done() or job.cancel(check=False))
+        except Exception as error:  # whatever refuses it
+            reason = f"not submitted: {one_line(error)[-300:]}"
+            return lambda: reason
 
         def wait() -> str | None:
             try:
@@ -224,20 +251,20 @@ def starter(comparison: CompareSettings) -> Callable[[Run], Callable[[], str | N
     return start
 
 
-def train(run: Run, script: Path | None = None) -> str | None:
+def train(run: Run) -> str | None:
     """Train a run that has not finished in a process of its own. Returns the reason of a failure in one line, or None.
-
-    - script: train.py; None: TRAIN
 
     The folder of an earlier attempt that did not finish is renamed. The process is terminated where this one is interrupted.
     """
+    script = Path(run.command[0])
+    if code_digest(script) != run.code:  # The folder is named after the code.
+        return CHANGED
     if run.folder.exists():
         number = 1 + len(list(run.folder.parent.glob(f"{run.folder.name}.unfinished-*")))
         run.folder.rename(run.folder.with_name(f"{run.folder.name}.unfinished-{number}"))
-    code_before = code_digest()
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_name(f"{run.folder.name}.log")
-    command = [sys.executable, str(script or TRAIN), *config_dir_arguments(), *run.arguments, f"hydra.run.dir={run.folder}"]
+    command = [sys.executable, *run.command, *run.arguments, f"hydra.run.dir={run.folder}"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         try:
@@ -248,10 +275,10 @@ def train(run: Run, script: Path | None = None) -> str | None:
                 process.wait()
     if exit_code:
         return _failure_reason(log, exit_code)
-    if code_digest() != code_before:  # It is unknown which of the two codes the run is a result of.
-        return "the code in vla_mini/ changed during the run: start the comparison again"
+    if code_digest(script) != run.code:  # It is unknown which of the two codes the run is a result of.
+        return CHANGED
     os.replace(log, run.folder / "log.txt")
-    files.write_json(run.folder / FINISHED, {"arguments": run.arguments, "code": code_before})
+    files.write_json(run.folder / FINISHED, {"arguments": run.arguments, "code": run.code})
     return None
 
 

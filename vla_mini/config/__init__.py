@@ -6,10 +6,12 @@
 a notebook. Nothing is built and nothing is written before all settings were validated.
 """
 
+from vla_mini.commands.processes import announce, rank
 from vla_mini.config.command import is_given, load, main, run
-from vla_mini.config.folders import default_output, new_folder, point_latest, rank, run_folder, start_work
+from vla_mini.config.folders import default_output, new_folder, point_latest, run_folder, start_work
 
 __all__ = [
+    "announce",
     "default_output",
     "is_given",
     "load",

@@ -19,9 +19,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vla_mini.commands import processes
 from vla_mini.config import folders
 from vla_mini.config.compose import compose, compose_run, dotted, key_of, model_of, split
-from vla_mini.config.sources import config_dir_arguments, groups_of, use_config_dir
+from vla_mini.config.sources import groups_of, use_config_dir
 from vla_mini.utils.errors import one_line, validation_message
 
 Main = Callable[[Any], None]  # takes the settings of its command
@@ -64,7 +65,7 @@ def compose_command(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The settings of a command, not yet validated, with those of train.py (`training`) where it begins as train.py does."""
     if name == "train":
         composed = compose_run(arguments) if "resume" in map(key_of, arguments) else compose(name, arguments)
-        return composed | ({"run_dir": os.environ[folders.RUN_DIR]} if folders.rank() else {})
+        return composed | ({"run_dir": run_dir} if (run_dir := processes.joined_run()) else {})
     if name == "compare":
         from vla_mini.config.variants import compose_comparison
 
@@ -99,23 +100,35 @@ def is_given(key: str) -> bool:
 def run(name: str, arguments: Sequence[str], function: Main) -> int:
     """Run a command, report how it ended, and return its exit code."""
     folders.begin()
-    _given.clear()
-    _given.update(map(key_of, arguments))
     with _signals() as received:
         try:
-            arguments = _take_config_dir(arguments)
+            as_given, arguments = list(arguments), _take_config_dir(arguments)
+            _given.clear()
+            _given.update(map(key_of, arguments))
             if any(argument.startswith("-") for argument in arguments):
                 _answer_flag(name, list(arguments), function)
             else:
-                settings = load(name, arguments)
-                if name == "train":
-                    folders.check_processes(settings, [*config_dir_arguments(), *arguments])
-                function(settings)
+                function(_load_in_all(arguments, as_given) if name == "train" else load(name, arguments))
             code = 0
         except BaseException as error:  # any kind, since the process ends here
             code = _report(name, error, received)
             folders.remove_empty_folders()
     return 128 + received[0] if received else code
+
+
+def _load_in_all(arguments: Sequence[str], as_given: Sequence[str]) -> Any:
+    """The settings of train.py, whose process may be one of several: what is wrong with them is said by the first alone.
+
+    - as_given: with `--config-dir`
+    """
+    if processes.rank():
+        processes.join()
+        return load("train", arguments)
+    settings = load("train", arguments)
+    nodes, devices = settings.trainer.num_nodes, settings.trainer.devices
+    processes.check_processes(as_given, devices=devices, nodes=nodes)
+    processes.join()
+    return settings
 
 
 def _take_config_dir(arguments: Sequence[str]) -> list[str]:
@@ -128,11 +141,11 @@ def _take_config_dir(arguments: Sequence[str]) -> list[str]:
     if "--config-dir" not in rest:
         use_config_dir(None)
         return rest
-    place = rest.index("--config-dir")
-    if len(rest) < place + 2:
+    index = rest.index("--config-dir")
+    if len(rest) < index + 2:
         raise ValueError("--config-dir needs a folder: --config-dir DIR")
-    use_config_dir(rest[place + 1])
-    return rest[:place] + rest[place + 2 :]
+    use_config_dir(rest[index + 1])
+    return rest[:index] + rest[index + 2 :]
 
 
 def _answer_flag(name: str, arguments: list[str], function: Main) -> None:
@@ -194,7 +207,7 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    handler = signal.SIG_IGN if folders.rank() else interrupt
+    handler = signal.SIG_IGN if processes.joined_run() else interrupt
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received

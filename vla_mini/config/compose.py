@@ -9,6 +9,7 @@ With resume=RUN_DIR the settings are those in the run's config.yaml, and only so
 """
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from vla_mini.config.sources import configs_folder, groups_of, known_keys, read_
 from vla_mini.utils.errors import did_you_mean, one_line
 from vla_mini.utils.schema import ObjectSettings, StrictModel
 
+SAMPLES = ("data.batch_size", "trainer.devices", "trainer.num_nodes")  # whose product a resumed run keeps
 RUN_DIR = "hydra.run.dir"  # how users of Hydra know the setting run_dir
 # Hydra's own groups, for its command line, which nothing here uses: reading them takes a third of the time of composing.
 UNUSED = ("hydra_logging", "job_logging", "launcher", "sweeper", "output", "help", "hydra_help")
@@ -192,6 +194,7 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
             changeable = ", ".join(settings.CHANGEABLE_ON_RESUME)
             raise ValueError(f"{argument} with resume=: only {changeable} may change when a run is resumed")
     resumed = folders.saved_settings(folder) | {"resume": str(folder), "run_dir": str(folder)}
+    before = _samples(resumed)
     changed = compose("train", changes) if changes else {}
     for key in {key_of(argument) for argument in changes}:
         node, _, leaf = key.partition(".")
@@ -199,7 +202,16 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
             resumed[node][leaf] = changed[node][leaf]
         else:
             resumed[node] = changed[node]
+    if (samples := _samples(resumed)) != before:
+        given = " ".join(f"{key}={value}" for key, value in dotted(resumed) if key in SAMPLES)
+        raise ValueError(f"{given} with resume=: a step would have {samples} samples instead of {before}")
     return resumed
+
+
+def _samples(run: Mapping[str, Any]) -> int:
+    """Of a step, in all processes; 0 where that cannot be said, which validation refuses."""
+    numbers = dict.fromkeys(SAMPLES, 1) | {key: value for key, value in dotted(run) if key in SAMPLES}
+    return math.prod(numbers.values()) if all(isinstance(number, int) for number in numbers.values()) else 0
 
 
 def split(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,24 +1,22 @@
 """Output folders: created exclusively, linked as `latest` once a policy was saved in them, removed while they are still empty.
 
-The first folder that a command makes marks the start of its work: from there on a failure exits with 1 instead of 2. Lightning
-starts the command of a run again for each further device, with LOCAL_RANK in its environment; RUN_DIR there names the folder.
+The first folder that a command makes marks the start of its work: from there on a failure exits with 1 instead of 2.
 """
 
 import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vla_mini.commands.processes import RUN_DIR, joined_run
 from vla_mini.settings import TrainSettings
 from vla_mini.utils import files
 from vla_mini.utils.errors import as_value_error
 
 CONFIG = "config.yaml"  # a run's settings
-RUN_DIR = "VLA_MINI_RUN_DIR"
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}")  # a run's folder, as configs/train.yaml names it
 
 _made: list[Path] = []  # folders that this command made, outermost first
@@ -50,7 +48,7 @@ def run_folder(settings: TrainSettings) -> Path:
     """The folder of a run, with its config.yaml: a new one, or the one to resume; in a run's further processes the one that the
     first made. ValueError where another command is at work in it."""
     run_dir = Path(settings.run_dir)
-    if rank():
+    if joined_run():
         start_work()
         return run_dir
     _lock(run_dir) if settings.resume else new_folder(run_dir)
@@ -71,8 +69,8 @@ def save_settings(settings: TrainSettings, folder: Path) -> None:
 
 def run_to_resume(resume: str) -> Path:
     """The run's own folder, also where `resume` is `latest`, which may come to name another one."""
-    if rank():
-        return Path(os.environ[RUN_DIR])
+    if joined := joined_run():
+        return Path(joined)
     if not resume.strip():
         raise ValueError(f"resume={resume} names no run: give the folder of one, or leave it out")
     folder = Path(resume)
@@ -100,22 +98,6 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     if "blind" in settings:  # which is `ablate` today
         raise ValueError(f"resume={folder}: the run was made by vla-mini 0.1, and cannot be resumed by this version")
     return settings
-
-
-def rank() -> int:
-    """The number of this process in its run; 0 is the one that the user started."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if RUN_DIR in os.environ else 0
-
-
-def check_processes(settings: TrainSettings, arguments: Sequence[str]) -> None:
-    """ValueError where the command, given `arguments`, cannot be started again for each further device."""
-    if "LOCAL_RANK" in os.environ and RUN_DIR not in os.environ:  # All processes would begin at once, and collect.
-        raise ValueError(
-            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, as by torchrun: start this command with python alone; "
-            "trainer.devices=N starts the other processes"
-        )
-    if settings.trainer.devices > 1 and list(arguments) != sys.argv[1:]:
-        raise ValueError(f"trainer.devices={settings.trainer.devices} needs the command line: it starts {sys.argv[0]} again")
 
 
 def _lock(folder: Path) -> Path:

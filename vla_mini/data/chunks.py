@@ -150,7 +150,8 @@ class BatchLoader:
       fewer samples than processes is dropped
 
     `state_dict` holds the position within the epoch. After `load_state_dict` the next iteration yields the very batches that
-    would have followed. Raises ValueError for a batch size that does not fit the dataset.
+    would have followed, also where more or fewer processes divide them. Raises ValueError for a batch size that does not fit
+    the dataset.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class BatchLoader:
         self._dataset, self._seed, self._num_workers = dataset, seed, num_workers
         self._same_every_epoch = same_every_epoch
         self._rank, self._world_size = rank, world_size
-        self._identity = {"seed": seed, "batch_size": batch_size, "world_size": world_size, "frames": len(dataset)}
+        self._identity = {"seed": seed, "batch_size": batch_size * world_size, "frames": len(dataset)}
         self._run_length = dataset.run_length
         self._stride = batch_size * world_size
         self._position = (0, 0)  # the epoch, and how many of its batches were yielded

@@ -14,7 +14,6 @@ from vla_mini.doctor import data, images, learning, machine, policy, recordings,
 from vla_mini.doctor.finding import Finding, run_check, run_checks_on
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
-from vla_mini.training import setup
 from vla_mini.training.trainer import choose_device
 from vla_mini.types import Batch
 
@@ -22,7 +21,7 @@ NUM_SAMPLES = 16  # in the batch that is checked and overfitted
 
 
 class TrainingRun(NamedTuple):
-    """What is checked, as training/setup.py makes it."""
+    """What is checked, as setup/policy.py makes it."""
 
     settings: TrainSettings
     demonstrations: Demonstrations
@@ -63,7 +62,7 @@ def check_data(run: TrainingRun) -> Iterator[Finding]:
     yield run_check("tokens", data.tokens, demonstrations, run.policy)
     yield run_check("chunks", data.chunks, run.train_dataset, demonstrations, run.policy)
     if settings.augmentation is not None:
-        augment = setup.augmentation(settings, demonstrations.features.image_size)
+        augment = augmentation(settings, demonstrations.features.image_size)
         yield run_check("augmentation", data.augmentation, augment, demonstrations)
     yield run_check("validation", data.validation, run.validation_dataset, demonstrations, run.policy)
 

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +23,6 @@ from vla_mini.settings import TrainSettings
 from vla_mini.training.trainer import choose_precision
 from vla_mini.utils.machine import matrix_product_rate, num_cores, version
 
-PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 REPORTED = ("python", "torch", "lightning", "transformers", "numpy")
 GIGABYTE = 2**30
 CHECKPOINT_COPIES = 4  # of the weights: a checkpoint's own, two moments of the optimizer, and the saved policy
@@ -31,10 +30,11 @@ MIN_RATE = 0.02  # share of the machine's matrix-product rate
 MAX_LOADING = 0.25  # share of the time of a step
 
 
-def packages(project: Path = PROJECT) -> Finding:
+def packages(distribution: str = "vla-mini") -> Finding:
     """Do the versions of Python and the packages fulfil what pyproject.toml requires?"""
-    content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    required = [Requirement(f"python{content['requires-python']}"), *map(Requirement, content["dependencies"])]
+    content = metadata(distribution)
+    every = [Requirement(f"python{content['Requires-Python']}"), *map(Requirement, content.get_all("Requires-Dist", []))]
+    required = [each for each in every if each.marker is None or each.marker.evaluate({"extra": ""})]
     installed = {name: version(name) for name in (*REPORTED, *(requirement.name for requirement in required))}
     installed["python"] = platform.python_version()
     wrong = [

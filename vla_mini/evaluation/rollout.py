@@ -18,6 +18,7 @@ from vla_mini.acting import ActingPolicy, Controller, step_together
 from vla_mini.envs import EnvSpec, get_spec, make_vec
 from vla_mini.utils.machine import num_cores
 
+NUM_ENVS = 32  # that are stepped together
 MOST_FRAMES = 120  # of a recording, and the last one
 
 
@@ -45,7 +46,7 @@ def rollout(
     *,
     episodes: Iterable[int],
     options: Mapping[str, Any] | None = None,
-    num_envs: int = 32,
+    num_envs: int = NUM_ENVS,
     execute: int | None = None,
     ensemble: float | Literal["none"] | None = None,
     delay: int = 0,

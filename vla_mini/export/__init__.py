@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vla_mini.export.runtime import FILES, ExportedPolicy
+from vla_mini.export.runtime import CONFIG, GRAPH, ExportedPolicy
 from vla_mini.policy import Policy
 
 
@@ -16,7 +16,7 @@ def load_policy(
 
     Raises ValueError as `Policy.from_pretrained`, and where `num_steps` cannot be changed.
     """
-    if (Path(source) / FILES[0]).is_file():
+    if any((Path(source) / name).is_file() for name in (GRAPH, CONFIG)):
         if num_steps is not None:
             raise ValueError(f"num_steps={num_steps}: those of an exported policy are fixed; export {source} again with others")
         return ExportedPolicy(source)

@@ -6,6 +6,7 @@ Noise is an input, so that the same noise gives the same actions as in torch. Im
 
 import copy
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Generator, Tensor, nn
 
-from vla_mini.action.fast import FastHead
 from vla_mini.export.runtime import CONFIG, FORMAT, GRAPH, MANIFEST, TOKENIZER, ExportedPolicy, draw_noise
 from vla_mini.policy import Policy
 from vla_mini.types import Observation
@@ -58,18 +58,19 @@ class Graph(nn.Module):
 def export(policy: Policy, output: str | Path, *, dtype: Dtype = "fp32") -> Exported:
     """Write policy.onnx, policy.json, tokenizer.json and manifest.json to the new folder `output`.
 
-    - dtype: of the weights: fp16 halves the file; int8 (dynamic quantisation of matrix products) makes it a fourth
+    - dtype: of the weights: fp16 halves the file; int8 quantises the weights of matrix products, not of convolutions and tables
 
     Raises ValueError for a policy that no graph can be made of, and where the graph's actions are not the policy's.
     """
     output = Path(output)
-    if isinstance(policy.action, FastHead):
-        raise ValueError("action=fast cannot be exported: it predicts one token after the other, and their number is not fixed")
+    if not policy.action.exportable:
+        name = type(policy.action).__module__.rpartition(".")[2]
+        raise ValueError(f"action={name} cannot be exported: it calls its layers as often as their values demand")
+    if output.exists():
+        raise ValueError(f"output={output} exists already: name a new folder")
     policy = copy.deepcopy(policy).cpu().float().eval()
     if policy.lora is not None:
         raise ValueError("a policy with separate adapters cannot be exported: train it with lora.save=merged")
-    if hasattr(policy.language, "encode"):  # without its cache, which looks at values
-        policy.language.forward = policy.language.encode
     observation = random_observations(policy, 3)
     with files.replacing_folder(output) as folder:
         _write_graph(policy, observation, folder / GRAPH)
@@ -78,7 +79,7 @@ def export(policy: Policy, output: str | Path, *, dtype: Dtype = "fp32") -> Expo
         files.write_json(folder / CONFIG, describe(policy, dtype))
         files.write_manifest(folder, MANIFEST, files.digests(folder, sorted(folder.iterdir())))
         error = largest_error(policy, ExportedPolicy(folder))
-        if dtype == "fp32" and not error < TOLERANCE:
+        if not math.isfinite(error) or (dtype == "fp32" and error >= TOLERANCE):
             raise ValueError(f"the exported graph's actions differ from the policy's by {error:.2g} in normalised units")
         return Exported((folder / GRAPH).stat().st_size / 1e6, error)
 
@@ -146,11 +147,12 @@ def _convert(path: Path, dtype: Dtype) -> None:
     if dtype == "int8":
         from onnxruntime.quantization import quantize_dynamic
 
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # which recommends a program of its own
         try:
             quantize_dynamic(path, path)
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
     elif dtype == "fp16":
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16

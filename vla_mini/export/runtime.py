@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer
@@ -56,21 +55,19 @@ class ExportedPolicy:
         with as_value_error(f"{folder / GRAPH}", Exception):
             self._session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
 
-    def act(self, observation: Observation, generator: Generator | Sequence[Generator] | None = None) -> Float[Tensor, "b t a"]:
-        """A chunk of actions in raw units; the noise is what the policy itself would draw."""
+    def act(
+        self, observation: Observation, generator: Generator | Sequence[Generator] | None = None, prefix: None = None
+    ) -> Float[Tensor, "b t a"]:
+        """A chunk of actions in raw units; the noise is what the policy itself would draw. A graph takes no prefix."""
         check_inputs(observation, Observation, device=self.device, letters=self._letters)
         inputs: dict[str, Any] = {name: tensor.numpy() for name, tensor in observation._asdict().items()}
         if self._noise:
             size = (self.horizon, self.features.action_size)
             inputs["noise"] = draw_noise(len(observation.state), size, generator).numpy()
-        return self.run(inputs)
-
-    predict_chunk = act
-
-    def run(self, inputs: dict[str, np.ndarray]) -> Float[Tensor, "b t a"]:
-        """What the graph makes of its inputs, by name."""
         (actions,) = self._session.run(["actions"], inputs)
         return torch.from_numpy(actions)
+
+    predict_chunk = act
 
 
 def draw_noise(number: int, size: tuple[int, int], generator: Generator | Sequence[Generator] | None) -> Float[Tensor, "b t a"]:

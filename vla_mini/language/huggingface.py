@@ -70,7 +70,7 @@ class HuggingFaceLanguage(Language):
         self._build(model, config, read_tokenizer(folder))
 
     def forward(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        if any(parameter.requires_grad for parameter in self.model.parameters()):
+        if any(parameter.requires_grad for parameter in self.model.parameters()) or torch.compiler.is_exporting():
             self._cache.clear()
             vectors = self.encode(tokens, mask)
         else:

@@ -21,7 +21,7 @@ def unpack(data: bytes) -> Any:
     """ValueError, in one line, for bytes that are no such message. Its arrays are read-only."""
     try:
         return msgpack.unpackb(data, object_hook=_decode, strict_map_key=False)
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"{len(data)} bytes are no message of msgpack: {error or type(error).__name__}") from None
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from vla_mini.commands import command_line
 from vla_mini.envs import get_spec
 from vla_mini.evaluation.metrics import further_rates, summarize_split
-from vla_mini.evaluation.rollout import rollout
+from vla_mini.evaluation.rollout import NUM_ENVS, rollout
 from vla_mini.finetuning.freezing import TrainableParameters
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
@@ -121,15 +121,21 @@ class BestPolicy(Callback):
         self._evaluated_at = trainer.global_step
         seconds = module.step.stopwatch.seconds
         with module.step.stopwatch.paused():
-            success = self._success_rate(trainer, module, seconds) if trainer.is_global_zero else None
-            success = trainer.strategy.broadcast(success)  # the other processes wait for the first one
+            success = self._success_rate(trainer, module, seconds)
         self._keep_if_best(trainer, success, seconds=seconds)
 
     def _success_rate(self, trainer: Trainer, module: LightningModule, seconds: float) -> float:
+        """Each process plays its part of the episodes."""
         policy, spec = module.policy_for_evaluation, get_spec(self.env_id)
         options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
+        episodes = range(spec.num_tasks * self.episodes)[trainer.global_rank :: trainer.world_size]
+        num_envs = max(1, NUM_ENVS // trainer.world_size)  # as many together as one process would have
+        if trainer.world_size > 1:
+            for buffer in policy.buffers():  # such as running statistics, which each process has of its own samples
+                torch.distributed.broadcast(buffer, src=0)
         with evaluating(policy):
-            results = rollout(policy, self.env_id, episodes=range(spec.num_tasks * self.episodes), options=options)
+            own = rollout(policy, self.env_id, episodes=episodes, options=options, num_envs=num_envs) if episodes else []
+        results = sorted((result for part in gather(own) for result in part), key=lambda result: result.episode)
         figures = summarize_split(results, spec)
         rates = {f"selection/{key}": figure for key, figure in figures.items() if key.endswith("_rate")}
         log(trainer, rates | {"selection/seconds": seconds})
@@ -172,7 +178,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._step = self._saved_at = trainer.global_step
-        if self._random_states:
+        if trainer.global_rank < len(self._random_states):
             set_random_state(self._random_states[trainer.global_rank])
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
             for number in self._previous_handlers:

@@ -159,7 +159,8 @@ def fingerprint(settings: TrainSettings, *, dataset: str, init_from: str | None 
     """The SHA-256 of what tells a run from all others: the settings that may not change, and the fingerprints of its data and
     of the policy that it began from, wherever these are kept."""
     kept = settings.model_dump(mode="json", exclude={"run_dir", "resume", *CHANGEABLE_ON_RESUME})
-    kept["trainer"]["max_steps"] = None
+    kept["trainer"] |= {"max_steps": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    kept["data"]["batch_size"] = settings.data.batch_size * settings.num_processes
     for name in ("roots", "cache", "verify", "num_workers"):
         kept["data"][name] = None
     kept["data"]["root"], kept["init_from"] = dataset, init_from

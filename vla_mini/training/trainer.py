@@ -1,17 +1,12 @@
 """A run's settings and policy -> Lightning's Trainer with its callbacks, and the module that it trains.
 
-Also what depends on the machine: devices, precision, torch.compile, memory, and several processes that train together.
+Also what depends on the machine: devices, precision, torch.compile, memory. Several processes: distributed.py.
 """
 
 import ctypes
-import os
 import platform
-import signal
-import sys
-import threading
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,7 @@ import lightning
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from vla_mini.finetuning.unfreezing import Unfreezing
@@ -29,6 +22,7 @@ from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
 from vla_mini.training.callbacks import BestPolicy, Checkpoints, WeightAverage
 from vla_mini.training.checkpoints import AtomicCheckpointIO
+from vla_mini.training.distributed import ProcessShutdown, choose_strategy
 from vla_mini.training.loggers import TrainingBar, build_loggers, log, print_above_bar, silence_lightning
 from vla_mini.training.module import PolicyModule, Summary
 from vla_mini.training.monitor import GradientMonitor
@@ -36,7 +30,6 @@ from vla_mini.training.step import OptimizerStep
 from vla_mini.utils.errors import as_value_error
 from vla_mini.utils.machine import multiplies_bf16
 
-SHUTDOWN_SECONDS = 3  # that the first process has after a second signal
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
@@ -86,7 +79,7 @@ def build_callbacks(settings: TrainSettings, policy: Policy, average: WeightAver
         average,
         WarmUp() if settings.compile != "none" else None,
         best,
-        ProcessShutdown() if settings.trainer.devices > 1 else None,
+        ProcessShutdown() if settings.num_processes > 1 else None,
         TrainingBar() if settings.trainer.enable_progress_bar is not False else None,
         Checkpoints(run_dir / "checkpoints", **settings.checkpoint.model_dump(), best=best),  # after all whose state it saves
         Summary(),
@@ -100,7 +93,7 @@ def trainer_arguments(settings: TrainSettings) -> dict[str, Any]:
         "gradient_clip_val": None,  # clipping is a part of our own step (step.py)
         "gradient_clip_algorithm": None,
         "precision": choose_precision(settings.trainer.precision, accelerator=settings.trainer.accelerator),
-        "strategy": choose_strategy(settings.trainer.strategy, devices=settings.trainer.devices),
+        "strategy": choose_strategy(settings.trainer.strategy, num_processes=settings.num_processes),
         "deterministic": settings.deterministic,
         "enable_checkpointing": False,
         "enable_model_summary": False,
@@ -197,71 +190,3 @@ class WarmUp(Callback):
             self.seconds = float(batches.sum() - len(batches) * np.median(batches))
             log(trainer, {"compile/warmup_seconds": self.seconds})
             print_above_bar(trainer, f"compiling took {self.seconds:.1f} s of the first {len(batches)} batches")
-
-
-# ---- several processes
-
-
-def choose_strategy(requested: str, *, devices: int) -> Strategy | str:
-    """One process needs none. Several, which Lightning starts by the same command, average their gradients."""
-    if devices == 1:
-        return "auto"
-    return DDPStrategy(
-        cluster_environment=LightningEnvironment(),  # whatever else started this process: one machine, its devices
-        find_unused_parameters=requested == "ddp_find_unused_parameters_true",
-        timeout=timedelta(days=1),  # the others wait while the first one evaluates
-    )
-
-
-class ProcessShutdown(Callback):
-    """Ends all processes of a run when the first one ends, however it ends.
-
-    Lightning would communicate within its handler of SIGTERM, and wait for ever for a busy process; it would also kill this one
-    some seconds after another has failed. And Python runs no handler of a signal while it waits for another process: after a
-    second signal, and SHUTDOWN_SECONDS, a thread ends everything.
-    """
-
-    def __init__(self) -> None:
-        self._on_sigterm = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        if trainer.is_global_zero:
-            _watch_signals(trainer.strategy.launcher)
-        else:  # The first process decides, so this one ignores signals; it must not outlive it.
-            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        signal.set_wakeup_fd(-1)  # the first process is alone from now on
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        launcher: Any = trainer.strategy.launcher
-        others, launcher.procs[:] = list(launcher.procs), []  # the list in which Lightning watches them
-        for number, process in enumerate(others, start=1):
-            if isinstance(exception, Exception) and process.poll() is not None:
-                print(f"process {number} ended first, with exit code {process.returncode}", file=sys.stderr)
-            process.kill()
-
-
-def _watch_signals(launcher: Any) -> None:
-    received, descriptor = os.pipe()
-    os.set_blocking(descriptor, False)
-    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-
-    def end() -> None:
-        numbers: list[int] = []
-        while len(numbers) < 2:
-            numbers += [number for number in os.read(received, 1) if number in (signal.SIGINT, signal.SIGTERM)]
-        time.sleep(SHUTDOWN_SECONDS)
-        os.write(2, b"\nthe other processes do not answer: stopped at once\n")
-        for process in launcher.procs:
-            process.kill()
-        os._exit(128 + numbers[-1])
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -15,6 +15,8 @@ from pathlib import Path
 from timeit import Timer
 from typing import Any
 
+from vla_mini.commands import IN_CHECKOUT
+
 PACKAGES = ("vla-mini", "torch", "torchvision", "lightning", "transformers", "tokenizers", "gymnasium", "numpy", "pyarrow")
 # Sides of the square matrices that are tried. Which one fills the cores best differs from machine to machine.
 SIDES = (512, 1024, 2048)
@@ -106,6 +108,8 @@ def _processor() -> str:
 
 def _git(*arguments: str) -> str | None:
     """The output of a git command in this checkout; None where there is no checkout or no git."""
+    if not IN_CHECKOUT:  # a virtual environment may be within another repository
+        return None
     with suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -20,16 +20,10 @@ from vla_mini.data.lerobot.writer import DatasetWriter, encode_episode
 from vla_mini.data.reader import read_dataset
 from vla_mini.evaluation.open_loop_texts import headline, table
 from vla_mini.policy import Policy
+from vla_mini.setup.demonstrations import fit_environment, must_collect, training_demonstrations
+from vla_mini.setup.policy import data_module, notes_on, untrained_policy
 from vla_mini.training.callbacks import BestPolicy
 from vla_mini.training.module import PolicyModule
-from vla_mini.training.setup import (
-    data_module,
-    fit_environment,
-    must_collect,
-    notes_on,
-    training_demonstrations,
-    untrained_policy,
-)
 
 # Each setting that is about the policy as a whole or about its data, at another value than its default.
 OTHERS = ["history=2", "execute=3", "ensemble=0.25", "ablate=[state]", "insulate=true", "data.horizon=5", "data.batch_size=4"]
@@ -127,7 +121,7 @@ def test_a_dataset_that_does_not_fit_the_environment_is_refused(settings, demons
 def test_a_recording_of_the_environment_may_name_things_otherwise(settings, demonstrations, monkeypatch):
     features = demonstrations.features._replace(state=("a", "b", "c", "d"), action=("e", "f", "g", "h"), fps=99)
     recorded = demonstrations._replace(features=features)
-    monkeypatch.setattr("vla_mini.training.setup.read_demonstrations", lambda **_: recorded)
+    monkeypatch.setattr("vla_mini.setup.demonstrations.read_demonstrations", lambda **_: recorded)
     same = changed(settings, data=settings.data.model_copy(update={"recorded_in_env": True}))
     assert training_demonstrations(same).features == demonstrations.features
     assert training_demonstrations(settings).features == features
@@ -304,7 +298,7 @@ def test_a_head_that_cannot_reach_all_actions_is_refused(root, tmp_path, capsys)
 
 def test_what_is_ignored_is_said(settings, demonstrations, root, tmp_path, monkeypatch, capsys):
     noted = demonstrations._replace(notes=("ignored: depth", "another"))
-    monkeypatch.setattr("vla_mini.training.setup.read_demonstrations", lambda *_, **__: noted)
+    monkeypatch.setattr("vla_mini.setup.demonstrations.read_demonstrations", lambda *_, **__: noted)
     arguments = ["experiment=toy_pick_smoke", "env=none", f"data.root={root}"]
     no_checks = SimpleNamespace(TrainingRun=lambda *_: None, run_checks=lambda _: [])
     monkeypatch.setitem(sys.modules, "vla_mini.doctor.checks", no_checks)

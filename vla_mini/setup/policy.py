@@ -1,144 +1,29 @@
 """A run's settings and demonstrations -> the policy that training begins with and the data that it is trained on.
 
-Every command that begins where train.py begins uses these functions. Lightning and torchvision, which take seconds to import,
-are imported only by those that need them.
+Lightning and torchvision, which take seconds to import, are imported only by the functions that need them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 import vla_mini.envs
 from vla_mini import pretrained
-from vla_mini.collection import collect
 from vla_mini.data.chunks import check_lengths, relative_statistics, sample_chunks
 from vla_mini.data.frames import is_decoded
-from vla_mini.data.mixture import read_demonstrations
-from vla_mini.data.reader import Demonstrations, read_features
-from vla_mini.data.statistics import training_statistics
-from vla_mini.envs.spec import EnvSpec
-from vla_mini.envs.toy_pick.spec import SPEC as TOY_PICK
-from vla_mini.evaluation.evaluate import evaluation_splits
+from vla_mini.data.reader import Demonstrations
 from vla_mini.finetuning.adapters import add_adapters
 from vla_mini.finetuning.freezing import check_stages, check_trainable, freeze
 from vla_mini.finetuning.initial_weights import load_initial_weights, warn_about_mismatch
 from vla_mini.normalization import NormalizationSettings, relative_sources
 from vla_mini.parts import KINDS, ActingDefaults
 from vla_mini.policy import Policy
-from vla_mini.registry import resolve
-from vla_mini.settings import Data, Env, TrainSettings
-from vla_mini.utils.download import is_hub_id
-from vla_mini.utils.errors import did_you_mean, show
+from vla_mini.settings import Data, TrainSettings
+from vla_mini.utils.errors import did_you_mean
 from vla_mini.utils.features import Features
 
 GRIPPERS = ("gripper", "finger", "claw", "jaw")  # whose actions stay absolute unless a list says otherwise
-
-
-def check_start(settings: TrainSettings) -> None:
-    """ValueError for what can be refused before there are demonstrations: what the machine and the environment lack."""
-    from vla_mini.training.loggers import check_loggers
-    from vla_mini.training.module import check_optimizer
-    from vla_mini.training.trainer import check_trainer, choose_device
-
-    check_trainer(settings)
-    check_optimizer(settings.optimizer, device=choose_device(settings.trainer.accelerator))
-    check_loggers(settings.logger)
-    if settings.env.address is not None:
-        evaluation_splits(settings.env.address, settings.evaluation.further_splits, setting="evaluation.further_splits")
-
-
-def reading(settings: TrainSettings) -> dict[str, Any]:
-    """The arguments of `read_demonstrations`. Without an environment, images of the dataset
-    get the size that the vision part wants, unless the settings say another."""
-    arguments, vision = settings.data.reading(), settings.vision
-    if settings.env.address is None and arguments["image_size"] is None:
-        arguments["image_size"] = resolve(vision.target, "vision").wanted_size(vision.arguments())
-    return arguments
-
-
-def training_demonstrations(settings: TrainSettings) -> Demonstrations:
-    """The demonstrations that the settings name. With `data.recorded_in_env` states, actions and frames per second are called
-    as in the environment; ValueError where it has another number of them."""
-    demonstrations = read_demonstrations(**reading(settings))
-    if not settings.data.recorded_in_env:
-        return demonstrations
-    spec, ours = vla_mini.envs.get_spec(settings.env.address), demonstrations.features
-    for name, those in (("state", spec.features.state), ("action", spec.features.action)):
-        if len(getattr(ours, name)) != len(those):
-            raise ValueError(
-                f"data.recorded_in_env=true: {name} is {show(getattr(ours, name))}, but of {spec.id} it is {show(those)}"
-            )
-    names = {"state": spec.features.state, "action": spec.features.action, "fps": spec.features.fps}
-    return demonstrations._replace(features=ours._replace(**names))
-
-
-def must_collect(settings: TrainSettings, is_given: Callable[[str], bool] = lambda key: False) -> bool:
-    """Whether demonstrations are missing that the settings say how to collect. Else `read_dataset` refuses what is missing.
-
-    A root of the form owner/name that the user gave, with nothing about what to collect, is one of the hub's.
-    """
-    data = settings.data
-    if settings.env.address is None or not data.episodes or data.root is None or Path(data.root).exists() or data.revision:
-        return False
-    return not (is_given("data.root") and is_hub_id(data.root)) or is_given("env") or is_given("data.episodes")
-
-
-def collect_missing(settings: TrainSettings, is_given: Callable[[str], bool] = lambda key: False) -> None:
-    """Collect the demonstrations if they are missing. `is_given`: whether the user gave a setting (`must_collect`)."""
-    if not must_collect(settings, is_given):
-        return
-    dry_run(settings)
-    data, num_tasks = settings.data, vla_mini.envs.get_spec(settings.env.address).num_tasks
-    total = num_tasks * (data.episodes + data.validation_episodes)
-    with tqdm(desc="collecting", unit=" episodes", total=total, disable=None) as bar:
-        collect(
-            settings.env.address,
-            data.root,
-            episodes=data.episodes,
-            validation_episodes=data.validation_episodes,
-            seed=data.seed,
-            progress=bar.update,
-        )
-
-
-def dry_run(settings: TrainSettings) -> None:
-    """Build policy and data once, for two blank episodes: what does not fit is refused before thousands are collected."""
-    data, spec = settings.data, vla_mini.envs.get_spec(settings.env.address)
-    samples = settings.trainer.devices * data.batch_size
-    episodes = spec.num_tasks * data.episodes
-    if samples > episodes * spec.max_episode_steps:
-        most = f"{episodes} episodes of at most {spec.max_episode_steps} frames"
-        raise ValueError(f"data.batch_size={data.batch_size}: a batch needs {samples} frames, and there will be {most}")
-    demonstrations = blank_demonstrations(spec)
-    small = settings.model_copy(update={"data": data.model_copy(update={"batch_size": 1})})
-    data_module(small, demonstrations, _build(small, demonstrations))
-
-
-def blank_demonstrations(spec: EnvSpec) -> Demonstrations:
-    """Two of the longest episodes that the environment may have, in which everything is zero."""
-    features, length = spec.features, spec.max_episode_steps
-    states, actions = (np.zeros((2 * length, size), np.float32) for size in (features.state_size, features.action_size))
-    shape = (2 * length, len(features.cameras), 3, *features.image_size)
-    return Demonstrations(
-        features=features,
-        tasks=("",),
-        episode_index=np.arange(2),
-        episode_starts=np.array([0, length]),
-        episode_ends=np.array([length, 2 * length]),
-        splits={"train": (0, 1), "validation": (1, 2)},
-        states=states,
-        actions=actions,
-        task_index=np.zeros(2 * length, np.int64),
-        frames=np.broadcast_to(np.uint8(0), shape),
-        statistics=training_statistics(states, actions),
-        fingerprint="",
-        notes=(),
-        mixture=(),
-    )
 
 
 def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
@@ -152,25 +37,10 @@ def untrained_policy(settings: TrainSettings, demonstrations: Demonstrations) ->
         hint = "choose the environment that it was recorded in, or env=none to train without one"
         whose = f"the dataset {settings.data.root or 'data.roots'}"
         vla_mini.envs.check_fits(spec, demonstrations.features, whose=whose, hint=hint)
-    policy = _build(settings, demonstrations)
+    policy = build_policy(settings, demonstrations)
     if settings.init_from is not None:
         warn_about_mismatch(policy, demonstrations)
     return policy
-
-
-def fit_environment(settings: TrainSettings, is_given: Callable[[str], bool]) -> tuple[TrainSettings, list[str]]:
-    """Before the dataset is read: the settings, with env=none and without auxiliary losses where it is not one of the default
-    environment and the user gave no other; and notes that say so. `untrained_policy` refuses any other environment that does
-    not fit."""
-    if is_given("env") or settings.env.id != TOY_PICK.id or settings.evaluation.further_splits:
-        return settings, []
-    options = reading(settings)
-    root = next(iter(options["roots"] or [options["root"]]))
-    if read_features(**options | {"root": root}) == TOY_PICK.features:
-        return settings, []
-    changed: dict[str, Any] = {"env": Env(id=None)} | ({} if is_given("auxiliary") else {"auxiliary": {}})
-    note = f"the dataset is not one of {TOY_PICK.id}: training without an environment (env=none auxiliary=none)"
-    return settings.model_copy(update=changed), [note, "experiment=real has settings that suit recordings"]
 
 
 def notes_on(policy: Policy, demonstrations: Demonstrations) -> Iterator[str]:
@@ -207,7 +77,7 @@ def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy:
         "tokenize": policy.tokenize,
         "horizon": settings.data.horizon,
         "batch_size": settings.data.batch_size,
-        "num_processes": settings.trainer.devices,
+        "num_processes": settings.num_processes,
         "num_workers": 0 if is_decoded(demonstrations.frames) else settings.data.num_workers,
         "seed": settings.seed,
         "history": settings.history,
@@ -232,7 +102,8 @@ def trusts_remote_code(settings: TrainSettings) -> bool:
     return any(part.arguments().get("trust_remote_code") for part in (settings.vision, settings.language))
 
 
-def _build(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
+def build_policy(settings: TrainSettings, demonstrations: Demonstrations) -> Policy:
+    """As `untrained_policy`, without a look at the environment."""
     check_lengths(demonstrations, history=settings.history, horizon=settings.data.horizon)  # before any work with so many
     source = {"dataset": demonstrations.fingerprint} | ({"env": settings.env.address} if settings.env.address else {})
     folder = saved = None

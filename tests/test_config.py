@@ -115,6 +115,12 @@ def configs(tmp_path, monkeypatch) -> Path:
         ("train", ["trainer.precision=bf16-mixd"], ["'bf16-mixd'", "'bf16-mixed'"]),
         ("train", ["trainer.callbacks=[]"], ["unknown key 'trainer.callbacks'"]),
         ("train", ["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
+        ("train", ["trainer.strategy=fsdp"], ["trainer.strategy=fsdp divides the matrices that Muon needs", "optimizer=adamw"]),
+        (
+            "train",
+            ["trainer.strategy=fsdp", "optimizer=adamw", "compile=default"],
+            ["trainer.strategy=fsdp is neither for compile nor for unfreeze_at"],
+        ),
         ("train", ["trainer.num_nodes=0"], ["trainer.num_nodes=0", "at least 1"]),
         ("train", ["trainer.strategy=dpp"], ["trainer.strategy='dpp'", "'ddp'"]),
         ("train", ["trainer.strategy=ddp_spawn"], ["trainer.strategy='ddp_spawn'", "ddp_find_unused_parameters_true"]),

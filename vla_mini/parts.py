@@ -107,6 +107,8 @@ class Part(nn.Module, ABC):
     - spec, settings: what the constructor was called with, defaults filled in; set by `__new__`, before `__init__` runs. `fit`
       and `load_assets` may replace settings by what they led to: a saved policy keeps no path of pretrained weights
     - changeable: names of settings that may be changed after training; each is also an attribute
+    - divisible: False where a batch's content decides how often layers are called, so that several processes cannot gather the
+      weights of a layer together (FSDP)
 
     A ValueError about a setting begins with its name (`width=3 is ...`); registry.py puts the part's own key before it.
     """
@@ -115,6 +117,7 @@ class Part(nn.Module, ABC):
     settings: dict[str, Any]
     spec_class: ClassVar[type]
     changeable: ClassVar[tuple[str, ...]] = ()
+    divisible: bool = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Part":
         if not args and not kwargs:  # a copy is made, or an object is unpickled

@@ -50,7 +50,7 @@ TRAINER_TYPES = (
     ("accelerator", Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]),
     ("devices", PositiveInt),
     ("num_nodes", PositiveInt),
-    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true"]),
+    ("strategy", Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]),
     # Not 16-true: an optimizer's epsilon is 0 in fp16, and a few steps make weights that are not finite.
     ("precision", Literal["auto", "64-true", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]),
     ("max_steps", PositiveInt),
@@ -313,6 +313,11 @@ class TrainSettings(StrictModel):
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:
             yield "monitor.watch=true is for Weights & Biases: add logger=wandb"
+        if self.trainer.strategy == "fsdp":
+            if self.optimizer.target.endswith("Muon"):
+                yield "trainer.strategy=fsdp divides the matrices that Muon needs as a whole: use optimizer=adamw"
+            if self.compile != "none" or self.unfreeze_at:
+                yield "trainer.strategy=fsdp is neither for compile nor for unfreeze_at: use strategy=ddp"
         yield from self._contradictions_in_compilation()
         yield from self._contradictions_in_finetuning()
 

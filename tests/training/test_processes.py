@@ -263,20 +263,24 @@ def test_everything_is_printed_and_written_once(runs):
     assert f"run_dir: runs/toy_pick_smoke/{os.readlink(together)}" in (together / "config.yaml").read_text()
 
 
-def test_a_nan_in_one_process_stops_both(runs, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_nan_in_one_process_stops_both(strategy, runs, tmp_path):
     """After the same steps, with one message; no weight changes."""
     seed = 'open("seed_of_" + rank, "w").write(str(torch.initial_seed()))'
     script = planted(tmp_path, f'{seed}; words = words * (math.nan if rank == "1" else 1)')
     data = f"data.root={runs[0] / 'data' / 'toy_pick_16_seed0'}"
     arguments = (data, *TOGETHER, "guard.patience=2", "evaluation.every_n_steps=0", "hydra.run.dir=run")
-    with started(tmp_path, *arguments, script=script) as process:
+    other = ["trainer.precision=32-true", f"trainer.strategy={strategy}"]
+    with started(tmp_path, *arguments, *other, script=script) as process:
         _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     reason = "not finite is the output of language (rank 1)"
     assert err.splitlines()[:2] == [f"step {n} skipped ({n + 1} in a row, {n + 1} in all): {reason}" for n in (0, 1)]
     assert err.count("Traceback") == err.count("train: NonFiniteError: 2 steps in a row were not finite") == 1
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    if strategy == "ddp":
+        checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "policy" / "model.safetensors").values())
     assert [(tmp_path / f"seed_of_{rank}").read_text() for rank in (0, 1)] == ["0", "1"]  # each draws its own noise
 
 
@@ -290,6 +294,61 @@ def test_a_second_signal_ends_both_at_once(runs, tmp_path):
             os.killpg(process.pid, number)
         _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode in (130, 143) and "Traceback" not in err
+
+
+# ---- weights divided over the processes (FSDP)
+
+SHARDED = ["trainer.precision=32-true", "ema.decay=0.9", "vision=huggingface", "language=huggingface"]
+
+
+@pytest.fixture(scope="module")
+def sharded(runs):
+    """The folder in which two processes with a part of the weights each made the run `sharded`, and one process the run `whole`."""
+    folder, _, _ = runs
+    arguments = ["trainer.devices=2", "trainer.strategy=fsdp", "data.batch_size=8", "hydra.run.dir=sharded"]
+    with started(folder, *WINDOWS, *SHARDED, *arguments) as process:
+        assert process.communicate(timeout=TIMEOUT)[1] == "" and process.returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command("train", *SMOKE, *WINDOWS, *SHARDED, *ALONE, "hydra.run.dir=whole") == 0
+    return folder
+
+
+def check_alike(run: Path, expected: Path) -> None:
+    """In float32: the saved policies, losses, gradients and updates."""
+    found, other = (load_file(each / "policy" / "model.safetensors") for each in (run, expected))
+    for name, tensor in other.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+    rows, others = figures(run), figures(expected)
+    names = [name for name in others if name.startswith(("train/", "validation/"))]
+    assert len(names) > 4
+    for name in [*names, "gradients/total", "gradients/vision", "gradients/clip_factor", "weights/vision", "updates/action"]:
+        assert rows[name] == pytest.approx(others[name], rel=1e-4), name
+
+
+def test_two_processes_with_a_part_of_the_weights_each_make_the_run_that_one_makes(sharded):
+    """Windows of several micro-batches, a short one, clipping, validation, a moving average, a frozen language model."""
+    check_alike(sharded / "sharded", sharded / "whole")
+    assert len(list((sharded / "sharded/checkpoints/last.ckpt").glob("*.distcp"))) == 2
+
+
+def test_divided_weights_are_resumed_by_another_number_of_processes(sharded, tmp_path, capsys):
+    changed = ["trainer.max_steps=8", f"data.root={sharded / 'data' / 'toy_pick_16_seed0'}"]
+    for name in ("sharded", "whole"):
+        shutil.copytree(sharded / name, tmp_path / name, symlinks=True)
+    for path in (tmp_path / "whole/checkpoints").glob("step_000005*"):  # so that it resumes after step 2, too
+        path.unlink()
+    damaged = tmp_path / "sharded/checkpoints/step_000005.ckpt/__1_0.distcp"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with started(tmp_path, "resume=sharded", *changed, "trainer.devices=1", "data.batch_size=16", settings=[]) as process:
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert "step_000005.ckpt is damaged" in err and "resumes after step 2" in out
+    assert command("train", f"resume={tmp_path / 'whole'}", *changed) == 0
+    check_alike(tmp_path / "sharded", tmp_path / "whole")
+    capsys.readouterr()
+    assert command("train", f"resume={tmp_path / 'sharded'}", "trainer.strategy=auto") == 2
+    assert "trainer.strategy=auto with resume=: the checkpoints of fsdp are other files" in capsys.readouterr().err
 
 
 # ---- as on two machines

@@ -194,7 +194,7 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
             changeable = ", ".join(settings.CHANGEABLE_ON_RESUME)
             raise ValueError(f"{argument} with resume=: only {changeable} may change when a run is resumed")
     resumed = folders.saved_settings(folder) | {"resume": str(folder), "run_dir": str(folder)}
-    before = _samples(resumed)
+    before, was_sharded = _samples(resumed), dict(dotted(resumed)).get("trainer.strategy") == "fsdp"
     changed = compose("train", changes) if changes else {}
     for key in {key_of(argument) for argument in changes}:
         node, _, leaf = key.partition(".")
@@ -202,6 +202,9 @@ def compose_run(arguments: Sequence[str]) -> dict[str, Any]:
             resumed[node][leaf] = changed[node][leaf]
         else:
             resumed[node] = changed[node]
+    strategy = dict(dotted(resumed)).get("trainer.strategy")
+    if was_sharded != (strategy == "fsdp"):
+        raise ValueError(f"trainer.strategy={strategy} with resume=: the checkpoints of fsdp are other files")
     if (samples := _samples(resumed)) != before:
         given = " ".join(f"{key}={value}" for key, value in dotted(resumed) if key in SAMPLES)
         raise ValueError(f"{given} with resume=: a step would have {samples} samples instead of {before}")

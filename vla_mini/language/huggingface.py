@@ -69,8 +69,13 @@ class HuggingFaceLanguage(Language):
         model, config = hub.make_again(read_json(folder / CONFIG), part="text", settings=self.settings)
         self._build(model, config, read_tokenizer(folder))
 
+    @property
+    def divisible(self) -> bool:
+        """Whether it is trained: else it is called for the instructions that are not in its cache."""
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
     def forward(self, tokens: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        if any(parameter.requires_grad for parameter in self.model.parameters()) or torch.compiler.is_exporting():
+        if self.divisible or torch.compiler.is_exporting():
             self._cache.clear()
             vectors = self.encode(tokens, mask)
         else:

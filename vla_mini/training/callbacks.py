@@ -22,6 +22,7 @@ from vla_mini.evaluation.rollout import NUM_ENVS, rollout
 from vla_mini.finetuning.freezing import TrainableParameters
 from vla_mini.policy import Policy
 from vla_mini.training.checkpoints import checkpoint_path, link_last, numbered, random_state, set_random_state
+from vla_mini.training.distributed import full_state, load_full_state, local, unsharded
 from vla_mini.training.loggers import gather, log, print_above_bar
 
 
@@ -50,16 +51,16 @@ class WeightAverage(Callback):
         decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates))
         self._num_updates += 1
         pairs = zip(self.policy.parameters(), module.policy.parameters(), strict=True)
-        trained = [(average, weight.to(average.dtype)) for average, weight in pairs if weight.requires_grad]
+        trained = [(local(average), local(weight).to(average.dtype)) for average, weight in pairs if weight.requires_grad]
         torch._foreach_lerp_(*map(list, zip(*trained, strict=True)), 1 - decay)
         for average, buffer in zip(self.policy.buffers(), module.policy.buffers(), strict=True):
             average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.policy.state_dict(), "num_updates": self._num_updates}
+        return {"weights": full_state(self.policy), "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["weights"])
+        load_full_state(self.policy, state["weights"])
         self._num_updates = state["num_updates"]
 
 
@@ -105,8 +106,10 @@ class BestPolicy(Callback):
             self.unsaved = True
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.unsaved and trainer.is_global_zero:
-            module.policy_for_evaluation.save_pretrained(self.folder)
+        if self.unsaved:
+            policy = unsharded(module.policy_for_evaluation)
+            if trainer.is_global_zero:
+                policy.save_pretrained(self.folder)
         self.unsaved = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,7 +129,7 @@ class BestPolicy(Callback):
 
     def _success_rate(self, trainer: Trainer, module: LightningModule, seconds: float) -> float:
         """Each process plays its part of the episodes."""
-        policy, spec = module.policy_for_evaluation, get_spec(self.env_id)
+        policy, spec = unsharded(module.policy_for_evaluation), get_spec(self.env_id)
         options = {"purpose": "selection", "seed": self.seed, "split": next(iter(spec.splits))}
         episodes = range(spec.num_tasks * self.episodes)[trainer.global_rank :: trainer.world_size]
         num_envs = max(1, NUM_ENVS // trainer.world_size)  # as many together as one process would have

@@ -5,6 +5,8 @@
     checkpoints/last.ckpt                        another name of the newest
     run.json                                     commit, versions, machine, fingerprint of the dataset
 
+With trainer.strategy=fsdp a checkpoint is a folder of that name (distributed.py).
+
 Training resumes bit-exactly, since checkpoints are saved between two optimizer steps (callbacks.py): the metrics of the one
 before are logged, and its validation is over. The data are read without workers, so nothing else is in progress.
 """
@@ -29,6 +31,7 @@ from vla_mini.settings import CHANGEABLE_ON_RESUME, TrainSettings
 from vla_mini.utils import files, machine
 
 SUFFIX = ".ckpt"
+METADATA = "meta.pt"  # of a checkpoint that is a folder: all but weights and optimizer, as Lightning names it
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -54,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         files.manifest_of(Path(path)).unlink(missing_ok=True)
-        Path(path).unlink(missing_ok=True)
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:
@@ -87,7 +90,7 @@ def link_last(path: Path) -> None:
     """`last.ckpt`: a link to `path`, or a copy where the file system has no links."""
     with files.replacing(path.with_name(f"last{SUFFIX}")) as temporary:
         try:
-            os.link(path, temporary)
+            temporary.symlink_to(path.name) if path.is_dir() else os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
 
@@ -119,7 +122,8 @@ def _fault(step: int, path: Path, run: str | None) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        rest = path / METADATA if path.is_dir() else path
+        saved = torch.load(rest, map_location="cpu", weights_only=True, mmap=True)
         saved_step, saved_run = saved["global_step"], saved["run"]
     except Exception as error:  # A file from elsewhere may make the loader raise anything.
         return f"is no checkpoint ({type(error).__name__})"
@@ -159,7 +163,8 @@ def fingerprint(settings: TrainSettings, *, dataset: str, init_from: str | None 
     """The SHA-256 of what tells a run from all others: the settings that may not change, and the fingerprints of its data and
     of the policy that it began from, wherever these are kept."""
     kept = settings.model_dump(mode="json", exclude={"run_dir", "resume", *CHANGEABLE_ON_RESUME})
-    kept["trainer"] |= {"max_steps": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    strategy = settings.trainer.strategy
+    kept["trainer"] |= {"max_steps": None, "devices": 1, "num_nodes": 1, "strategy": "fsdp" if strategy == "fsdp" else "auto"}
     kept["data"]["batch_size"] = settings.data.batch_size * settings.num_processes
     for name in ("roots", "cache", "verify", "num_workers"):
         kept["data"][name] = None

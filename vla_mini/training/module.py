@@ -17,6 +17,7 @@ from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from vla_mini.policy import Policy
 from vla_mini.training.callbacks import WeightAverage
+from vla_mini.training.distributed import ShardedStrategy, shard, unsharded
 from vla_mini.training.loggers import log, print_above_bar
 from vla_mini.training.step import OptimizerStep, sum_losses
 from vla_mini.types import Batch
@@ -52,6 +53,12 @@ class PolicyModule(LightningModule):
         """The policy that is validated, evaluated and saved: the average of the weights where there is one."""
         return self.policy if self.average is None else self.average.policy
 
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            mesh = self.device_mesh["data_parallel"]
+            for policy in {self.policy, self.policy_for_evaluation}:
+                shard(policy, mesh)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         self.step.begin_micro_batch(self.trainer, batch)
         loss, terms = self.policy(batch)  # the only call of the policy itself, which is what `compile` compiles
@@ -68,9 +75,10 @@ class PolicyModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._sums: Float[Tensor, " sums"] | int = 0
+        self._validated = [unsharded(self.policy_for_evaluation)]  # in a list, so that it is no submodule
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, terms = self.policy_for_evaluation.loss(batch)
+        loss, terms = self._validated[0].loss(batch)
         self._sums = self._sums + sum_losses(batch, loss, terms)
         self._terms = ("loss", *terms)
 

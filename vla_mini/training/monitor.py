@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from vla_mini.autograd.norms import noise_scale
+from vla_mini.training.distributed import full
 from vla_mini.training.loggers import gather
 from vla_mini.types import Batch
 
@@ -47,7 +48,7 @@ class GradientMonitor:
         if due(trainer.global_step, self.histograms):
             log_histograms(trainer, parameters)
         if due(trainer.global_step, self.every_n_steps):
-            self._measured, self._weights = parameters, [parameter.detach().clone() for parameter in parameters.values()]
+            self._measured, self._weights = parameters, [full(parameter.detach()).clone() for parameter in parameters.values()]
             self._metrics = gradient_metrics(parameters, per_parameter=self.per_parameter)
             if clip_norm:  # as torch computes it
                 self._metrics["gradients/clip_factor"] = min(1.0, clip_norm / (self._metrics["gradients/total"] + 1e-6))
@@ -108,7 +109,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
 
     With `per_parameter` the same for each parameter, whose norm is `gradients/<parameter>/norm`.
     """
-    gradients = [parameter.grad for parameter in parameters.values()]
+    gradients = [full(parameter.grad) for parameter in parameters.values()]
     norms, largest = (norms_of(gradients, order) for order in (2.0, math.inf))
     sizes = np.array([gradient.numel() for gradient in gradients])
     zeros = sizes - np.array(torch.stack([torch.count_nonzero(gradient) for gradient in gradients]).tolist())
@@ -125,7 +126,7 @@ def gradient_metrics(parameters: Parameters, *, per_parameter: bool = True) -> d
 
 def update_metrics(parameters: Parameters, before: Sequence[Tensor], *, per_parameter: bool = True) -> dict[str, float]:
     """`weights/<name>`, the norm before the update, and `updates/<name>`, the norm of the update by that of the weights."""
-    moved = torch._foreach_sub([parameter.detach() for parameter in parameters.values()], list(before))
+    moved = torch._foreach_sub([full(parameter.detach()) for parameter in parameters.values()], list(before))
     weights, updates, metrics = norms_of(before), norms_of(moved), {}
     for name, rows in groups(parameters, per_parameter=per_parameter):
         metrics[f"weights/{name}"] = weight = float(np.linalg.norm(weights[rows]))
@@ -150,12 +151,13 @@ def groups(parameters: Parameters, *, per_parameter: bool) -> Iterator[tuple[str
 
 def log_histograms(trainer: Trainer, parameters: Parameters) -> None:
     """`gradients/<parameter>` for W&B: 64 bins between the smallest and the largest finite value."""
+    gradients = {name: full(parameter.grad) for name, parameter in parameters.items()}  # in all processes
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     if not loggers:
         return
     import wandb
 
-    counts = {f"gradients/{name}": histogram(parameter.grad) for name, parameter in parameters.items()}
+    counts = {f"gradients/{name}": histogram(gradient) for name, gradient in gradients.items()}
     histograms = {name: wandb.Histogram(np_histogram=found) for name, found in counts.items()}
     for logger in loggers:
         logger.experiment.log(histograms | {"trainer/global_step": trainer.global_step})

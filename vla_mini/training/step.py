@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from vla_mini.autograd.nonfinite import first_nonfinite
 from vla_mini.autograd.norms import gradients_of
 from vla_mini.policy import Policy
+from vla_mini.training.distributed import average_whole, full, is_sharded, local, total_norm, unsharded
 from vla_mini.training.loggers import gather, log
 from vla_mini.training.monitor import GradientMonitor, due, loss_scaler
 from vla_mini.types import Batch
@@ -94,9 +96,13 @@ class OptimizerStep:
         self.origin: str | None = None
         self.loss = math.nan  # the last that was logged
         # Found once, since a walk through all modules takes longer than everything else in here.
-        self._parameters = dict(policy.named_parameters())
         self._modules_with_buffers = [module for module in policy.modules() if [*module.buffers(recurse=False)]]
         self.window: list[MicroBatch] = []
+
+    @cached_property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """By name; first asked for once Lightning has prepared the policy, which replaces them where it is sharded."""
+        return dict(self.policy.named_parameters())
 
     def begin_micro_batch(self, trainer: Trainer, batch: Batch) -> None:
         """Before the loss is computed: keep what a skipped step needs."""
@@ -108,7 +114,7 @@ class OptimizerStep:
         self.window.append(MicroBatch(batch, torch.get_rng_state(), gpu_rng_state))
         self.num_samples += len(batch.actions) * trainer.world_size
         self.stopwatch.start()
-        if trainer.accumulate_grad_batches * trainer.world_size > 1:
+        if trainer.accumulate_grad_batches * trainer.world_size > 1 and not is_sharded(self.policy):  # whose hooks never fire
             self.monitor.begin_micro_batch(trainer, self._parameters, batch)
 
     def add_losses(self, loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]) -> None:
@@ -134,11 +140,13 @@ class OptimizerStep:
         self._sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
         count, loss = self._sums[:2]
         parameters = {name: parameter for name, parameter in self._parameters.items() if parameter.grad is not None}
-        gradients = [parameter.grad for parameter in parameters.values()]
+        if is_sharded(self.policy):
+            average_whole((parameter.grad for parameter in parameters.values()), trainer.strategy)
+        gradients = [local(parameter.grad) for parameter in parameters.values()]
         torch._foreach_mul_(gradients, trainer.accumulate_grad_batches * trainer.world_size / count)
 
         # 4. Are the loss and the gradients finite? One transfer to the host.
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm([parameter.grad for parameter in parameters.values()], trainer.strategy)
         loss_is_finite, gradients_are_finite = torch.stack([loss.isfinite(), norm.isfinite()]).tolist()
         self.skipped = not (loss_is_finite and gradients_are_finite)
 
@@ -151,9 +159,10 @@ class OptimizerStep:
             return
         self.num_skipped_in_a_row = 0
         if self.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters.values(), self.clip_norm, norm)
+            torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
         elif self.clip_value:
-            nn.utils.clip_grad_value_(parameters.values(), self.clip_value)
+            for gradient in gradients:
+                gradient.clamp_(-self.clip_value, self.clip_value)
 
     def finish(self, trainer: Trainer) -> None:
         """After the update: log what is known of the step."""
@@ -206,22 +215,23 @@ class OptimizerStep:
 
     def find_origin(self, trainer: Trainer) -> str:
         """What was not finite first, found by computing the micro-batches once more, with the same random numbers."""
-        origin = next(filter(None, (self._compute_again(trainer, micro_batch) for micro_batch in self.window)), None)
+        policy = unsharded(self.policy)
+        origin = next(filter(None, (self._compute_again(trainer, policy, each) for each in self.window)), None)
         if trainer.world_size > 1:
             origin = next((f"{found} (rank {rank})" for rank, found in enumerate(gather(origin)) if found), None)
         if origin is not None:
             return origin
-        bad = [name for name, gradient in gradients_of(self.policy).items() if not gradient.isfinite().all()]
+        bad = [name for name, gradient in gradients_of(self.policy).items() if not full(gradient).isfinite().all()]
         return f"{f'the gradient of {bad[-1]}' if bad else 'the loss'}, which was finite when computed again"
 
-    def _compute_again(self, trainer: Trainer, micro_batch: MicroBatch) -> str | None:
-        device = self.policy.device
+    def _compute_again(self, trainer: Trainer, policy: Policy, micro_batch: MicroBatch) -> str | None:
+        device = policy.device
         devices = [] if micro_batch.gpu_rng_state is None else [device]
         with torch.random.fork_rng(devices), torch.enable_grad(), trainer.precision_plugin.forward_context():
             torch.set_rng_state(micro_batch.cpu_rng_state)
             if micro_batch.gpu_rng_state is not None:
                 torch.cuda.set_rng_state(micro_batch.gpu_rng_state, device)
-            return first_nonfinite(self.policy, micro_batch.batch)
+            return first_nonfinite(policy, micro_batch.batch)
 
 
 def sum_losses(batch: Batch, loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]) -> Float[Tensor, " sums"]:

@@ -112,7 +112,10 @@ def remove_temporary(folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """The SHA-256 of a file's content, or of the names and contents of a folder's files, in hexadecimal digits."""
+    if path.is_dir():
+        found = digests(path, sorted(filter(Path.is_file, path.rglob("*"))))
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

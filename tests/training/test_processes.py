@@ -303,7 +303,7 @@ SHARDED = ["trainer.precision=32-true", "ema.decay=0.9", "vision=huggingface", "
 
 @pytest.fixture(scope="module")
 def sharded(runs):
-    """The folder in which two processes with a part of the weights each made the run `sharded`, and one process the run `whole`."""
+    """The folder in which two processes, each with a part of the weights, made the run `sharded`, and one the run `whole`."""
     folder, _, _ = runs
     arguments = ["trainer.devices=2", "trainer.strategy=fsdp", "data.batch_size=8", "hydra.run.dir=sharded"]
     with started(folder, *WINDOWS, *SHARDED, *arguments) as process:

@@ -13,7 +13,6 @@ makes a variant. Variants that differ in more have names: variants.NAME="argumen
 """
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ def main(settings: "CompareSettings") -> None:
     from vla_mini.reports.comparison import comparison_table, write_comparison
     from vla_mini.setup.demonstrations import collect_missing
 
-    with exclusive() if settings.launcher == "local" else nullcontext():
+    with exclusive(settings):
         dry_run(settings)
         output = config.new_folder(settings.output or config.default_output(None, "comparisons", Path("runs") / settings.name))
         for variant in settings.variants:  # before the runs, which are identified by the demonstrations, too

@@ -5,8 +5,7 @@ Everything is written to one new folder, runs/<experiment>/<date_time>/.
     python scripts/train.py experiment=toy_pick
     python scripts/train.py experiment=toy_pick action=bins optimizer.lr=1e-3 seed=1
     python scripts/train.py experiment=toy_pick trainer.devices=4
-    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 scripts/train.py \
-        experiment=toy_pick trainer.num_nodes=2 trainer.devices=4
+    torchrun --standalone --nproc-per-node=4 scripts/train.py experiment=toy_pick trainer.devices=4
     python scripts/train.py experiment=real data.root=DIR
 """
 

@@ -197,11 +197,12 @@ def test_a_run_of_other_code_than_it_was_planned_with_does_not_begin():
 def test_the_folder_of_a_run_depends_on_its_plugins(tmp_path, monkeypatch):
     (tmp_path / "my_heads").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    folders = []
-    for text in ("a = 1", "a = 2"):
-        (tmp_path / "my_heads" / "__init__.py").write_text(text)
-        folders.append(plan(comparison(), "a", ["plugins=[my_heads]"], seed=0).folder)
-    assert folders[0] != folders[1]
+    for name, file in (("my_heads", "my_heads/__init__.py"), ("my_head", "my_head.py")):
+        folders = []
+        for text in ("a = 1", "a = 2"):
+            (tmp_path / file).write_text(text)
+            folders.append(plan(comparison(), "a", [f"plugins=[{name}]"], seed=0).folder)
+        assert folders[0] != folders[1]
 
 
 def test_jobs_look_for_configs_where_the_comparison_does(tmp_path):
@@ -263,11 +264,13 @@ def test_an_interrupted_comparison_terminates_its_run(monkeypatch):
 
 
 def test_one_comparison_at_a_time(tmp_path, monkeypatch):
-    with exclusive():
+    here, jobs, others = comparison(), *(comparison(launcher="submitit", submitit={"cluster": name}) for name in "ab")
+    with exclusive(here), exclusive(jobs):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match="another compare"), exclusive():
-            pass
-    with exclusive():
+        for again, reason in ((here, "would slow each other down"), (others, "would train the same runs of comparison")):
+            with pytest.raises(ValueError, match=f"another compare.py is running .* {reason}"), exclusive(again):
+                pass
+    with exclusive(here):
         pass
 
 

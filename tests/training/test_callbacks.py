@@ -150,7 +150,7 @@ def rollouts(monkeypatch):
     policies that differ by one step."""
     rates, policies = [], []
 
-    def rollout(policy, env_id, *, episodes, options):
+    def rollout(policy, env_id, *, episodes, options, num_envs):
         assert options == {"purpose": "selection", "seed": 0, "split": "seen"} and not policy.training
         policies.append(policy)
         wins = round(rates.pop(0) * len(episodes))

@@ -363,6 +363,7 @@ def slurm(rank: int, port: int) -> dict[str, str]:
         "NODEID": rank,
         "LOCALID": 0,
         "NTASKS": 2,
+        "STEP_NUM_TASKS": 2,
         "NNODES": 2,
         "NTASKS_PER_NODE": 1,
         "NODELIST": "127.0.0.1",
@@ -385,7 +386,7 @@ def machine(kind: str, rank: int, port: int, folder: Path, *arguments: str, **op
 @pytest.mark.parametrize("kind", ["torchrun", "srun"])
 def test_two_machines_make_the_run_that_one_process_makes(kind, runs, tmp_path):
     folder, _, _ = runs
-    arguments = [*WINDOWS, *APART, f"hydra.run.dir={kind}"]
+    arguments = [*WINDOWS, *APART, "evaluation.selection_episodes=3", f"hydra.run.dir={kind}"]
     with ExitStack() as stack:
         port = free_port()
         both = [stack.enter_context(machine(kind, rank, port, folder, *arguments)) for rank in (1, 0)]
@@ -393,8 +394,7 @@ def test_two_machines_make_the_run_that_one_process_makes(kind, runs, tmp_path):
     assert [process.returncode for process in both] == [0, 0], outputs
     (second, _), (first, _) = outputs
     assert "trained" not in second and "processes: 2" in first
-    episodes = config.load("train", SMOKE).evaluation.selection_episodes  # divided over both
-    assert re.findall(r"in (\d+) selection scenes", first) == [str(episodes)] * 2
+    assert re.findall(r"in (\d+) selection scenes", first) == ["3"] * 3  # divided over both
     found, expected = (load_file(folder / run / "policy" / "model.safetensors") for run in (kind, "alone"))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-10, atol=1e-13)
@@ -413,7 +413,7 @@ def test_a_mistake_ends_both_machines(tmp_path):
         assert "seed='x'" in first.communicate(timeout=TIMEOUT)[1]
         second.terminate()  # as srun does: it looks for the first one, and no work has begun
         second.communicate(timeout=TIMEOUT)
-    assert (first.returncode, second.returncode) == (2, -signal.SIGTERM)
+    assert first.returncode == 2 and second.returncode in (143, -signal.SIGTERM)  # before or while torch waits
     planted = tmp_path / "train.py"  # the first one joins, and fails
     planted.write_text(f"import vla_mini.setup.demonstrations as first\nfirst.check_start = lambda settings: 1 / 0\n{EXEC}")
     port = free_port()
@@ -475,7 +475,7 @@ def test_the_second_process_leaves_signals_to_the_first(second, monkeypatch):
             "give trainer.num_nodes=1 trainer.devices=4",
         ),
         (
-            {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
             "SLURM_NNODES is not set: give srun or sbatch --nodes=N --ntasks-per-node=M",
         ),
     ],

@@ -28,7 +28,7 @@ def launcher() -> str | None:
     """What started the processes of this run, if they all begin at once: torchrun or srun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
-    return "srun" if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ else None
+    return "srun" if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else None  # not set in a batch script itself
 
 
 def rank() -> int:

@@ -95,14 +95,17 @@ def dry_run(comparison: CompareSettings) -> None:
 
 
 @contextmanager
-def exclusive() -> Iterator[None]:
-    """Raises ValueError while another comparison trains on this machine: each would slow down the runs of the other."""
+def exclusive(comparison: CompareSettings) -> Iterator[None]:
+    """Raises ValueError while another comparison trains on this machine, as each would slow down the runs of the other; with
+    launcher=submitit, while the same comparison is running."""
     user = os.getuid() if sys.platform != "win32" else getpass.getuser()  # a user of a container may have no name
+    name = comparison.name if comparison.launcher == "submitit" else ""
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"vla-mini-compare-{user}.lock", timeout=0):
+        with FileLock(Path(tempfile.gettempdir()) / "-".join(["vla-mini-compare", str(user), f"{name}.lock"]), timeout=0):
             yield
     except Timeout:
-        raise ValueError("another compare.py is running on this machine, and two would slow each other down") from None
+        reason = f"would train the same runs of {name}" if name else "would slow each other down"
+        raise ValueError(f"another compare.py is running on this machine, and two {reason}") from None
 
 
 # ---- which runs
@@ -151,6 +154,8 @@ def file_digests(settings: TrainSettings) -> dict[str, Any]:
         spec = find_spec(package)
         for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
             found[f"plugin {package}"] = files.digests(folder, sorted(folder.rglob("*.py")))
+        if spec and spec.origin and not spec.submodule_search_locations:  # one file
+            found[f"plugin {package}"] = files.digest(Path(spec.origin))
     arguments = {"vision": settings.vision.arguments(), "language": settings.language.arguments()}
     paths = {name: part.get("path") for name, part in arguments.items()} | {"data": settings.data.root}
     for name, path in paths.items():

@@ -14,6 +14,7 @@ from vla_mini.doctor import data, images, learning, machine, policy, recordings,
 from vla_mini.doctor.finding import Finding, run_check, run_checks_on
 from vla_mini.policy import Policy
 from vla_mini.settings import TrainSettings
+from vla_mini.setup.policy import augmentation
 from vla_mini.training.trainer import choose_device
 from vla_mini.types import Batch
 

@@ -57,7 +57,8 @@ class WeightAverage(Callback):
             average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": full_state(self.policy), "num_updates": self._num_updates}
+        weights = {name: tensor.cpu() for name, tensor in full_state(self.policy).items()}
+        return {"weights": weights, "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_full_state(self.policy, state["weights"])
@@ -81,7 +82,7 @@ class BestPolicy(Callback):
         self.unsaved = False
         self._evaluated_at = 0
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.save(trainer, module)  # in a resumed run, whose process may have ended between checkpoint and policy
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:

@@ -87,11 +87,13 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def link_last(path: Path) -> None:
-    """`last.ckpt`: a link to `path`, or a copy where the file system has no links."""
+    """`last.ckpt`: a link to `path`; where the file system has no links, a copy of a file, and nothing for a folder."""
     with files.replacing(path.with_name(f"last{SUFFIX}")) as temporary:
         try:
             temporary.symlink_to(path.name) if path.is_dir() else os.link(path, temporary)
         except OSError:
+            if path.is_dir():
+                return
             shutil.copyfile(path, temporary)
 
 
@@ -142,7 +144,9 @@ def clean_run_folder(run_dir: Path, *, step: int) -> None:
         if number > step:
             for file in (path, files.manifest_of(path)):
                 if file.exists():
-                    file.replace(file.with_name(f"{file.name}.bad"))
+                    bad = file.with_name(f"{file.name}.bad")
+                    shutil.rmtree(bad, ignore_errors=True)  # a folder of an earlier attempt, which nothing replaces
+                    file.replace(bad)
             path.with_name(f"last{SUFFIX}").unlink(missing_ok=True)
     for stale in ("report.html", "evaluation/metrics.json"):
         (run_dir / stale).unlink(missing_ok=True)

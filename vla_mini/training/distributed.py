@@ -66,7 +66,10 @@ def cluster_environment() -> ClusterEnvironment:
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP over all processes. A checkpoint is a folder in which each process writes its part (torch.distributed.checkpoint);
-    any number of processes resumes from it. The module shards its policies in `configure_model`."""
+    any number of processes resumes from it. The module shards its policies in `configure_model`.
+
+    Unlike all others such a checkpoint has a file that is read by pickle, `.metadata`: resume only runs of your own.
+    """
 
     def __init__(self, num_processes: int) -> None:
         super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1, timeout=TIMEOUT)
@@ -79,9 +82,10 @@ class ShardedStrategy(ModelParallelStrategy):
         self.barrier()
         if self.is_global_zero:
             files.sync_tree(partial)
+            digest = files.digest(partial)
             shutil.rmtree(path, ignore_errors=True)
             os.rename(partial, path)
-            files.write_checksum(path, files.digest(path))
+            files.write_checksum(path, digest)
         self.barrier()
 
 
@@ -191,7 +195,7 @@ class ProcessShutdown(Callback):
         else:  # The first process decides, so this one ignores signals; it must not outlive it.
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         signal.set_wakeup_fd(-1)  # the first process is alone from now on
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

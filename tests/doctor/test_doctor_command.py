@@ -44,7 +44,7 @@ def test_a_failed_check_ends_with_exit_code_1(demonstrations, capsys, tmp_path, 
 
 
 def test_missing_demonstrations_are_collected_in_a_temporary_folder(capsys, tmp_path):
-    assert command("doctor", *SMALL, "data.episodes=12", "data.batch_size=4096") == 0
+    assert command("doctor", *SMALL, "data.episodes=12", "data.batch_size=4096", "augmentation=default") == 0
     assert capsys.readouterr().out.startswith("collecting 12 demonstrations, since data/toy_pick_12_seed0")
     assert list(tmp_path.iterdir()) == []
 

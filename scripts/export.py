@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 @config.main("export")
 def main(settings: "ExportSettings") -> None:
-    from vla_mini import Policy
+    from vla_mini.export import ExportedPolicy, load_policy
     from vla_mini.export.onnx import export
 
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise ValueError(f"the package {package} is missing: pip install 'vla-mini[onnx]'")
-    policy = Policy.from_pretrained(settings.policy, trust_remote_code=settings.trust_remote_code)
-    if settings.num_steps is not None:
-        policy.action.change(num_steps=settings.num_steps)
+    options = {"num_steps": settings.num_steps, "trust_remote_code": settings.trust_remote_code}
+    policy = load_policy(settings.policy, **options)
+    if isinstance(policy, ExportedPolicy):
+        raise ValueError(f"policy={settings.policy} is an exported policy already: give the one that it was made of")
     written = export(policy, settings.output, dtype=settings.dtype)
     print(f"{settings.output}: {written.megabytes:.2f} MB; largest difference from the policy's actions {written.error:.2g}")
 

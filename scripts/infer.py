@@ -33,7 +33,8 @@ def main(settings: "InferSettings") -> None:
         raise ValueError("instruction='' is empty: give a task, such as 'pick up the red cube'")
     options = {"num_steps": settings.num_steps, "trust_remote_code": settings.trust_remote_code}
     policy = load_policy(settings.policy, **options)
-    if isinstance(policy, ExportedPolicy) and settings.mode != "no_grad":
+    exported = isinstance(policy, ExportedPolicy)
+    if exported and settings.mode != "no_grad":
         raise ValueError(f"mode={settings.mode}: an exported policy is no graph of autograd; give mode=no_grad")
     controller = Controller(policy)
     for frame in reversed(read_frames(settings, policy)):  # the oldest first
@@ -51,7 +52,6 @@ def main(settings: "InferSettings") -> None:
         start = time.perf_counter()
         actions = predict()
         milliseconds = 1000 * (time.perf_counter() - start)
-        exported = isinstance(policy, ExportedPolicy)
         with nullcontext([]) if exported else count_saved_bytes(policy) as saved:  # a pass of its own: counting takes time
             predict()
     answer = {

@@ -13,6 +13,7 @@ from vla_mini.acting import Controller, step_together
 from vla_mini.envs import make
 from vla_mini.export import ExportedPolicy, load_policy
 from vla_mini.export.onnx import OBSERVATIONS, TOLERANCE, export, largest_error, random_observations
+from vla_mini.export.runtime import FILES
 from vla_mini.serving.server import PolicyServer
 
 pytest.importorskip("onnxscript", reason="the package onnxscript is missing: pip install 'vla-mini[onnx]'")
@@ -150,16 +151,19 @@ def test_a_damaged_export_is_refused_and_named(policies, tmp_path):
         (copy / file).write_bytes((copy / file).read_bytes()[:-1] + b"?")
         with pytest.raises(ValueError, match=message):
             load_policy(copy)
-    (folder / "exported/tokenizer.json").rename(tmp_path / "kept")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
-        load_policy(folder / "exported")
-    (tmp_path / "kept").rename(folder / "exported/tokenizer.json")
+    for file in FILES:
+        (folder / "exported" / file).rename(tmp_path / "kept")
+        with pytest.raises(ValueError, match=f"exported/{file} is missing"):
+            load_policy(folder / "exported")
+        (tmp_path / "kept").rename(folder / "exported" / file)
 
 
 def test_an_existing_folder_is_left_alone(policies, capsys):
     _, _, folder = policies
     assert command("export", f"policy={folder}/policy", f"output={folder}/exported") == 2
     assert "exists already: name a new folder" in capsys.readouterr().err
+    assert command("export", f"policy={folder}/exported", "output=again") == 2
+    assert "is an exported policy already: give the one that it was made of" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(policies, monkeypatch):

@@ -301,13 +301,31 @@ def test_a_second_signal_ends_both_at_once(runs, tmp_path):
 SHARDED = ["trainer.precision=32-true", "ema.decay=0.9", "vision=huggingface", "language=huggingface"]
 
 
+COUNTED = """
+import vla_mini.training.module as module
+from vla_mini.training.distributed import local, shard
+
+def counted(policy, mesh):
+    shard(policy, mesh)
+    trained = [weight for name, weight in policy.named_parameters() if not name.startswith("language.")]  # which is frozen
+    print("share", sum(local(weight).numel() for weight in trained) / sum(weight.numel() for weight in trained), flush=True)
+
+module.shard = counted
+"""
+
+
 @pytest.fixture(scope="module")
 def sharded(runs):
     """The folder in which two processes, each with a part of the weights, made the run `sharded`, and one the run `whole`."""
     folder, _, _ = runs
     arguments = ["trainer.devices=2", "trainer.strategy=fsdp", "data.batch_size=8", "hydra.run.dir=sharded"]
-    with started(folder, *WINDOWS, *SHARDED, *arguments) as process:
-        assert process.communicate(timeout=TIMEOUT)[1] == "" and process.returncode == 0
+    script = folder / "sharded.py"
+    script.write_text(COUNTED + EXEC)
+    with started(folder, *WINDOWS, *SHARDED, *arguments, script=script) as process:
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert err == "" and process.returncode == 0
+    shares = [float(line.removeprefix("share ")) for line in out.splitlines() if line.startswith("share ")]
+    assert len(shares) == 4 and all(0.4 < share < 0.6 for share in shares)  # of the policy and of its average, in each process
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert command("train", *SMOKE, *WINDOWS, *SHARDED, *ALONE, "hydra.run.dir=whole") == 0

@@ -99,7 +99,7 @@ def exclusive(comparison: CompareSettings) -> Iterator[None]:
     """Raises ValueError while another comparison trains on this machine, as each would slow down the runs of the other; with
     launcher=submitit, while the same comparison is running."""
     user = os.getuid() if sys.platform != "win32" else getpass.getuser()  # a user of a container may have no name
-    name = comparison.name if comparison.launcher == "submitit" else ""
+    name = re.sub(r"[^\w.=+-]+", "_", comparison.name) if comparison.launcher == "submitit" else ""
     try:
         with FileLock(Path(tempfile.gettempdir()) / "-".join(["vla-mini-compare", str(user), f"{name}.lock"]), timeout=0):
             yield

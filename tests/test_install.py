@@ -101,7 +101,10 @@ def test_a_run_in_any_folder_with_configs_and_a_head_of_ones_own(installed, plug
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plugins=[no_such_package]"], "plugins=[no_such_package] cannot be imported: No module named 'no_such_package'"),
+        (
+            ["plugins=[no_such_package]"],
+            "plugins=[no_such_package] cannot be imported: No module named 'no_such_package'; install it",
+        ),
         (["plugins=[my_heads]", "action._target_=my_heads.NoPart"], "action._target_=my_heads.NoPart is not derived from"),
         (["plugins=[my_heads]", "action._target_=my_heads.Missing"], "action._target_=my_heads.Missing is no class"),
         (["plugins=[my_heads]", "action._target_=my_heads.more.Head"], "action._target_=my_heads.more.Head: No module named"),

@@ -27,7 +27,11 @@ def use_plugins(packages: Sequence[str]) -> None:
     _plugins.clear()
     for package in packages:
         with as_value_error(f"plugins=[{package}] cannot be imported", Exception):
-            importlib.import_module(package)
+            try:
+                importlib.import_module(package)
+            except ModuleNotFoundError as error:
+                hint = "; install it, or name the folder that it is in by PYTHONPATH" if error.name == package else ""
+                raise ImportError(f"{error}{hint}") from error
         _plugins.append(package)
 
 

@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
 
-.PHONY: train test lint
+.PHONY: train test lint notebook
 
 train: $(INSTALLED)
 	$(PYTHON) scripts/train.py experiment=toy_pick
@@ -15,6 +15,9 @@ test: $(INSTALLED) # two tests at a time, those of a file together, in their ord
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+
+notebook: $(INSTALLED) # docs/autograd.ipynb and docs/ko/autograd.ipynb
+	$(PYTHON) docs/notebook.py
 
 # Installed anew whenever the requirements change. uv is used when it is there; an unsuitable python3 is refused early.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,7 +1,9 @@
 """The Python of the pages in docs/ runs, from top to bottom as one program. A text block shows what the block before it prints:
-numbers may differ by 1 %, and those after a ~ (times and rounding errors) by a factor of ten."""
+numbers may differ by 1 %, and those after a ~ (times and rounding errors) by a factor of ten. The blocks of
+docs/ko/autograd.md are those of docs/autograd.md, and are not run again."""
 
 import contextlib
+import hashlib
 import io
 import re
 import shlex
@@ -15,8 +17,10 @@ from tests.test_gradients import PICTURES
 from vla_mini import config
 
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem != "real_data")  # which has tests of its own
-LINKING = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md"]
+LINKING = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "data" / "README.md"]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ANY_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 NUMBER = re.compile(r"(~?)([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 ROUNDING = 1e-5  # a rounding error below this may also be zero
 
@@ -58,8 +62,43 @@ def assert_prints(printed: str, shown: str) -> None:
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+    for target in LINK.findall(prose):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def sections(page: str) -> dict[str, tuple[str, list[str]]]:
+    """Number of a section -> its prose and its code blocks; "" is the part before the first section."""
+    parts = re.split(r"^(?=## )", read(page), flags=re.MULTILINE)
+    numbers = [re.match(r"## (\d+)\. |", part)[1] or "" for part in parts]
+    return {number: (ANY_BLOCK.sub("", part), ANY_BLOCK.findall(part)) for number, part in zip(numbers, parts, strict=True)}
+
+
+def test_the_korean_tutorial_is_a_translation_of_the_english_one():
+    """The code is the same, and below each heading is a digest of the English prose that was translated."""
+    english, korean = sections("autograd.md"), sections("ko/autograd.md")
+    assert list(korean) == list(english)
+    each_other, outdated = {ROOT / "docs" / "autograd.md", ROOT / "docs" / "ko" / "autograd.md"}, []
+    for number, (prose, code) in english.items():
+        translation, same_code = korean[number]
+        where = f"docs/ko/autograd.md, {f'section {number}' if number else 'before section 1'}"
+        assert same_code == code, f"{where}: its blocks differ from those of docs/autograd.md"
+        targets = [{(ROOT / "docs" / target).resolve() for target in LINK.findall(prose)} - each_other]
+        targets += [{(ROOT / "docs" / "ko" / target).resolve() for target in LINK.findall(translation)} - each_other]
+        assert targets[0] == targets[1], f"{where}: its links differ from those of docs/autograd.md"
+        mark = f"<!-- en: {hashlib.sha256(' '.join(prose.split()).encode()).hexdigest()[:8]} -->"
+        if translation.splitlines()[1] != mark:
+            outdated.append(f"{where}: the English text has changed; translate it again, then write {mark} below the heading")
+    assert not outdated, "\n".join(["", *outdated])
+
+
+@pytest.mark.parametrize(
+    ("page", "question"), [("autograd.md", "**Predict, then run.** "), ("ko/autograd.md", "**예측한 뒤 실행하세요.** ")]
+)
+def test_each_section_of_the_tutorial_asks_one_question_before_a_block(page, question):
+    _, *numbered = re.split(r"^(?=## )", read(page), flags=re.MULTILINE)
+    asked = [re.findall(rf"^{re.escape(question)}(?:.+\n)+\n```python$", part, re.MULTILINE) for part in numbered]
+    assert [part.splitlines()[0] for part, found in zip(numbered, asked, strict=True) if len(found) != 1] == []
+    assert read(page).count(question) == len(numbered) == 34
 
 
 def test_the_figures_of_the_tutorial_are_those_of_gradients_py():

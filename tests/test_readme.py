@@ -60,6 +60,12 @@ def _small(argument: str) -> str:
     return smaller.get(argument, argument).replace("runs/toy_pick/latest", str(latest))
 
 
+def test_the_korean_page_shows_the_same_commands_and_results():
+    for language in ("bash", "text"):
+        english, korean = ("".join(blocks(language, page=page)).splitlines() for page in ("README.md", "README.ko.md"))
+        assert korean and [line for line in korean if line not in english] == []
+
+
 def test_python_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (code,) = (block for block in blocks("python") if "Controller" in block)

@@ -1,0 +1,117 @@
+"""The documentation site: its navigation has every page of docs/, and the diagrams of docs/how_it_works.md are calls that are
+really made. `make docs`, which .ci/run calls, builds it, and fails for any warning."""
+
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+import vla_mini
+from tests.factory import ROOT, load_script, make_policy
+from vla_mini import config, envs
+
+DOCS = ROOT / "docs"
+DIAGRAM = re.compile(r'^<div class="calls" markdown>\n(.*?)^</div>', re.MULTILINE | re.DOTALL)
+ITEM = re.compile(r"^( *)- (?:\[`([\w.]+)`\]\(\.\./([\w/.]+)\)|`([\w.]+)`)", re.MULTILINE)
+SMALL = ["trainer.max_steps=1", "data.episodes=2", "data.validation_episodes=1", "data.batch_size=4", "evaluation.every_n_steps=0"]
+
+
+class Function(NamedTuple):
+    """As its code object names it."""
+
+    file: str
+    name: str
+
+
+def read_diagrams() -> dict[str, dict[Function, list[Function]]]:
+    """The functions of each diagram of the page, by its heading: caller -> what it calls, in order."""
+    diagrams = {}
+    for section in (DOCS / "how_it_works.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        calls: dict[Function, list[Function]] = {}
+        callers: list[Function] = []  # of the item that is read, from the outermost to itself
+        for indent, name, file, library_name in ITEM.findall(DIAGRAM.search(section)[1]):
+            function = of_library(library_name) if library_name else of_package(name, file)
+            callers = [*callers[: len(indent) // 4], function]
+            if len(callers) > 1:
+                calls.setdefault(callers[-2], []).append(function)
+        diagrams[section.partition("\n")[0]] = calls
+    return diagrams
+
+
+def of_package(name: str, file: str) -> Function:
+    is_class = name.rpartition(".")[2][0].isupper()
+    return Function(str(ROOT / file), f"{name}.__init__" if is_class else name)
+
+
+def of_library(name: str) -> Function:
+    code = inspect.unwrap(pkgutil.resolve_name(name)).__code__
+    return Function(code.co_filename, code.co_qualname)
+
+
+def trace(run: Callable[[], object], functions: set[Function]) -> list[tuple[Function, ...]]:
+    """Every call of one of `functions` while `run` runs: the function, then those of them that are running, the newest first."""
+    calls = []
+
+    def record(frame, event, argument):
+        code = frame.f_code
+        if event != "call" or (code.co_filename, code.co_qualname) not in functions:
+            return
+        running = []
+        while frame is not None:
+            running.append(Function(frame.f_code.co_filename, frame.f_code.co_qualname))
+            frame = frame.f_back
+        calls.append(tuple(function for function in running if function in functions))
+
+    sys.setprofile(record)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+DIAGRAMS = read_diagrams()
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory) -> list[tuple[Function, ...]]:
+    """Those of one action and of one short training, of all functions in the diagrams."""
+    functions = {function for calls in DIAGRAMS.values() for called in (calls.keys(), *calls.values()) for function in called}
+    controller, env = vla_mini.Controller(make_policy()), envs.make("vla_mini/ToyPick-v0")
+    observation, _ = env.reset(seed=1)
+    acting = trace(lambda: controller.step(observation), functions)
+
+    script = load_script("train")
+    script.finish = lambda *_: None  # evaluation and report, after the last diagram's end
+    arguments = ["experiment=toy_pick_smoke", *SMALL]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("run"))
+        training = trace(lambda: config.run("train", arguments, script.main.__wrapped__), functions)
+    return acting + training
+
+
+@pytest.mark.parametrize("path", DIAGRAMS)
+def test_diagrams_are_the_calls_that_are_made(calls, path):
+    expected = DIAGRAMS[path]
+    shown = {function for called in (expected.keys(), *expected.values()) for function in called}
+    outermost = next(iter(expected))
+    made: dict[Function, list[Function]] = {}
+    for called, *running in calls:
+        caller = next((function for function in running if function in shown), None)
+        if outermost in running and called in expected.get(caller, ()):
+            made.setdefault(caller, []).append(called)
+    assert len(shown) >= 15
+    assert {caller: list(dict.fromkeys(called)) for caller, called in made.items()} == expected
+
+
+def test_the_navigation_has_every_page():
+    def pages(node):
+        return [node] if isinstance(node, str) else [page for each in node for item in each.values() for page in pages(item)]
+
+    found = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent.name != "ko")
+    assert sorted(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])) == found

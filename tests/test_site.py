@@ -1,6 +1,7 @@
 """The documentation site: its navigation has every page of docs/, and the diagrams of docs/how_it_works.md are calls that are
 really made. `make docs`, which .ci/run calls, builds it, and fails for any warning."""
 
+import ast
 import inspect
 import pkgutil
 import re
@@ -10,15 +11,22 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import vla_mini
-from tests.factory import ROOT, load_script, make_policy
+from tests.factory import ROOT, VARIANTS, load_script, make_policy
 from vla_mini import config, envs
 
 DOCS = ROOT / "docs"
 DIAGRAM = re.compile(r'^<div class="calls" markdown>\n(.*?)^</div>', re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"^( *)- (?:\[`([\w.]+)`\]\(\.\./([\w/.]+)\)|`([\w.]+)`)", re.MULTILINE)
-SMALL = ["trainer.max_steps=1", "data.episodes=2", "data.validation_episodes=1", "data.batch_size=4", "evaluation.every_n_steps=0"]
+SMALL = [
+    "trainer.max_steps=1",
+    "data.episodes=2",
+    "data.validation_episodes=1",
+    "data.batch_size=4",
+    "evaluation.every_n_steps=0",
+]
 
 
 class Function(NamedTuple):
@@ -54,7 +62,7 @@ def of_library(name: str) -> Function:
 
 
 def trace(run: Callable[[], object], functions: set[Function]) -> list[tuple[Function, ...]]:
-    """Every call of one of `functions` while `run` runs: the function, then those of them that are running, the newest first."""
+    """The calls of `functions` while `run` runs: the function, then those of them that are running, the newest first."""
     calls = []
 
     def record(frame, event, argument):
@@ -109,9 +117,44 @@ def test_diagrams_are_the_calls_that_are_made(calls, path):
     assert {caller: list(dict.fromkeys(called)) for caller, called in made.items()} == expected
 
 
+def test_the_examples_of_parts_have_the_settings_of_their_files():
+    """In docs/parts.md, whose Python tests/test_docs.py runs: a YAML file has the defaults of its class, under its address."""
+    text = (DOCS / "parts.md").read_text(encoding="utf-8")
+    defined = [ast.parse(code).body for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    classes = {node.name: node for body in defined for node in body if isinstance(node, ast.ClassDef)}
+    checked = set()
+    for kind, name, code in re.findall(r"^```yaml\n# configs/(\w+)/(\w+)\.yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        settings = OmegaConf.to_container(OmegaConf.create(code))
+        settings = settings[name] if kind == "auxiliary" else settings
+        module, _, cls = settings.pop("_target_", "").rpartition(".")
+        if kind == "env" or module == "torch.optim":
+            continue
+        assert module == f"vla_mini.{'training' if kind == 'optimizer' else kind}.{name}"
+        (init,) = (node for node in classes[cls].body if getattr(node, "name", "") == "__init__")
+        defaults = map(ast.literal_eval, init.args.kw_defaults)
+        assert {argument.arg: value for argument, value in zip(init.args.kwonlyargs, defaults, strict=True)} == {
+            key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+        }
+        checked.add(kind)
+    assert checked == {"vision", "language", "trunk", "auxiliary", "optimizer"}
+
+
+def test_the_quick_start_says_what_there_is():
+    """Its commands are among README's, which tests/test_readme.py runs; its table has all variants."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8").replace("\\\n    ", "")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = re.findall(r"^(?:python|make) .*", text, re.MULTILINE)
+    known = {line.partition("#")[0].strip() for line in readme}
+    assert len(commands) == 5 and {command.partition("#")[0].strip() for command in commands} <= known
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|", text, re.MULTILINE)
+    assert {kind: sorted(re.findall(r"`(\w+)`", names)) for kind, names in rows} == VARIANTS
+
+
 def test_the_navigation_has_every_page():
     def pages(node):
         return [node] if isinstance(node, str) else [page for each in node for item in each.values() for page in pages(item)]
 
-    found = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent.name != "ko")
+    files = [path.relative_to(DOCS) for path in DOCS.rglob("*.md")]
+    # Those in Korean are added by docs/assets/hooks.py.
+    found = sorted(path.as_posix() for path in files if not {"ko", "node_modules"} & {*path.parts})
     assert sorted(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])) == found

@@ -13,7 +13,7 @@ class Fields(Extension):
             fields = [_describe(each) for each in attributes if each.annotation is not None]
             text = "\n".join([cls.docstring.value if cls.docstring else "", "", *fields])
             cls.docstring = Docstring(text, parent=cls)
-            cls.labels.discard("dataclass")  # whose signature would repeat the list
+            cls.labels, cls.decorators = set(), []  # else a dataclass gets a signature, without the fields
         for each in attributes:  # of other classes, their own docstrings tell
             cls.del_member(each.name)
 

@@ -23,8 +23,9 @@ def on_config(config):
 def on_files(files, config):
     for page in files.documentation_pages():
         for target in LINK.findall(page.content_string):
-            if (source := _outside(target, page)) and (uri := f"source/{source}.md") not in files.src_uris:
-                path = Path(config.config_file_path).parent / source
+            source = _outside(target, page) or ""
+            path, uri = Path(config.config_file_path).parent / source, f"source/{source}.md"
+            if path.is_file() and uri not in files.src_uris:
                 text = f"# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8')}\n````\n"
                 files.append(File.generated(config, uri, content=f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n{text}"))
 

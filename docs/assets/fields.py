@@ -23,6 +23,7 @@ def _describe(attribute):
     above = re.fullmatch(r"\s*# (.*)", lines[attribute.lineno - 2])
     beside = re.search(r"  # (?:noqa: \S+ (?:\([^)]*\) )?)?(.*)", lines[attribute.endlineno - 1])
     kind = str(attribute.annotation).replace("'", '"')
-    default = f" = {attribute.value}" if attribute.value is not None else ""
+    value = "" if attribute.value is None else str(attribute.value)
+    default = f" = {value}" if value and not value.startswith("field(") else ""
     comment = next((f": {found[1]}" for found in (beside, above) if found), "")
     return f"- `{attribute.name}: {kind}{default}`{comment}"

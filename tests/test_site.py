@@ -20,13 +20,7 @@ from vla_mini import config, envs
 DOCS = ROOT / "docs"
 DIAGRAM = re.compile(r'^<div class="calls" markdown>\n(.*?)^</div>', re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"^( *)- (?:\[`([\w.]+)`\]\(\.\./([\w/.]+)\)|`([\w.]+)`)", re.MULTILINE)
-SMALL = [
-    "trainer.max_steps=1",
-    "data.episodes=2",
-    "data.validation_episodes=1",
-    "data.batch_size=4",
-    "evaluation.every_n_steps=0",
-]
+SMALL = "trainer.max_steps=1 data.episodes=2 data.validation_episodes=1 data.batch_size=4 evaluation.every_n_steps=0".split()
 
 
 class Function(NamedTuple):
@@ -42,7 +36,10 @@ def read_diagrams() -> dict[str, dict[Function, list[Function]]]:
     for section in (DOCS / "how_it_works.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         calls: dict[Function, list[Function]] = {}
         callers: list[Function] = []  # of the item that is read, from the outermost to itself
-        for indent, name, file, library_name in ITEM.findall(DIAGRAM.search(section)[1]):
+        diagram = DIAGRAM.search(section)[1]
+        items = ITEM.findall(diagram)
+        assert len(items) == len(re.findall(r"^ *- ", diagram, re.MULTILINE)), "an item names no function"
+        for indent, name, file, library_name in items:
             function = of_library(library_name) if library_name else of_package(name, file)
             callers = [*callers[: len(indent) // 4], function]
             if len(callers) > 1:

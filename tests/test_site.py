@@ -20,7 +20,10 @@ from vla_mini import config, envs
 DOCS = ROOT / "docs"
 DIAGRAM = re.compile(r'^<div class="calls" markdown>\n(.*?)^</div>', re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"^( *)- (?:\[`([\w.]+)`\]\(\.\./([\w/.]+)\)|`([\w.]+)`)", re.MULTILINE)
-SMALL = "trainer.max_steps=1 data.episodes=2 data.validation_episodes=1 data.batch_size=4 evaluation.every_n_steps=0".split()
+SMALL = [
+    *("trainer.max_steps=1", "evaluation.every_n_steps=0"),
+    *("data.episodes=2", "data.validation_episodes=1", "data.batch_size=4"),
+]
 
 
 class Function(NamedTuple):

@@ -1,5 +1,5 @@
-"""What the site needs beside mkdocs' plugins: links to files outside of docs/ lead to pages that show these files, and pages in
-docs/ko/ are marked as Korean, appear in the navigation and behind the button that chooses the language."""
+"""What the site needs beside mkdocs' plugins: links to files and folders outside of docs/ lead to pages that show them; pages in
+docs/ko/ are marked as Korean, are in the navigation, and behind the button that chooses the language."""
 
 import posixpath
 import re
@@ -23,11 +23,13 @@ def on_config(config):
 def on_files(files, config):
     for page in files.documentation_pages():
         for target in LINK.findall(page.content_string):
-            source = _outside(target, page) or ""
-            path, uri = Path(config.config_file_path).parent / source, f"source/{source}.md"
-            if path.is_file() and uri not in files.src_uris:
-                text = f"# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text(encoding='utf-8')}\n````\n"
-                files.append(File.generated(config, uri, content=f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n{text}"))
+            source = _outside(target, page)
+            uri = f"source/{source}.md"
+            if source and uri not in files.src_uris and (path := Path(config.config_file_path).parent / source).exists():
+                names = sorted(each.name for each in path.glob("[!_]*")) if path.is_dir() else []
+                text = "\n".join(names) or path.read_text(encoding="utf-8")
+                block = f"# {source}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
+                files.append(File.generated(config, uri, content=f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n{block}"))
 
 
 def on_page_markdown(markdown, page, config, files):

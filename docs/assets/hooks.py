@@ -1,5 +1,5 @@
-"""What the site needs beside mkdocs' plugins: links to files and folders outside of docs/ lead to pages that show them; pages in
-docs/ko/ are marked as Korean, are in the navigation, and behind the button that chooses the language."""
+"""What the site needs beside mkdocs' plugins: links to files and folders outside of docs/ lead to pages that show them.
+Pages in docs/ko/ are marked as Korean, are in the navigation, and behind the button that chooses the language."""
 
 import posixpath
 import re

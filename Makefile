@@ -4,13 +4,17 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
 
-.PHONY: train test lint notebook
+.PHONY: train test lint notebook docs
 
 train: $(INSTALLED)
 	$(PYTHON) scripts/train.py experiment=toy_pick
 
 test: $(INSTALLED) # two tests at a time, those of a file together, in their order, since they share what was made for them
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(INSTALLED) # site/index.html; any warning is an error
+	@$(PYTHON) -m mkdocs --version >/dev/null 2>&1 || $(MAKE) --always-make EXTRAS=dev,docs $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check

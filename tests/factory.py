@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from omegaconf import OmegaConf
 
@@ -11,7 +12,7 @@ from vla_mini.parts import KINDS
 from vla_mini.policy import Policy
 from vla_mini.testing import FEATURES, make_batch, make_observation, mean_loss
 
-__all__ = ["FEATURES", "command", "make_batch", "make_observation", "make_policy", "mean_loss", "spec"]
+__all__ = ["FEATURES", "command", "load_script", "make_batch", "make_observation", "make_policy", "mean_loss", "spec"]
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -33,10 +34,15 @@ def make_policy(**parts) -> Policy:
     )
 
 
-def command(name: str, *arguments: str) -> int:
-    """The exit code of scripts/<name>.py with these arguments, run in this process."""
+def load_script(name: str) -> ModuleType:
+    """scripts/<name>.py as a module."""
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return config.run(name, list(arguments), module.main.__wrapped__)
+    return module
+
+
+def command(name: str, *arguments: str) -> int:
+    """The exit code of scripts/<name>.py with these arguments, run in this process."""
+    return config.run(name, list(arguments), load_script(name).main.__wrapped__)

@@ -34,7 +34,7 @@ OTHER_LOSSES = ("loss", "action", "backbone_action")  # names in the log that no
 class Policy(PretrainedMixin, nn.Module):
     """A Vision-Language-Action policy, from the settings of its parts and the facts about the data that they are built for.
 
-    - parts: {"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}; what
+    - parts: `{"vision": {"_target_": ..., ...}, "language": ..., "trunk": ..., "action": ..., "auxiliary": {name: ...}}`; what
       each promises is in parts.py. "backbone_action" is an optional second head, for knowledge insulation (Driess et al.
       2025): it and the auxiliary losses train the backbone, and the gradient of `action` stops before it
     - features: what a frame of the dataset holds; observations of other sizes are refused

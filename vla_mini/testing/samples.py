@@ -40,7 +40,7 @@ def make_policy(
 ) -> Policy:
     """The default policy, untrained and in eval mode, with other `parts`.
 
-    - vision, language, trunk, action, backbone_action: a class, or the settings of a YAML file, {"_target_": ..., name: value}
+    - vision, language, trunk, action, backbone_action: a class, or the settings of a YAML file, `{"_target_": ...}`
     - auxiliary: {name: class or settings}; {} or None for no auxiliary loss
 
     Raises ValueError for unknown parts and for settings that do not fit.

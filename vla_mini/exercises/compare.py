@@ -146,10 +146,11 @@ def compare(
     element = f"{name}[{', '.join(map(str, index))}]" if index else name
     sources = f" (autograd; central differences: {slope(unit):.{digits}g})" if slope else ""
     text = f"{element} is {value:.{digits}g}, and should be {should:.{digits}g}{sources}"
-    text += f": it is off by {value - should:+.2g}" if isfinite(value) else ""
-    text += f"; {int(wrong.sum())} of {right.numel()} elements are wrong" if index else ""
-    pattern = _pattern(found, right, wrong, case, where)
-    raise WrongAnswerError(text + (f"\n{pattern}" if pattern else "") + place, look)
+    parts = [f"it is off by {value - should:+.2g}"] if isfinite(value) else []
+    if index:
+        pattern = _pattern(found, right, wrong, case, where)
+        parts.append(f"{int(wrong.sum())} of {right.numel()} elements are wrong{pattern and ': '}{pattern}")
+    raise WrongAnswerError("\n".join([text, *(["; ".join(parts)] if parts else [])]) + place, look)
 
 
 def _values(found: Any, names: Sequence[str]) -> tuple[Any, ...]:
@@ -163,22 +164,20 @@ def _values(found: Any, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _pattern(found: Tensor, right: Tensor, wrong: Tensor, case: Case | None, where: tuple[str, Tensor] | None) -> str:
-    """What all wrong elements have in common, in words."""
+    """What all wrong elements have in common, in words; "" where that is not known."""
     if not found.isfinite().all():
-        return f"{int((~found.isfinite()).sum())} of {found.numel()} elements are not finite"
+        return f"{int((~found.isfinite()).sum())} are not finite"
     if where and not (wrong & ~where[1]).any():
-        return f"all wrong elements are {where[0]}"
-    if right.numel() == 1:
-        return ""
+        return f"all of them {where[0]}"
     if not found.any():
-        return "all elements are zero"
+        return "all are zero"
     if right.ndim > 1 and right.shape[-1] == right.shape[-2] and torch.allclose(found, right.mT):
         return "it is the right matrix, transposed"
     factor = ((found * right).sum() / right.square().sum()).item()
     if torch.allclose(found, factor * right, rtol=1e-6, atol=1e-10):
-        return f"each element is the right one times {_name_factor(factor, case.sizes if case else {})}"
+        return f"each is the right one times {_name_factor(factor, case.sizes if case else {})}"
     if torch.allclose(error := found - right, error.mean(dim=-1, keepdim=True), atol=1e-10) and right.shape[-1] > 1:
-        return "along the last dimension, all elements are off by the same amount"
+        return "along the last dimension, all are off by the same amount"
     return ""
 
 
@@ -203,7 +202,7 @@ def saved_tensors() -> Iterator[tuple[weakref.WeakSet, list[tuple[int, ...]]]]:
 
     class Kept:
         def __init__(self, tensor: Tensor):
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # an output of the node that saves it would otherwise keep the node alive
 
     def pack(tensor: Tensor) -> Kept:
         shapes.append(tuple(tensor.shape))

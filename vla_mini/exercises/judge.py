@@ -7,12 +7,15 @@ that process alone. What the code prints is shown. `judge` is the same within th
 import faulthandler
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import traceback
 import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,36 +34,39 @@ class Verdict(NamedTuple):
 
 def judge_file(exercise: Exercise, *, limit: float = LIMIT) -> Verdict:
     """The verdict on `exercise.path`, from another process, which is ended after `limit` seconds of the student's code."""
-    if not exercise.path.is_file():
+    path = exercise.path
+    if not path.is_file():
         start = f"python -m vla_mini.exercises start {exercise.number}"
-        return Verdict(NOT_JUDGED, f"{exercise.path} does not exist: {start} writes it")
+        return Verdict(NOT_JUDGED, f"{path} is not a file" if path.exists() else f"{path} does not exist: {start} writes it")
     with tempfile.TemporaryDirectory() as folder:
-        report, watchdog = Path(folder, "report.json"), Path(folder, "watchdog.txt")
-        command = [sys.executable, "-m", "vla_mini.exercises.judge", exercise.name, str(report), str(watchdog), str(limit)]
+        report, stack = Path(folder, "report.json"), Path(folder, "stack.txt")
+        command = [sys.executable, "-m", "vla_mini.exercises.judge", exercise.name, str(report), str(stack), str(limit)]
         code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
         if report.is_file():
             return Verdict(*read_json(report))
-        if stopped := watchdog.read_text(encoding="utf-8", errors="replace") if watchdog.is_file() else "":
-            line = re.search(rf'File "{re.escape(str(exercise.path))}", line (\d+)', stopped)
+        if stopped := stack.read_text(encoding="utf-8", errors="replace"):
+            line = re.search(rf'File "{re.escape(str(path))}", line (\d+)', stopped)
             place = f", in line {line[1]}" if line else ""
-            return Verdict(WRONG, f"{exercise.path} was stopped after {limit:g} s{place}: is there a loop that does not end?")
-    return Verdict(NOT_JUDGED, f"{exercise.path} ended the judge's process (exit code {code}): does it call exit?")
+            return Verdict(WRONG, f"{path} was stopped after {limit:g} s{place}: is there a loop that does not end?")
+    return Verdict(NOT_JUDGED, f"{path} ended the process with exit code {code} before it was judged")
 
 
-def judge(exercise: Exercise, source: bytes) -> Verdict:
-    """The verdict on a student's file that holds `source`."""
+def judge(exercise: Exercise, source: bytes, *, watch: Callable[[], None] = lambda: None) -> Verdict:
+    """The verdict on a student's file that holds `source`.
+
+    - watch: called before the student's code runs for the first time
+    """
     path = str(exercise.path)
-    module = types.ModuleType(exercise.path.stem)
     try:
         code = compile(source, path, "exec")
-    except SyntaxError as error:
-        line = f": {error.text.strip()}" if error.text else ""
-        return Verdict(NOT_JUDGED, f"{path}, line {error.lineno}: {error.msg}{line}")
-    except ValueError as error:  # null bytes
-        return Verdict(NOT_JUDGED, f"{path}: {one_line(error)}")
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes, in some versions of Python
+        place, text = (error.lineno, error.text) if isinstance(error, SyntaxError) else (None, None)
+        at, line = f", line {place}" if place else "", f", in {text.strip()!r}" if text else ""
+        return Verdict(NOT_JUDGED, f"{path}{at}: {one_line(getattr(error, 'msg', error))}{line}")
     from vla_mini.exercises.compare import WrongAnswerError  # imports torch, as the exercises do
 
-    check = importlib.import_module(f"vla_mini.exercises.tasks.{exercise.name}")
+    check, module = importlib.import_module(f"vla_mini.exercises.tasks.{exercise.name}"), types.ModuleType(exercise.path.stem)
+    watch()
     try:
         exec(code, vars(module))
     except BaseException as error:
@@ -87,28 +93,26 @@ def _own_line(error: BaseException, path: str, source: bytes) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if not frames or isinstance(error, KeyboardInterrupt):
         raise error
-    line = source.decode(errors="replace").splitlines()[frames[-1].lineno - 1].strip()
+    number = frames[-1].lineno
     if isinstance(error, NotImplementedError):
-        return f"{path}, line {frames[-1].lineno}: {one_line(error) or 'still to be written'}"
+        return f"{path}, line {number}: {one_line(error) or 'still to be written'}"
+    line = source.decode(errors="replace").splitlines()[number - 1].strip()
     message = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
-    message = "; ".join([message, *getattr(error, "__notes__", [])])
-    return f"{path}, line {frames[-1].lineno}: {message}, in: {line}"
+    return "; ".join([f"{path}, line {number}: {message}, in {line!r}", *getattr(error, "__notes__", [])])
 
 
-def main() -> None:
-    """In the process of its own: name of the exercise, file for the verdict, file for the watchdog, limit in seconds."""
-    name, report, watchdog, limit = sys.argv[1:]
+def main(name: str, report: str, stack: str, limit: str) -> None:
+    """In the process of its own: write the verdict to the file `report` or, at the `limit`, where the code was to `stack`."""
     exercise = find(name)
-    importlib.import_module(f"vla_mini.exercises.tasks.{name}")  # with torch, before the time is counted
-    with open(watchdog, "w") as file:
-        faulthandler.dump_traceback_later(float(limit), exit=True, file=file)
-        try:
-            verdict = judge(exercise, exercise.path.read_bytes())
-        except KeyboardInterrupt:
-            sys.exit(130)
-        faulthandler.cancel_dump_traceback_later()
-    write_json(Path(report), verdict)
+    with open(stack, "w") as file:
+        watch = partial(faulthandler.dump_traceback_later, float(limit), exit=True, file=file)
+        write_json(Path(report), judge(exercise, exercise.path.read_bytes(), watch=watch))
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for threads of the student's
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -4,10 +4,11 @@ Leave in `.grad` of the policy's parameters the gradient of the mean loss over a
 they were one batch: exactly, although they differ in size and in their number of valid actions. Only one micro-batch's graph
 may be in memory at a time. What an earlier step left in `.grad` must not count.
 
-    micro_batches   list of Batch; is_pad b t is True where an action is not valid (past the episode's end)
-    policy.loss(batch)[0]   b t, the loss of each action, and zero where is_pad is True
+    micro_batches           each holds is_pad, b t: True where an action is not valid (past the episode's end)
+    policy.loss(batch)[0]   b t, the loss of each action: zero where is_pad is True
+    returns                 nothing
 
-Hint: what is the denominator of the large batch's mean? backward adds to `.grad`.
+Hint: what is the denominator of the large batch's mean? And backward adds to `.grad`.
 
 Read first: docs/autograd.md, section 11
 """

@@ -1,15 +1,17 @@
 """Adam in ten lines
 
-Write one step of Adam, equal to that of torch.optim.Adam without weight decay. Adam keeps two running averages for each
-element: of the gradient (decay rate betas[0]) and of its square (betas[1]). Both start at zero, and are therefore too small at
-first: in step number n = 1, 2, ... they are divided by 1 - beta ** n before they are used, but kept undivided. The parameter
-moves against the first by lr times its ratio to the square root of the second.
+Write one step of Adam, equal to that of torch.optim.Adam. Adam keeps two running averages for each element of a parameter: of
+its gradient (with the rate betas[0]) and of the gradient's square (with betas[1]). Both start at zero, and are therefore too
+small at first: in step n = 1, 2, ... they are divided by 1 - beta ** n before use, but kept undivided. With these,
 
-    parameter, gradient   any shape    lr, betas, eps   as in torch.optim.Adam
-    state     a dict for this parameter, empty before the first step: keep in it what the next step needs
-    returns   the new parameter
+    new parameter = parameter - lr * average gradient / (root of the average square + eps)
 
-Hint: a running average with decay rate beta is beta * old + (1 - beta) * new. eps is added to the root, not under it.
+    parameter, gradient   of the same shape
+    state                 a dict, empty before the first step: put into it what the next step needs
+    lr, betas, eps        as in torch.optim.Adam; betas are two numbers
+    returns               the new parameter
+
+Hint: a running average with the rate beta is beta * old + (1 - beta) * new.
 
 Read first: docs/autograd.md, sections 17 and 29
 """

@@ -1,16 +1,19 @@
 """The backward of softmax attention
 
-    scores  = q @ k.mT / sqrt(d), and minus infinity for tokens n where the mask is False
-    weights = scores.softmax(dim=-1)                            b h q n
-    y       = weights @ v                                       b h q d
+    scores  = q @ k.mT / sqrt(d), and minus infinity for the tokens n where the mask is False      b h q n
+    weights = scores.softmax(dim=-1)                                                               b h q n
+    y       = weights @ v                                                                          b h q d
 
-Given the gradient by y, compute the gradients by q, k and v, as in Block (vla_mini/utils/layers.py), without autograd.
+This is the attention of Block (vla_mini/utils/layers.py), with h heads. Given the gradient by y, compute those by q, k and v.
 
-    q   b h q d    k, v   b h n d    mask   b n (True = attend)    grad_y   b h q d
-    returns  grad_q, grad_k, grad_v: each of the shape of its input
+    q         b h q d
+    k, v      b h n d
+    mask      b n        True = attend
+    grad_y    b h q d
+    returns   grad_q, grad_k, grad_v, each of the shape of its input
 
 Hint: go backward line by line: by v and weights, by scores, by q and k. For one row w of weights, with the gradient g, the
-gradient by the scores is w * (g - s), where s is one number. Which? d w_i / d score_j = w_i (1 if i = j else 0) - w_i w_j.
+gradient by the scores is w * (g - s), where s is one number. Which? d w_i / d score_j = w_i * (1 if i == j else 0) - w_i * w_j.
 
 Read first: docs/autograd.md, sections 3, 20 and 32
 """

@@ -1,16 +1,20 @@
-"""The backward of FiLM: broadcasting, and what adds up
+"""The backward of FiLM: what is shared adds up
 
 FiLM scales and shifts normalised image tokens by a vector made from the instruction (FiLMBlock in vla_mini/utils/layers.py):
 
-    scale, shift = (vector @ weight.T + bias)[:, None].chunk(2, dim=-1)
+    scale, shift = (vector @ weight.T + bias)[:, None].chunk(2, dim=-1)      each b 1 d
     y = x * (1 + scale) + shift
 
 Given the gradient by y, compute the gradients by all four inputs.
 
-    x   b n d    vector   b c    weight   (2 d) c    bias   (2 d)    grad_y   b n d
-    returns  grad_x, grad_vector, grad_weight, grad_bias: each of the shape of its input
+    x         b n d
+    vector    b c
+    weight    (2 d) c
+    bias      (2 d)
+    grad_y    b n d
+    returns   grad_x, grad_vector, grad_weight, grad_bias, each of the shape of its input
 
-Hint: first by scale and shift, which all n tokens of a sample share; then join these two, and the rest is exercise 1.
+Hint: first by scale and shift, which all n tokens of a sample share. Then join these two; the rest is exercise 1.
 
 Read first: docs/autograd.md, sections 5, 6 and 9
 """

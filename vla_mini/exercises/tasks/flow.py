@@ -1,19 +1,23 @@
 """The backward of the flow-matching loss
 
 FlowHead (vla_mini/action/flow.py) draws r noises and times for each chunk of actions, mixes, and learns the direction from the
-noise to the actions. Here its velocity field is linear. With time written for time[b, r], constant over t and a:
+noise to the actions. Here its velocity field is linear. For sample b and draw r, in the shape t a:
 
-    noisy    = time * actions + (1 - time) * noise           b r t a
-    velocity = noisy @ weight.T + condition                  b r t a, each sample with its own condition
-    error    = velocity - (actions - noise)                  b r t a
-    loss     = the mean of error ** 2 over r, a and the valid actions of all chunks
+    noisy    = time[b, r] * actions[b] + (1 - time[b, r]) * noise[b, r]
+    velocity = noisy @ weight.T + condition[b]
+    error    = velocity - (actions[b] - noise[b, r])
 
-Compute the gradients of the loss by condition and weight.
+The loss is the mean of error ** 2 over r, a and all valid actions. Compute its gradients by condition and weight.
 
-    condition  b a    weight  a a    actions  b t a    noise  b r t a    time  b r    is_pad  b t (True = not valid)
-    returns    grad_condition b a, grad_weight a a
+    condition   b a
+    weight      a a
+    actions     b t a
+    noise       b r t a
+    time        b r
+    is_pad      b t        True = not a valid action: it does not count at all
+    returns     grad_condition, grad_weight, each of the shape of its input
 
-Hint: first the gradient by velocity, which has a mask and a denominator; then exercise 1. Padded actions count nowhere.
+Hint: first the gradient by velocity, which has a mask and a denominator; then exercise 1.
 
 Read first: docs/autograd.md, sections 6, 9 and 11
 """

@@ -1,14 +1,16 @@
 """Fix: freezing that leaks
 
 train_head is meant to train the head alone: the encoder's parameters and buffers have to stay as they are, bit by bit. Both
-were trained together before, by this optimizer, which has momentum and weight decay. The encoder changes nonetheless, in three
-ways. Fix it; the head takes one step of this optimizer for each batch, on the features of the encoder in eval mode.
+were trained together before, by this optimizer, which has momentum and weight decay. The encoder changes nonetheless, for three
+reasons. Fix it; the head takes one step of this optimizer for each batch, on the features of the encoder in eval mode.
 
-    encoder, head   nn.Module; the encoder holds a BatchNorm; both are in training mode
-    optimizer       of the parameters of both
-    batches         a list of pairs, inputs b d and actions b a
+    encoder     holds a BatchNorm; in training mode, as the head is
+    head        a linear layer
+    optimizer   of the parameters of both
+    batches     pairs of inputs b d and actions b a
+    returns     nothing
 
-Hint: an optimizer skips parameters whose `.grad` is None, and only these.
+Hint: an optimizer skips parameters whose `.grad` is None, and only these. requires_grad is about parameters, not buffers.
 
 Read first: docs/autograd.md, sections 11, 14 and 17
 """

@@ -3,10 +3,13 @@
 gated_tokens returns tokens * sigmoid(tokens) * gain, and zero where the mask is False. Its values are right, but it overwrites
 its argument, and backward fails. Fix it: the same values, the right gradients by tokens and gain, unchanged arguments.
 
-    tokens   b m d    mask   b m (True = a real token)    gain   d    returns  b m d
+    tokens    b m d
+    mask      b m      True = a real token
+    gain      d
+    returns   b m d
 
-Hint: an operation in place is harmless where no backward needs the old value and nobody else uses the tensor. Ask for each of
-the three: what does the derivative of sigmoid need, what that of a product?
+Hint: an in-place operation is harmless where no backward needs the old value and nobody else uses the tensor. Three lines work
+in place. What does the derivative of sigmoid need, and what that of a product?
 
 Read first: docs/autograd.md, section 15
 """

@@ -1,18 +1,20 @@
 """The backward of LayerNorm
 
-    mean = x.mean(dim=-1, keepdim=True)
     var  = x.var(dim=-1, keepdim=True, unbiased=False)
-    xhat = (x - mean) / (var + eps).sqrt()
+    xhat = (x - x.mean(dim=-1, keepdim=True)) / (var + 1e-5).sqrt()
     y    = xhat * gain + shift
 
 Given the gradient by y, compute the gradients by x, gain and shift.
 
-    x   b m d    gain   d    shift   d    grad_y   b m d        eps is 1e-5
-    returns  grad_x, grad_gain, grad_shift: each of the shape of its input
+    x         b m d
+    gain      d
+    shift     d
+    grad_y    b m d
+    returns   grad_x, grad_gain, grad_shift, each of the shape of its input
 
-Hint: an element of x changes y in three ways: by itself, through the mean and through the variance, each of which moves all d
-elements of the token. With g for the gradient by xhat, write each of the three as a sum over d. Two of the sums simplify, since
-xhat has mean 0 and mean square (almost) 1.
+Hint: an element of x changes xhat in three ways: by itself, through the mean, and through the variance; the latter two reach
+all d elements of its token. With g for the gradient by xhat, write each way as a sum over d. Since xhat has the mean 0, what
+the mean does to the variance cancels.
 
 Read first: docs/autograd.md, sections 6 and 9
 """
@@ -41,7 +43,7 @@ def layer_norm_backward(x: Tensor, gain: Tensor, shift: Tensor, grad_y: Tensor) 
 # ---- judge
 
 LOOK = {
-    "gain": "y = xhat * gain + shift: multiply by xhat (not by x; its variance is the mean over d, not d - 1), and sum over b and m",
+    "gain": "y = xhat * gain + shift: multiply by xhat, whose variance is divided by d (not d - 1), and sum over b and m",
     "shift": "every token is shifted by the same vector: sum over b and m",
     "x": "three terms, by itself, through the mean and through the variance; all are divided by (var + eps).sqrt(), and in all "
     "of them grad_y is multiplied by gain",

@@ -1,14 +1,16 @@
 """The backward of a linear layer
 
 The layer computes y = x W^T + b, as torch.nn.Linear does; the same W and b serve all tokens of all samples. Given the gradient
-of a loss by y, compute the gradients of the loss by x, W and b: by hand, without autograd.
+of a loss by y, compute its gradients by x, W and b: by hand, without autograd.
 
-    x        b m d    context tokens              grad_y   b m o    the gradient by y
-    weight   o d      a row for each output
-    bias     o                                    returns  grad_x, grad_weight, grad_bias: each of the shape of its input
+    x         b m d    the tokens of a context
+    weight    o d      W, a row for each output
+    bias      o        b
+    grad_y    b m o    the gradient of the loss by y
+    returns   grad_x, grad_weight, grad_bias, each of the shape of its input
 
-Hint: y[b, m, o] = bias[o] + sum over d of x[b, m, d] weight[o, d]. The gradient by an element is a sum over all outputs in
-which it appears: the gradient by that output, times what the element is multiplied by there.
+Hint: y[b, m, o] = bias[o] + the sum over d of x[b, m, d] * weight[o, d]. The gradient by an element is a sum over all outputs
+in which it appears: the gradient by that output, times what the element is multiplied by there.
 
 Read first: docs/autograd.md, sections 3 and 9
 """

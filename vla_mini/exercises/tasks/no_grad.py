@@ -4,10 +4,11 @@ rollout lets a policy act: it executes the first action of each predicted chunk,
 states. Nobody will call backward, yet every step records a graph, and keeps all of it until the states are gone. Fix it: the
 same states, and nothing saved for a backward pass at any time. Afterwards the policy can be trained as before.
 
-    observation  of b samples (vla_mini/types.py); its state is b s    steps  int
-    returns      steps b s, the state after each step
+    observation   of b samples (vla_mini/types.py); its state is b s
+    steps         how many actions to execute
+    returns       steps b s, the state after each step
 
-Hint: what the states depend on is kept alive by their grad_fn. Cutting the graph afterwards differs from not recording it.
+Hint: what the states were computed from is kept alive by their grad_fn. Cutting a graph differs from not recording it.
 
 Read first: docs/autograd.md, sections 12 and 13
 """

@@ -1,18 +1,20 @@
 """A vector-Jacobian product by hand: feature maps become tokens
 
-Policy.context turns the feature maps of k cameras into the tokens of one sequence, and adds a vector to each camera's tokens:
+Policy.context turns the feature maps of k cameras into one sequence of tokens, and adds a vector to the tokens of each camera:
 
     tokens = rearrange(maps, "(b k) d h w -> b k (h w) d", k=k) + embedding[:, None]
     tokens = rearrange(tokens, "b k n d -> b (k n) d")
 
 Given a vector of the shape of the tokens (in a backward pass: the gradient by them), compute its product with the Jacobian of
-the tokens by the maps, and with that by the embedding. Build neither of the matrices.
+the tokens by the maps, and with their Jacobian by the embedding. Build neither matrix.
 
-    maps       (b k) d h w    embedding  k d    vector  b (k h w) d
-    returns    vector_by_maps (b k) d h w, vector_by_embedding k d
+    maps        (b k) d h w
+    embedding   k d
+    vector      b (k h w) d
+    returns     vector_by_maps and vector_by_embedding, of the shapes of maps and embedding
 
-Hint: a reshape only moves numbers, so each number of the vector moves back to where its token came from. An embedding was
-copied to many tokens: b, and h w of each image.
+Hint: a reshape only moves numbers, so each number of the vector moves back to where its token came from. Each embedding is
+added to many tokens: the h w of its camera, in all samples.
 
 Read first: docs/autograd.md, sections 4, 6 and 20
 """

@@ -1,15 +1,15 @@
 """Fix: a gradient that vanishes
 
-encode applies all its layers, each with a nonlinearity. In 24 layers the gradient that arrives at the first ones is almost
-nothing: they do not learn. Find out why, and fix it: the gradient that arrives at any layer's output should be at least a
-hundredth and at most a hundred times the one at the last layer's output.
+encode applies 24 layers, each with a nonlinearity, and the gradient that arrives at the first ones is almost nothing: they do
+not learn. Find out why, and fix it: the gradient that arrives at the output of any layer should have at least a hundredth, and
+at most a hundred times, the norm of the one at the last layer's output.
 
-    layers   nn.ModuleList of nn.Linear(d, d), initialised as torch does: to be called once each, in order, and not changed
-    x        b d
-    returns  b d, not a linear function of x
+    layers    24 times nn.Linear(d, d), with torch's initial weights: call each once, in order, and change none
+    x         b d
+    returns   b d, which is not a linear function of x
 
-Hint: print the norm of the gradient that arrives at each layer's output (`check` shows it). By what is it multiplied from one
-layer to the one before? Then look at how Block and FiLMBlock in vla_mini/utils/layers.py end.
+Hint: `check` prints the norms. By what is the gradient multiplied from one layer to the one before it? Then look at the last
+lines of Block and FiLMBlock in vla_mini/utils/layers.py.
 
 Read first: docs/autograd.md, sections 9, 22 and 31
 """

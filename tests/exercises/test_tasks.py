@@ -12,6 +12,7 @@ from vla_mini.exercises.judge import NOT_JUDGED, PASSED, WRONG, judge
 
 ENCODE = "x = x + torch.relu(layer(F.layer_norm(x, x.shape[-1:])))"
 NO_GRAD = "@torch.no_grad()\ndef rollout(policy: Policy, observation: Observation, steps: int) -> Tensor:\n"
+LATE = "total = loss.sum() / num_valid + (0 if batch is micro_batches[0] else total)\n    total.backward()"
 
 # Exercise, what is replaced in its solution, by what, parts of the message.
 MISTAKES = [
@@ -49,6 +50,13 @@ MISTAKES = [
         "the right one times 0.5625",
     ),
     ("accumulation", "    policy.zero_grad()\n", "", "the right one times 2", "zero_grad once"),
+    (
+        "accumulation",
+        "(loss.sum() / num_valid).backward()",
+        LATE,
+        "when the loss of micro-batch 1 is computed",
+        "frees its graph",
+    ),
     ("accumulation", "in micro_batches:\n", "in micro_batches[:1]:\n", "the gradient of"),
     ("film", "(1 + scale[:, None])", "scale[:, None]", "grad_x[0, 0, 0]", "mind the 1"),
     ("film", "[grad_scale, grad_shift]", "[grad_shift, grad_scale]", "grad_bias[0]", "the first d elements shift scale"),

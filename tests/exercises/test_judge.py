@@ -76,7 +76,7 @@ def test_from_the_list_to_a_passed_exercise(folder, capsys):
     assert run("check", "1") == (2, f"{FILE} does not exist: python -m vla_mini.exercises start 1 writes it\n")
     assert run("start", "linear")[0] == 0
     assert LINEAR.path.read_text() == LINEAR.task() and LINEAR.state() == "open"
-    assert run("start", "01")[0] == 2 and LINEAR.path.read_text() == LINEAR.task()
+    assert run("start", FILE)[0] == 2 and LINEAR.path.read_text() == LINEAR.task()
 
     # A thread that does not end, and a print of the student's.
     code, solution = run("solution", "1")

@@ -89,9 +89,9 @@ EXERCISES = tuple(Exercise(number, name) for number, name in enumerate(NAMES, st
 
 
 def find(wanted: str) -> Exercise:
-    """The exercise of this number or name. ValueError, which names the nearest, where there is none."""
+    """The exercise of this number, name or file. ValueError, which names the nearest, where there is none."""
     for exercise in EXERCISES:
-        if wanted in (exercise.name, exercise.path.name) or wanted.lstrip("0") == str(exercise.number):
+        if Path(wanted).name in (exercise.name, exercise.path.name) or wanted.lstrip("0") == str(exercise.number):
             return exercise
     if wanted.lstrip("-").isdigit():
         raise ValueError(f"there is no exercise {wanted}; choose a number from 1 to {len(EXERCISES)}")

@@ -59,10 +59,11 @@ def judge(exercise: Exercise, source: bytes, *, watch: Callable[[], None] = lamb
     path = str(exercise.path)
     try:
         code = compile(source, path, "exec")
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes, in some versions of Python
-        place, text = (error.lineno, error.text) if isinstance(error, SyntaxError) else (None, None)
-        at, line = f", line {place}" if place else "", f", in {text.strip()!r}" if text else ""
-        return Verdict(NOT_JUDGED, f"{path}{at}: {one_line(getattr(error, 'msg', error))}{line}")
+    except SyntaxError as error:
+        at, line = f", line {error.lineno}" if error.lineno else "", f", in {error.text.strip()!r}" if error.text else ""
+        return Verdict(NOT_JUDGED, f"{path}{at}: {one_line(error.msg)}{line}")
+    except ValueError as error:  # null bytes, in Python before 3.11.4
+        return Verdict(NOT_JUDGED, f"{path}: {one_line(error)}")
     from vla_mini.exercises.compare import WrongAnswerError  # imports torch, as the exercises do
 
     check, module = importlib.import_module(f"vla_mini.exercises.tasks.{exercise.name}"), types.ModuleType(exercise.path.stem)

@@ -43,8 +43,8 @@ def attention_backward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, grad_y: Te
 
 LOOK = {
     "v": "y = weights @ v: the gradient by v is weights, transposed, times grad_y; the mask is part of the weights",
-    "q": "if grad_v is right, so are the weights: next are the softmax, w * (g - sum of g * w along n), the scale, and k",
-    "k": "if grad_q is right, so is the gradient by the scores: transpose it, and multiply by q and by the scale",
+    "q": "grad_v is right, and so are the weights: next are the softmax, w * (g - sum of g * w along n), the scale, and k",
+    "k": "grad_q is right, and so is the gradient by the scores: transpose it, and multiply by q and by the scale",
 }
 
 

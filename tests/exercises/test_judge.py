@@ -26,7 +26,7 @@ NO_ANSWERS = {
         f"{FILE}: linear_backward(x, weight) has to take (x, weight, bias, grad_y)",
     ),
     "import nothing\n": (NOT_JUDGED, f"{FILE}, line 1: ModuleNotFoundError: No module named 'nothing', in 'import nothing'"),
-    f"{HEAD}    exit()\n": (WRONG, f"{FILE}, line 2: SystemExit: None, in 'exit()'"),
+    f"import sys\n{HEAD}    sys.exit(0)\n": (WRONG, f"{FILE}, line 3: SystemExit: 0, in 'sys.exit(0)'"),
     f"{HEAD}    return help_me(x)\ndef help_me(x):\n    return x.no\n": (
         WRONG,
         f"{FILE}, line 4: AttributeError: 'Tensor' object has no attribute 'no', in 'return x.no'; "

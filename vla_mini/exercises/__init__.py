@@ -1,0 +1,1 @@
+"""Twelve short exercises on gradients, each a file with a gap or a mistake, and their judge: docs/exercises.md."""

@@ -155,11 +155,19 @@ class Data(Reading):
             yield f"exclude_episodes={show(self.exclude_episodes)} with data.roots: it is not said of which dataset"
 
 
+class Mirror(StrictModel):
+    """How samples look in a mirror: images, and of states and actions those that change, as (name, factor, offset)."""
+
+    flip: Literal["left_right", "up_down", "diagonal", "antidiagonal"]
+    values: dict[str, Annotated[tuple[str, float, float], FROM_LIST]]
+
+
 class Augmentation(StrictModel):
-    """Random changes of the training images: transforms by name, applied one after the other."""
+    """Changes of the training batches: image transforms by name, applied one after the other, and a mirror."""
 
     draws: PositiveInt
     transforms: dict[str, TransformSettings | None]
+    mirror: Mirror | None = None
 
 
 class Schedule(StrictModel):
@@ -313,6 +321,8 @@ class TrainSettings(StrictModel):
             yield "insulate=true with action=bins: the backbone would learn from a head of the same kind"
         if self.monitor.watch and not self.logger.wandb:
             yield "monitor.watch=true is for Weights & Biases: add logger=wandb"
+        if self.augmentation and self.augmentation.mirror and self.auxiliary:
+            yield f"augmentation.mirror does not mirror what auxiliary={', '.join(self.auxiliary)} predicts: use auxiliary=none"
         if self.trainer.strategy == "fsdp":
             if self.optimizer.target.endswith("Muon"):
                 yield "trainer.strategy=fsdp divides the matrices that Muon needs as a whole: use optimizer=adamw"

@@ -6,7 +6,9 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.factory import CONFIGS
-from vla_mini.data.augmentation import Augmentation
+from vla_mini.data.augmentation import Augmentation, Mirror, flipped
+from vla_mini.testing import make_batch, make_policy
+from vla_mini.utils.features import Features
 
 SIZE = (12, 16)
 V2 = "torchvision.transforms.v2."
@@ -15,6 +17,7 @@ SHIFT = {"_target_": V2 + "RandomCrop", "padding": 2, "padding_mode": "edge"}
 
 def default(**changes) -> Augmentation:
     settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / "augmentation" / "default.yaml")) | changes
+    del settings["mirror"]
     return Augmentation(**{"seed": 0, "image_size": SIZE} | settings)
 
 
@@ -89,3 +92,77 @@ def test_a_transform_that_cannot_work_is_refused_in_one_line(spec, message):
     with pytest.raises(ValueError, match=message) as refused:
         Augmentation({"shift": SHIFT, "mine": spec}, draws=1, seed=0, image_size=SIZE)
     assert "\n" not in str(refused.value)
+
+
+# ---- a mirror
+
+FEATURES = Features(cameras=("top",), image_size=(8, 8), state=("x", "y", "z"), action=("x", "y"), fps=10)
+VALUES = {"x": ("y", -1, 512), "y": ("x", -1, 512)}
+
+
+def test_a_point_in_the_mirror_is_where_its_mirrored_values_say():
+    """A pixel at (x, y), in images of 8 x 8, is drawn where the state says, in the original and in the mirror."""
+    policy = make_policy(features=FEATURES, history=2, auxiliary=None)
+    batch = make_batch(policy, 6)
+    state, images = batch.observation.state, torch.zeros_like(batch.observation.images)
+    state[:] = torch.randint(0, 8, state.shape).float()
+    for sample, (x, y) in enumerate(state[:, :2].int().tolist()):
+        images[sample, :, :, y, x] = 255
+    batch = batch._replace(observation=batch.observation._replace(images=images))
+    for flip, values in {
+        "antidiagonal": {"x": ("y", -1, 7), "y": ("x", -1, 7)},
+        "diagonal": {"x": ("y", 1, 0), "y": ("x", 1, 0)},
+        "left_right": {"x": ("x", -1, 7)},
+        "up_down": {"y": ("y", -1, 7)},
+    }.items():
+        mirrored = Mirror(flip, values, features=FEATURES)(batch)
+        found = mirrored.observation
+        assert torch.equal(found.state[::2], state[::2]) and torch.equal(found.images[::2], images[::2])
+        assert not torch.equal(found.state[1::2], state[1::2])
+        assert torch.equal(found.state[:, [2, 5]], state[:, [2, 5]])  # z, of both frames
+        for sample, (x, y) in enumerate(found.state[:, :2].int().tolist()):
+            assert found.images[sample, 0, 0, y, x] == 255, flip
+        again = Mirror(flip, values, features=FEATURES)(mirrored)
+        torch.testing.assert_close(again.actions, batch.actions)
+        assert torch.equal(again.observation.state, state)
+
+
+def test_actions_are_mirrored_as_states_are():
+    batch = make_batch(make_policy(features=FEATURES, auxiliary=None), 4)
+    found, before = Mirror("antidiagonal", VALUES, features=FEATURES)(batch).actions, batch.actions
+    torch.testing.assert_close(found[1::2], 512 - before[1::2].flip(-1))
+    assert torch.equal(found[::2], before[::2])
+
+
+def test_the_target_of_pusht_is_the_same_in_the_mirror_of_its_experiment():
+    """Of the drawn scene only the agent and the block, which the random scene places elsewhere, differ."""
+    pytest.importorskip("gym_pusht")
+    from vla_mini import envs
+
+    experiment = OmegaConf.load(CONFIGS / "experiment" / "pusht.yaml").augmentation.mirror
+    env = envs.make("vla_mini/PushT-v0")
+    images = [torch.from_numpy(env.reset(seed=seed)[0]["images"]["image"]).movedim(-1, 0) for seed in range(8)]
+    background = torch.stack(images).median(dim=0).values
+    different = (flipped(background, experiment.flip).int() - background.int()).abs().amax(dim=0) > 30
+    other = (flipped(background, "diagonal").int() - background.int()).abs().amax(dim=0) > 30
+    assert different.float().mean() < 0.01 < 0.03 < other.float().mean()
+
+
+@pytest.mark.parametrize(
+    ("flip", "values", "message"),
+    [
+        ("up_down", {"yy": ("y", -1, 0)}, "augmentation.mirror.values: there is no 'yy'; did you mean 'y'?"),
+        ("up_down", {"y": ("z", -1, 0)}, "augmentation.mirror.values.y: mirrored twice, it does not become what it was"),
+        ("up_down", {"y": ("y", -2, 0)}, "augmentation.mirror.values.y: mirrored twice, it does not become what it was"),
+        ("up_down", {"y": ("y", 1, 3)}, "augmentation.mirror.values.y: mirrored twice, it does not become what it was"),
+    ],
+    ids=["name", "source", "factor", "offset"],
+)
+def test_a_mirror_that_cannot_be_is_refused(flip, values, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        Mirror(flip, values, features=FEATURES)
+
+
+def test_a_mirror_along_a_diagonal_needs_square_images():
+    with pytest.raises(ValueError, match="flip=diagonal needs square images, not 8 x 6 pixels"):
+        Mirror("diagonal", {}, features=FEATURES._replace(image_size=(8, 6)))

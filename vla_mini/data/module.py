@@ -53,15 +53,27 @@ class DemonstrationDataModule(LightningDataModule):
 
 
 class AugmentedDataModule(DemonstrationDataModule):
-    """The same, where `augment` (`Augmentation`) changes the images of training batches, once they are on the device."""
+    """The same, where training batches are changed once they are on the device.
 
-    def __init__(self, demonstrations: Demonstrations, *, augment: Callable[..., Tensor], **arguments: Any) -> None:
+    - augment: of their images (`Augmentation`)
+    - mirror: of whole samples, before that (`Mirror`)
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        *,
+        augment: Callable[..., Tensor],
+        mirror: Callable[[Batch], Batch] | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(demonstrations, **arguments)
-        self._augment = augment
+        self._augment, self._mirror = augment, mirror
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
             return batch
+        batch = self._mirror(batch) if self._mirror else batch
         number = self.trainer.fit_loop.total_batch_idx + 1  # a checkpoint restores it
         images = self._augment(batch.observation.images, batch=number, rank=self.trainer.global_rank)
         return batch._replace(observation=batch.observation._replace(images=images))

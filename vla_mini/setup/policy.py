@@ -86,7 +86,7 @@ def data_module(settings: TrainSettings, demonstrations: Demonstrations, policy:
     if not settings.augmentation:
         return DemonstrationDataModule(demonstrations, **arguments)
     augment = augmentation(settings, demonstrations.features.image_size)
-    return AugmentedDataModule(demonstrations, augment=augment, **arguments)
+    return AugmentedDataModule(demonstrations, augment=augment, mirror=mirror(settings, demonstrations.features), **arguments)
 
 
 def augmentation(settings: TrainSettings, image_size: tuple[int, int]) -> Any:
@@ -95,6 +95,14 @@ def augmentation(settings: TrainSettings, image_size: tuple[int, int]) -> Any:
 
     transforms = {name: each and each.as_dict() for name, each in settings.augmentation.transforms.items()}
     return Augmentation(transforms, draws=settings.augmentation.draws, seed=settings.seed, image_size=image_size)
+
+
+def mirror(settings: TrainSettings, features: Features) -> Any:
+    """What mirrors every second sample of a training batch, or None."""
+    from vla_mini.data.augmentation import Mirror
+
+    found = settings.augmentation.mirror
+    return found and Mirror(found.flip, found.values, features=features)
 
 
 def trusts_remote_code(settings: TrainSettings) -> bool:

@@ -4,7 +4,9 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
 
-.PHONY: train test lint
+POLICY ?= runs/toy_pick/latest/policy # of `make playground`
+
+.PHONY: train test lint playground
 
 train: $(INSTALLED)
 	$(PYTHON) scripts/train.py experiment=toy_pick
@@ -15,6 +17,9 @@ test: $(INSTALLED) # two tests at a time, those of a file together, in their ord
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+
+playground: $(INSTALLED) # docs/playground/, to be served by any static file server
+	$(PYTHON) docs/playground/build.py $(POLICY)
 
 # Installed anew whenever the requirements change. uv is used when it is there; an unsuitable python3 is refused early.
 $(INSTALLED): pyproject.toml constraints.txt

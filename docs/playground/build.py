@@ -14,6 +14,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from vla_mini.envs.toy_pick.spec import SPEC
+from vla_mini.export.onnx import export
+from vla_mini.policy import Policy
+
 PAGE = Path(__file__).resolve().parent
 PACKAGE = "onnxruntime-web@1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # SHA-512 of its archive
@@ -46,15 +50,12 @@ def fetch_onnxruntime(vendor: Path) -> None:
         shutil.copytree(new, vendor)
 
 
-def export_policy(source: str, output: Path) -> float:
-    """Replace the folder `output` by an export of the policy `source`: its megabytes. ValueError where it cannot be exported."""
-    from vla_mini.export.onnx import export
-    from vla_mini.policy import Policy
-
+def export_policy(policy: Policy, output: Path) -> float:
+    """Replace the folder `output` by an export: its megabytes. ValueError where the policy cannot be exported or is too large."""
     with tempfile.TemporaryDirectory(prefix="policy.partial-", dir=output.parent) as folder:
-        written = export(Policy.from_pretrained(source), Path(folder) / "policy")
+        written = export(policy, Path(folder) / "policy")
         if written.megabytes > LIMIT:
-            raise ValueError(f"policy={source}: {written.megabytes:.2f} MB, more than the {LIMIT:.0f} MB that a page should load")
+            raise ValueError(f"the policy has {written.megabytes:.2f} MB, more than the {LIMIT:.0f} MB that a page should load")
         shutil.rmtree(output, ignore_errors=True)
         (Path(folder) / "policy").rename(output)
     return written.megabytes
@@ -64,8 +65,11 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise ValueError("give one policy's folder: make playground POLICY=DIR")
-        megabytes = export_policy(arguments[0], PAGE / "policy")
+        policy = Policy.from_pretrained(arguments[0])
+        if policy.source.get("env") != SPEC.id or policy.features != SPEC.features:
+            raise ValueError(f"policy={arguments[0]} was not trained on toy_pick, which the page plays")
         fetch_onnxruntime(PAGE / "vendor")
+        megabytes = export_policy(policy, PAGE / "policy")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

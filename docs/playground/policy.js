@@ -10,7 +10,7 @@ const ENVIRONMENT = "vla_mini/ToyPick-v0";
 export class Tokenizer {
   constructor(config) {
     if (config.model.type !== "WordLevel") {
-      throw new Error(`the policy's tokenizer is ${config.model.type}; this page reads WordLevel, that of language=table`);
+      throw new Error(`The policy's tokenizer is ${config.model.type}; this page reads WordLevel, that of language=table.`);
     }
     this.vocabulary = config.model.vocab;
     this.unknown = config.model.unk_token;
@@ -49,10 +49,10 @@ export class Policy {
    * Throws an Error that says why, where they are not a policy for toy_pick.
    */
   static async load(ort, { config, tokenizer, graph }) {
-    if (config.format !== FORMAT) throw new Error(`policy.json: format ${config.format} is not ${FORMAT}`);
+    if (config.format !== FORMAT) throw new Error(`policy.json: format ${config.format} is not ${FORMAT}.`);
     const { image_size: size, state, action, cameras } = config.features;
     if (config.source.env !== ENVIRONMENT || `${size}` !== `${SIZE},${SIZE}` || cameras.length !== 1) {
-      throw new Error(`the policy was not trained on toy_pick (${ENVIRONMENT}) but on ${config.source.env ?? "other data"}`);
+      throw new Error(`The policy was trained on ${config.source.env ?? "other data"}; this page plays ${ENVIRONMENT}.`);
     }
     const policy = new Policy();
     Object.assign(policy, { ort, tokenizer: new Tokenizer(tokenizer), history: config.history, acting: config.acting });

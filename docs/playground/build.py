@@ -36,7 +36,8 @@ def fetch_onnxruntime(vendor: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
         if packed.returncode:
-            raise ValueError(f"npm cannot fetch {PACKAGE}: {' '.join(packed.stderr.split()) or f'exit code {packed.returncode}'}")
+            said = " ".join(packed.stderr.split()) or f"exit code {packed.returncode}"
+            raise ValueError(f"npm cannot fetch {PACKAGE}: {said}")
         archive = Path(folder) / packed.stdout.split()[-1]
         if base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() != INTEGRITY:
             raise ValueError(f"npm's archive of {PACKAGE} is not the one that this page was tested with: its SHA-512 differs")
@@ -51,7 +52,7 @@ def fetch_onnxruntime(vendor: Path) -> None:
 
 
 def export_policy(policy: Policy, output: Path) -> float:
-    """Replace the folder `output` by an export: its megabytes. ValueError where the policy cannot be exported or is too large."""
+    """Replace the folder `output` by an export: its megabytes. ValueError where it cannot be exported or is too large."""
     with tempfile.TemporaryDirectory(prefix="policy.partial-", dir=output.parent) as folder:
         written = export(policy, Path(folder) / "policy")
         if written.megabytes > LIMIT:

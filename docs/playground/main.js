@@ -10,7 +10,7 @@ const MOVE = 0.04; // table units that an arrow key moves an object
 const SHOWN = 5; // unknown words that are listed
 
 const element = Object.fromEntries([...document.querySelectorAll("[id]")].map((each) => [each.id, each]));
-let sceneNumber = 1;
+let sceneNumber = 21; // two stars and two blue objects, one of which is both: each word counts
 let scene;
 let policy = null;
 let controller = null;
@@ -172,6 +172,17 @@ function showAttention() {
   attention.forEach((value, i) => glow.data.set([0, 255, 255, (230 * value) / most], 4 * i));
   element.attention.width = element.attention.height = size;
   element.attention.getContext("2d").putImageData(glow, 0, 0);
+  const shares = scene.objects.map((item) => attentionOn(item, attention, size));
+  const share = Math.max(...shares);
+  const on = nameOf(scene.objects[shares.indexOf(share)]);
+  write(element.looking, `The glow shows where the policy attends: ${Math.round(100 * share)} % on the ${on}.`);
+}
+
+/** The share of the attention that lies on an object: on the places, `size` in a row, whose centre it covers, or nearly. */
+function attentionOn({ x, y, size: radius }, attention, size) {
+  const place = (index) => REACH * ((2 * index + 1) / size - 1);
+  const near = (i) => Math.hypot(place(i % size) - x, place(Math.floor(i / size)) + y) < radius + REACH / size;
+  return attention.reduce((sum, value, i) => sum + (near(i) ? value : 0), 0);
 }
 
 /** [what happened, its kind]. */
@@ -200,7 +211,9 @@ function describeWords() {
   const more = words.length > SHOWN ? ` and ${words.length - SHOWN} more` : "";
   const list = words.slice(0, SHOWN).map((word) => `“${word.slice(0, 30)}”`).join(", ");
   const sentences = [];
-  if (words.length) sentences.push(`Not in the policy's vocabulary: ${list}${more}. To the policy, all unknown words are the same.`);
+  if (words.length) {
+    sentences.push(`Not in the policy's vocabulary: ${list}${more}. To the policy, all unknown words are the same.`);
+  }
   if (cut) sentences.push(`It reads only the first ${policy.tokenizer.maxWords} words.`);
   return sentences.join(" ");
 }

@@ -111,8 +111,8 @@ function meanOverQueries({ data, dims: [, queries, places] }, numImages) {
 }
 
 /**
- * Acts in one episode by the chunks of a policy: `execute` actions of each; with `ensemble`, each action is the mean of all chunks
- * that reach that far.
+ * Acts in one episode by the chunks of a policy: `execute` actions of each; with `ensemble`, each action is the mean of all
+ * chunks that reach that far.
  */
 export class Controller {
   constructor(policy, random) {

@@ -28,7 +28,7 @@ def build():
 
 @pytest.fixture(scope="session")
 def site(build, tmp_path_factory) -> Path:
-    """A folder with the built page, whose policy is a MatchingPolicy, and sampling/, an untrained one with all that is optional."""
+    """A folder with the built page, whose policy is a MatchingPolicy, and an untrained one, sampling/, with all that can be."""
     try:
         build.fetch_onnxruntime(PAGE / "vendor")
     except ValueError as error:

@@ -1,5 +1,5 @@
-"""A policy that solves most scenes of toy_pick without training: it finds what the instruction names by its colour and a template
-of its shape, and moves by the rules of the environment's expert. It can be exported."""
+"""A policy that solves most scenes of toy_pick without training: it finds what the instruction names by its colour and a
+template of its shape, and moves by the rules of the environment's expert. It can be exported."""
 
 from types import SimpleNamespace
 

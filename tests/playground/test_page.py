@@ -113,8 +113,16 @@ def test_history_ensembles_and_noise_are_those_of_the_controller(site, open_page
 def test_instructions_are_tokenized_as_in_python(site, open_page):
     tokenizer = Tokenizer.from_file(str(site / "policy" / "tokenizer.json"))
     texts = [
-        *("", "Pick up the RED cube!", "pick up the crimson,star", "  red\u00a0cube\t", "ＲＥＤ ball", "red-cube's", "constructor"),
-        *("[UNK] cube", "red[START]ball[PAD]", "빨간 공", "x\u0301y_z \u200d", "😀 star…", "red " * 40, "crimson " * 3000),
+        *(
+            "",
+            "Pick up the RED cube!",
+            "pick up the crimson,star",
+            "  red\u00a0cube\t",
+            "ＲＥＤ ball",
+            "red-cube's",
+            "😀 star…",
+        ),
+        *("[UNK] cube", "red[START]ball[PAD]", "빨간 공", "x\u0301y_z \u200d", "constructor", "red " * 40, "crimson " * 3000),
     ]
     generator = np.random.default_rng(0)
     letters = [*"abcRED _-.,'[]0²ßÄİ\u0301\u3000ﬁ🟥공", " red ", " cube ", "[UNK]"]
@@ -221,7 +229,7 @@ def test_unknown_and_too_many_words_are_named(site, open_page):
     outcome(page, after="Play")
     instruction, words = page.get_by_label("Instruction"), page.locator("#words")
     for text, said in {
-        "pick up the crimson <b>Cube": "Not in the policy's vocabulary: “crimson”, “<”, “b”, “>”. To the policy, all unknown words",
+        "pick up the crimson <b>Cube": "Not in the policy's vocabulary: “crimson”, “<”, “b”, “>”. To the policy,",
         "red " * 2500: "It reads only the first 31 words.",
         "w1 w2 w3 w4 w5 w6 w7": "“w5” and 2 more.",
         "pick up the red cube": "",
@@ -254,7 +262,7 @@ def test_a_page_that_was_not_built_says_what_is_missing(open_page, tmp_path):
 def test_a_page_that_is_opened_without_a_server_says_so(browser):
     page = browser.new_page()
     page.goto((PAGE / "index.html").as_uri())
-    assert "Browsers run it only from a web server: python -m http.server" in page.get_by_role("alert").inner_text()
+    assert "This page runs only from a web server: python -m http.server" in page.get_by_role("alert").inner_text()
     page.close()
 
 

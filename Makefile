@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
 
-POLICY ?= runs/toy_pick/latest/policy # of `make playground`
+POLICY ?= runs/toy_pick/latest/policy
 
 .PHONY: train test lint playground
 
@@ -18,8 +18,8 @@ lint: $(INSTALLED)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 
-playground: $(INSTALLED) # docs/playground/, to be served by any static file server
-	$(PYTHON) docs/playground/build.py $(POLICY)
+playground: $(INSTALLED) # with the policy POLICY, into docs/playground/, for any static file server
+	$(PYTHON) docs/playground/build.py "$(POLICY)"
 
 # Installed anew whenever the requirements change. uv is used when it is there; an unsuitable python3 is refused early.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -15,8 +15,9 @@ let scene;
 let policy = null;
 let controller = null;
 let playing = false;
+let plays = 0; // how often Play was pressed
 let queue = Promise.resolve(); // of predictions, which are made one after the other
-let looks = 0; // in the queue
+let lookQueued = false;
 
 const nameOf = ({ colour, shape }) => `${colour} ${shape}`;
 
@@ -103,10 +104,10 @@ function advance() {
 /** Show where the policy would look now: the words or the objects have changed. While it plays, the next step shows that. */
 function look() {
   show();
-  if (!policy || playing || looks) return;
-  looks += 1;
+  if (!policy || playing || lookQueued) return;
+  lookQueued = true;
   enqueue(async () => {
-    looks -= 1;
+    lookQueued = false;
     await controller.look(observe());
   });
 }
@@ -123,8 +124,9 @@ function enqueue(task) {
 async function play() {
   if (scene.over) restart();
   playing = true;
+  const mine = ++plays;
   show();
-  while (playing) {
+  while (playing && mine === plays) {
     const next = performance.now() + 1000 / FPS;
     await advance();
     await new Promise((resolve) => setTimeout(resolve, next - performance.now()));
@@ -172,10 +174,10 @@ function showAttention() {
   attention.forEach((value, i) => glow.data.set([0, 255, 255, (230 * value) / most], 4 * i));
   element.attention.width = element.attention.height = size;
   element.attention.getContext("2d").putImageData(glow, 0, 0);
-  const shares = scene.objects.map((item) => attentionOn(item, attention, size));
-  const share = Math.max(...shares);
-  const on = nameOf(scene.objects[shares.indexOf(share)]);
-  write(element.looking, `The glow shows where the policy attends: ${Math.round(100 * share)} % on the ${on}.`);
+  const shares = scene.objects.map((item) => [Math.round(100 * attentionOn(item, attention, size)), nameOf(item)]);
+  const listed = shares.filter(([share]) => share >= 5).sort(([one], [other]) => other - one);
+  const places = listed.map(([share, name]) => `${share} % on the ${name}`).join(", ") || "hardly on any object";
+  write(element.looking, `The glow shows where the policy attends: ${places}.`);
 }
 
 /** The share of the attention that lies on an object: on the places, `size` in a row, whose centre it covers, or nearly. */

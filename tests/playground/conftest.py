@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.factory import ROOT, make_policy, spec
+from tests.factory import make_policy, spec
+from tests.playground.helpers import PAGE, TIMEOUT
 from tests.playground.matching_policy import MatchingPolicy
 from vla_mini.export.onnx import export
 from vla_mini.parts import ActingDefaults
-
-PAGE = ROOT / "docs" / "playground"
-TIMEOUT = 120_000  # milliseconds; only a page that hangs takes that long
 
 
 @pytest.fixture(scope="session")

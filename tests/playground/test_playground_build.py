@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from tests.factory import make_policy
-from tests.playground.conftest import PAGE
+from tests.playground.helpers import PAGE
 from vla_mini.export.onnx import Exported
 
 

@@ -1,6 +1,5 @@
 """The page's toy_pick, in node, against Python's: equal images, states, outcomes, words."""
 
-import base64
 import json
 import shutil
 import subprocess
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.factory import ROOT
+from tests.playground.helpers import PAGE, exported_scene
 from vla_mini.envs.toy_pick import drawing, phrasings
 from vla_mini.envs.toy_pick import scene as scenes
 from vla_mini.envs.toy_pick.environment import ToyPick
 from vla_mini.envs.toy_pick.spec import SPEC
 
-PAGE = ROOT / "docs" / "playground"
 EPISODES = 200
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="node is missing")
@@ -27,19 +26,9 @@ def node(*arguments: str) -> str:
 
 
 def evaluate(code: str):
-    """What the last expression of a module that imports all of scene.js and random.js gives."""
+    """What an expression gives in a module that imports scene.js as `scene` and random.js as `random`."""
     imports = "".join(f"import * as {name} from {json.dumps((PAGE / name).as_uri() + '.js')};" for name in ("scene", "random"))
     return json.loads(node("--input-type=module", "--eval", f"{imports} console.log(JSON.stringify({code}))"))
-
-
-def exported_scene(env: ToyPick) -> dict:
-    """A scene of Python's for `new Scene` of scene.js; its table in base64."""
-    return {
-        "objects": [item._asdict() for item in env.scene.objects],
-        "gripper": list(env.scene.gripper),
-        "instruction": env.instruction,
-        "table": base64.b64encode(env._table.tobytes()).decode(),
-    }
 
 
 def observe(env: ToyPick, steps: int) -> tuple[np.ndarray, dict]:

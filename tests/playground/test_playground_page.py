@@ -7,8 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.playground.conftest import PAGE, TIMEOUT
-from tests.playground.test_scene import exported_scene
+from tests.playground.helpers import PAGE, TIMEOUT, exported_scene
 from vla_mini.acting import Controller, step_together
 from vla_mini.envs.toy_pick.environment import ToyPick
 from vla_mini.envs.toy_pick.spec import SPEC
@@ -205,6 +204,7 @@ def test_it_looks_elsewhere_when_words_or_objects_change(site, open_page):
         page.locator("#suggestions").get_by_role("button", name=name).click()
         assert page.locator("#instruction").input_value() == f"pick up the {name}"
         until(page, lambda name=name: looks_at(page, name))
+        assert f" % on the {name}" in page.locator("#looking").inner_text()
     handle, before = page.get_by_label(other), place_of(page, other)
     handle.focus()
     for key in ("ArrowLeft", "ArrowUp"):

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from vla_mini.envs.toy_pick.spec import SPEC
+from vla_mini.export import ExportedPolicy, load_policy
 from vla_mini.export.onnx import export
 from vla_mini.policy import Policy
 
@@ -66,7 +67,9 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise ValueError("give one policy's folder: make playground POLICY=DIR")
-        policy = Policy.from_pretrained(arguments[0])
+        policy = load_policy(arguments[0])
+        if isinstance(policy, ExportedPolicy):
+            raise ValueError(f"policy={arguments[0]} is an exported policy already: give the one that it was made of")
         if policy.source.get("env") != SPEC.id or policy.features != SPEC.features:
             raise ValueError(f"policy={arguments[0]} was not trained on toy_pick, which the page plays")
         fetch_onnxruntime(PAGE / "vendor")
@@ -75,8 +78,8 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     runtime = sum(path.stat().st_size for path in (PAGE / "vendor").iterdir()) / 1e6
-    print(f"{PAGE}: policy {megabytes:.2f} MB, onnxruntime-web {runtime:.1f} MB (a quarter of that, compressed)")
-    print(f"python -m http.server --bind 127.0.0.1 -d {PAGE}")
+    print(f"{PAGE}: policy {megabytes:.2f} MB, onnxruntime-web {runtime:.1f} MB")
+    print(f"serve it: python -m http.server --bind 127.0.0.1 -d {PAGE}")
     return 0
 
 

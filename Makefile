@@ -3,8 +3,9 @@
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 EXTRAS ?= dev # of pyproject.toml; EXTRAS=dev,sims also installs the simulators
+POLICY ?= runs/toy_pick/latest/policy
 
-.PHONY: train test lint notebook docs
+.PHONY: train test lint notebook docs playground
 
 train: $(INSTALLED)
 	$(PYTHON) scripts/train.py experiment=toy_pick
@@ -22,6 +23,9 @@ lint: $(INSTALLED)
 
 notebook: $(INSTALLED) # docs/autograd.ipynb and docs/ko/autograd.ipynb
 	$(PYTHON) docs/notebook.py
+
+playground: $(INSTALLED) # with the policy POLICY, into docs/playground/, for any static file server
+	$(PYTHON) docs/playground/build.py "$(POLICY)"
 
 # Installed anew whenever the requirements change. uv is used when it is there; an unsuitable python3 is refused early.
 $(INSTALLED): pyproject.toml constraints.txt

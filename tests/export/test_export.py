@@ -51,6 +51,18 @@ def test_every_part_can_be_exported(kind, name, tmp_path):
     check(make_policy(**{kind: name}), tmp_path)
 
 
+def test_the_graph_gives_the_attention_maps_of_the_trunk(policies):
+    policy, exported, _ = policies
+    observation = make_observation(policy, 3)
+    inputs = {name: tensor.numpy() for name, tensor in observation._asdict().items()}
+    (found,) = exported._session.run(["attention"], inputs | {"noise": np.zeros((3, policy.horizon, 4), np.float32)})
+    with torch.no_grad():
+        images, words, mask, state = policy.prepare(observation)
+        expected = policy.context(images, words, state, mask).attention.exp()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.shape == (3, 4, 256) and abs(found[0] - found[1]).max() > 1e-3
+
+
 def test_cameras_history_and_words_can_be_exported(tmp_path):
     two = FEATURES._replace(cameras=("top", "wrist"))
     trunk = spec("trunk", "query") | {"words": True, "film": 1}

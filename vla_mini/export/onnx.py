@@ -37,7 +37,7 @@ class Exported(NamedTuple):
 
 
 class Graph(nn.Module):
-    """The policy as one function of tensors."""
+    """The policy as one function of tensors: to actions and, of a trunk that has attention maps, to these maps."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -50,9 +50,12 @@ class Graph(nn.Module):
         token_mask: Bool[Tensor, "b l"],
         state: Float[Tensor, "b s"],
         noise: Float[Tensor, "b t a"] | None = None,
-    ) -> Float[Tensor, "b t a"]:
+    ) -> tuple[Tensor, ...]:  # "b t a", and "b q n" where there are maps
         images, words, mask, state = self.policy.prepare(Observation(images, tokens, token_mask, state))
-        return self.policy.predict(images, words, state, noise, word_mask=mask)
+        # As in `Policy.predict`, but the context is kept.
+        context, units = self.policy.context(images, words, state, mask), self.policy.normalization
+        actions = units.unnormalize_action(self.policy.action.predict(context, noise), state)
+        return (actions, context.attention.exp()) if self.policy.trunk.num_queries else (actions,)
 
 
 def export(policy: Policy, output: str | Path, *, dtype: Dtype = "fp32") -> Exported:
@@ -135,7 +138,7 @@ def _write_graph(policy: Policy, observation: Observation, path: Path) -> None:
             dynamo=True,
             dynamic_shapes=shapes,
             input_names=[*inputs],
-            output_names=["actions"],
+            output_names=["actions", "attention"] if policy.trunk.num_queries else ["actions"],
             external_data=False,
             verbose=False,
         )

@@ -58,8 +58,8 @@ def answer(policy: Policy, batch: Batch, request: Mapping[str, Any]) -> dict[str
     switched = switches != Switches(inputs=asked.inputs)
     trace = trace_backward(policy, [select(batch, [index]) for index in chosen], switches) if switched else plain
     components = compare(policy, trace, plain)
-    words = words_of(policy, batch, asked.sample)
-    facts = facts_of(policy, words)
+    observations = [select(batch.observation, index) for index in chosen]
+    facts = [facts_of(policy, observation.tokens) for observation in observations]
     return {
         "samples": [instruction(policy, batch, index) for index in range(size)],
         "request": asked.model_dump(),
@@ -68,12 +68,12 @@ def answer(policy: Policy, batch: Batch, request: Mapping[str, Any]) -> dict[str
             "no_grad": choices("no_grad"),
             "freeze": [name for name, row in components.items() if row["parameters"]],
         },
-        "cameras": cameras(policy, select(batch, asked.sample).observation.images),
+        "cameras": [cameras(policy, observation.images) for observation in observations],
         "dtype": name_of(policy.normalization.state_mean.dtype),
         "loss": number(trace.loss),
         "plain_loss": number(plain.loss),
         "error": trace.error,
-        "steps": [describe(step, picture(step, facts)) for step in trace.steps],
+        "steps": [describe(step, picture(step, facts[step.micro_batch])) for step in trace.steps],
         "segments": list(segments(trace.steps)),
         "components": list(components.values()),
         "edges": edges(plain.steps),
@@ -99,6 +99,7 @@ def describe(step: Step, drawn: dict[str, Any] | None) -> dict[str, Any]:
         "zeros": (values == 0).double().mean().item() if len(values) else 1.0,
         "value": number(values.item()) if len(values) == 1 else None,
         "following": list(step.following),
+        "attention": step.attention,
         "micro_batch": step.micro_batch,
         "picture": drawn,
     }
@@ -161,9 +162,10 @@ def notes(asked: Request, trace: Trace, components: Mapping[str, Mapping[str, An
     changed = {name: row["difference"] for name, row in components.items() if row["has_gradient"] and row["difference"]}
     if changed:
         name = max(changed, key=changed.get)
-        yield f"Elsewhere the gradient changes most in {name}: relative difference {changed[name]:.2g}."
+        share = f"{changed[name]:.1%}" if changed[name] >= 0.001 else f"{changed[name]:.1e}"
+        yield f"{'Elsewhere the' if lost else 'The'} gradient changes most in {name}: by {share} of its norm."
     else:
-        yield "All other gradients are the same, bit by bit."
+        yield f"All {'other ' if lost else ''}gradients are the same, bit by bit."
     if asked.bf16:
         rounded = sum(any(g is not None and g.dtype == torch.bfloat16 for g in step.gradients) for step in trace.steps)
         yield f"{rounded} of {len(trace.steps)} steps get a gradient in bfloat16, which keeps 8 bits of each number (2 to 3 digits)."
@@ -207,19 +209,15 @@ def choices(field: str) -> list[str]:
     return list(get_args(get_args(Switches.model_fields[field].annotation)[0]))
 
 
-def words_of(policy: Policy, batch: Batch, index: int) -> list[str]:
-    return [policy.language.tokenizer.id_to_token(token) for token in batch.observation.tokens[index].tolist()]
-
-
 def instruction(policy: Policy, batch: Batch, index: int) -> str:
     return policy.language.tokenizer.decode(batch.observation.tokens[index].tolist(), skip_special_tokens=True)
 
 
 def cameras(policy: Policy, images: Tensor) -> list[dict[str, Any]]:
-    """The images of one sample, for a canvas: bytes in base64, red, green and blue of each pixel."""
-    names = policy.letters["k"]
-    height, width = images.shape[-2:]
-    data = [base64.b64encode(image.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()).decode() for image in images]
-    return [
-        {"name": name, "width": width, "height": height, "data": each} for name, each in zip(names, data, strict=True)
-    ]
+    return [{"name": name, **drawing(image)} for name, image in zip(policy.letters["k"], images, strict=True)]
+
+
+def drawing(image: Tensor) -> dict[str, Any]:
+    """An image "c h w" for a canvas: bytes in base64, red, green and blue of each pixel."""
+    data = base64.b64encode(image.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()).decode()
+    return {"height": image.shape[1], "width": image.shape[2], "data": data}

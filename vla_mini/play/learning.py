@@ -43,10 +43,10 @@ class Defaults(NamedTuple):
 
 
 OPTIMIZERS: dict[Name, Defaults] = {
-    "sgd": Defaults(torch.optim.SGD, 0.1, 0.9, 0.0, "update = rate × momentum of the gradient: large gradients, large updates"),
-    "adam": Defaults(torch.optim.Adam, 1e-3, 0.9, 0.0, "each weight moves by about the rate, whatever its gradient's size"),
+    "sgd": Defaults(torch.optim.SGD, 0.1, 0.9, 0.0, "the update is the rate times the gradient, with momentum: large gradients make large updates"),
+    "adam": Defaults(torch.optim.Adam, 1e-3, 0.9, 0.0, "each weight moves by about the rate, whatever the size of its gradient"),
     "adamw": Defaults(torch.optim.AdamW, 1e-3, 0.9, 0.01, "Adam, and each weight of a layer also shrinks a little"),
-    "muon": Defaults(Muon, 0.05, 0.95, 0.01, "a matrix moves by the rate in all its directions alike; all else by Adam"),
+    "muon": Defaults(Muon, 0.05, 0.95, 0.01, "the update of a matrix is made orthogonal, so that it moves alike in all directions; all else is updated by Adam"),
 }
 BETA2, MUON_BETAS, ADAM_SHARE = 0.95, (0.9, 0.99), 0.16  # Muon's Adam takes this share of the rate: 8e-3 of 0.05
 
@@ -77,7 +77,7 @@ def answer(policy: Policy, batch: Batch, request: Mapping[str, Any]) -> dict[str
     defaults = {name: row._asdict() | {"kind": row.kind.__name__} for name, row in OPTIMIZERS.items()}
     images = batch.observation.images[:, 0, :, ::2, ::2]  # small, to choose from
     pictures = [{"instruction": instruction(policy, batch, index), **drawing(images[index])} for index in range(size)]
-    return {"samples": pictures, "chosen": samples, "optimizers": defaults} | one_step(policy, chosen, asked)
+    return {"samples": pictures, "chosen": samples, "optimizer": asked.optimizer, "optimizers": defaults} | one_step(policy, chosen, asked)
 
 
 class Learner:
@@ -166,7 +166,7 @@ def curve(policy: Policy, batch: Batch, name: Name, rate: float, clip_norm: floa
     finite = [loss for loss in losses if math.isfinite(loss)]
     diverged = None
     if len(finite) <= STEPS:
-        diverged = f"not finite after {len(finite)} steps: a learning rate of {rate:g} is too large"
+        diverged = f"not finite after {len(finite)} step{'s' if len(finite) > 1 else ''}: a learning rate of {rate:g} is too large"
     elif finite[-1] > finite[0]:
         diverged = f"higher after {STEPS} steps than before: a learning rate of {rate:g} is too large here"
     return {"optimizer": name, "learning_rate": rate, "losses": finite, "words": diverged}

@@ -43,6 +43,7 @@ RULES = {
     "MseLoss": "Twice the difference of prediction and target, times the gradient.",
     "SmoothL1Loss": "The difference of prediction and target, kept within -1 and 1, times the gradient.",
     "NllLoss": "Minus the gradient, at the right class alone.",
+    "NllLoss2D": "Minus the gradient, at the right class alone.",
     # Places and shapes
     "Embedding": "Rows that were looked up in a table: each row that was used gets the gradient of its uses, all others zero.",
     "Index": "Values that were picked out: the gradient goes back to their places, all others get zero.",

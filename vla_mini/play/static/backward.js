@@ -37,7 +37,10 @@ export function mount(panel, post) {
     element("p", {}, "The loss of one sample is a single number. ", element("code", {}, "backward()"),
       " goes back from it through everything that was computed, and finds for each value how the loss would change with it. Press Step."),
     element("p", {}, element("label", {}, "Sample ", sample)),
-    graph, notes,
+    graph,
+    element("p", { class: "legend" },
+      "From the loss, right, to the inputs, left. Filled: the gradient has been there. Thick frame: it is there now. Dashed: it does not get there."),
+    notes,
     element("div", { class: "transport", role: "group", "aria-label": "Backward pass" }, start, back, play, step, slider, count),
     element("div", { class: "units", role: "radiogroup", "aria-label": "One step is" }, "A step is ", units,
       element("span", { class: "hint" }, "Keys: → step, ← back, Space play")),
@@ -196,8 +199,7 @@ export function mount(panel, post) {
       drawing.append(box);
     }
     const scrolled = boxes.get(now ?? "loss").x / width;
-    graph.replaceChildren(drawing, element("p", { class: "legend" },
-      "From the loss, right, to the inputs, left. Filled: the gradient has been there. Thick frame: it is there now. Dashed: it does not get there."));
+    graph.replaceChildren(drawing);
     graph.scrollLeft = scrolled * drawing.clientWidth - graph.clientWidth / 3; // where it is wider than the page
   }
 

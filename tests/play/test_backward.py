@@ -62,7 +62,7 @@ def of_parameters(trace):
 
 
 def component(name):
-    first, second, *_ = name.split(".") + [""]
+    first, second, *_ = [*name.split("."), ""]
     return f"{first}.{second}" if first in ("projection", "auxiliary") else first
 
 
@@ -101,7 +101,7 @@ def test_the_order_and_each_gradient_are_those_of_a_plain_backward(exact):
     for node in waiting:  # a walk of its own; hooks that run after each node, where the package's run before
         if node not in nodes:
             nodes.append(node)
-            node.register_hook(lambda _, outputs, name=node.name(): ran.append((name, [*outputs])))
+            node.register_hook(lambda _, outputs, node=node: ran.append((node.name(), [*outputs])))
             waiting += [following for following, _ in node.next_functions if following is not None]
     loss.backward()
     steps = trace_backward(policy, [select(batch, [0])], Switches(inputs=False)).steps
@@ -204,7 +204,9 @@ def test_frozen_parameters_get_no_gradient_and_all_others_the_same(exact, inputs
 def test_no_grad_within_a_part(exact, name):
     policy, batch = exact
     own = copy.deepcopy(policy)
-    own.get_submodule(name).register_forward_hook(lambda _m, _a, output: tree_map_only(torch.Tensor, torch.Tensor.detach, output))
+    own.get_submodule(name).register_forward_hook(
+        lambda _m, _a, output: tree_map_only(torch.Tensor, torch.Tensor.detach, output)
+    )
     _, expected = plain_gradients(own, select(batch, [0]))
     trace = trace_backward(policy, [select(batch, [0])], Switches(no_grad=name))
     assert_same(of_parameters(trace), expected)
@@ -268,7 +270,9 @@ def test_pictures_show_the_gradient_where_it_belongs():
     batch = make_batch(policy, 16)
     trace, shown = trace_backward(policy, [select(batch, [0])], Switches()), answer(policy, batch, {})
     drawn = {index: step["picture"] for index, step in enumerate(shown["steps"]) if step["picture"]}
-    pixels = next(index for index, step in enumerate(trace.steps) if step.component == PIXELS and step.operation == "AccumulateGrad")
+    pixels = next(
+        index for index, step in enumerate(trace.steps) if step.component == PIXELS and step.operation == "AccumulateGrad"
+    )
     expected = trace.gradients[PIXELS][0].abs().sum(dim=1)
     assert (decoded(drawn[pixels]) - expected).abs().max() <= expected.max() / 250
     attention = next(index for index, step in enumerate(trace.steps) if step.attention)
@@ -350,7 +354,10 @@ def test_the_policy_and_the_batch_stay_as_they_are(request_):
         ({"detach": "contxt"}, "did you mean 'context'"),
         ({"dtach": "context"}, "unknown key 'dtach'"),
         ({"freeze": ["visn"]}, "the policy has no part 'visn'; did you mean 'vision'"),
-        ({"freeze": ["vision", "language", "trunk", "action", "state", "projection", "auxiliary"]}, "nothing trainable is left"),
+        (
+            {"freeze": ["vision", "language", "trunk", "action", "state", "projection", "auxiliary"]},
+            "nothing trainable is left",
+        ),
     ],
 )
 def test_wrong_requests_get_one_line(request_, message):

@@ -19,7 +19,8 @@ CHROMIUM = shutil.which("chromium")
 STATIC = Path(vla_mini.__file__).parent / "play" / "static"
 TABS = {"backward": backward, "learning": learning}
 PAGE = """<!doctype html><html lang="en"><title>{tab}</title><link rel="icon" href="data:,">
-<style>:root {{ --surface: #fff; --accent: #00f; --positive: #0a0; --negative: #a00 }}</style><link rel="stylesheet" href="/{tab}.css">
+<style>:root {{ --surface: #fff; --accent: #00f; --positive: #0a0; --negative: #a00 }}</style>
+<link rel="stylesheet" href="/{tab}.css">
 <section role="tabpanel" id="panel"></section><script type="module">
 import {{ mount }} from "/{tab}.js";
 mount(document.getElementById("panel"), async (request) => {{
@@ -143,7 +144,7 @@ def test_a_switch_shows_where_the_flow_ends_and_a_mistake_is_shown(browser):
         page.get_by_text("nothing trainable is left").wait_for()
         page.get_by_role("button", name="All switches off").click()
         page.wait_for_function("document.querySelectorAll('.box.cut').length === 0")
-        assert page.get_by_role("alert").inner_text() == ""
+        assert page.locator(".mistake").text_content() == ""
 
 
 def test_a_step_of_learning_and_ten(browser):

@@ -118,7 +118,7 @@ def _next(node: Node) -> list[Node]:
 
 @contextmanager
 def recorded_calls(policy: Policy) -> Iterator[list[Call]]:
-    """Yields a list that is filled with the calls of all modules, and of `loss` of heads and auxiliary losses, inner modules first."""
+    """Yields a list that gets the calls of all modules, and of `loss` of heads and auxiliary losses, inner modules first."""
     calls: list[Call] = []
 
     def record(name: str, inputs: Any, output: Any) -> None:

@@ -1,6 +1,6 @@
 """The tab "Backward": one sample's loss, and every step of its backward pass -> what static/backward.js draws.
 
-    request: Request, as JSON ──▶ trace_backward, twice: without the switches and with them ──▶ steps, components, edges, notes
+request: Request, as JSON ──▶ trace_backward, twice: without the switches and with them ──▶ steps, components, edges, notes
 """
 
 import base64
@@ -168,11 +168,11 @@ def notes(asked: Request, trace: Trace, components: Mapping[str, Mapping[str, An
         yield f"All {'other ' if lost else ''}gradients are the same, bit by bit."
     if asked.bf16:
         rounded = sum(any(g is not None and g.dtype == torch.bfloat16 for g in step.gradients) for step in trace.steps)
-        yield f"{rounded} of {len(trace.steps)} steps get a gradient in bfloat16, which keeps 8 bits of each number (2 to 3 digits)."
+        yield f"{rounded} of {len(trace.steps)} steps get a gradient in bfloat16, which keeps two to three digits."
     if asked.accumulate:
         yield (
-            "Two backward passes, one for each micro-batch; the second adds to what the first left in `.grad`. Each loss is divided "
-            "by the number of valid actions of both, so the sum is the gradient of one batch of two, up to rounding."
+            "Two backward passes, one for each micro-batch; the second adds to what the first left in .grad. Each loss is "
+            "divided by the number of valid actions of both: the sum is the gradient of one batch of two, up to rounding."
         )
 
 

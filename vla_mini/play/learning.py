@@ -43,10 +43,24 @@ class Defaults(NamedTuple):
 
 
 OPTIMIZERS: dict[Name, Defaults] = {
-    "sgd": Defaults(torch.optim.SGD, 0.1, 0.9, 0.0, "the update is the rate times the gradient, with momentum: large gradients make large updates"),
-    "adam": Defaults(torch.optim.Adam, 1e-3, 0.9, 0.0, "each weight moves by about the rate, whatever the size of its gradient"),
+    "sgd": Defaults(
+        torch.optim.SGD,
+        0.1,
+        0.9,
+        0.0,
+        "the update is the rate times the gradient, with momentum: large gradients make large updates",
+    ),
+    "adam": Defaults(
+        torch.optim.Adam, 1e-3, 0.9, 0.0, "each weight moves by about the rate, whatever the size of its gradient"
+    ),
     "adamw": Defaults(torch.optim.AdamW, 1e-3, 0.9, 0.01, "Adam, and each weight of a layer also shrinks a little"),
-    "muon": Defaults(Muon, 0.05, 0.95, 0.01, "the update of a matrix is made orthogonal, so that it moves alike in all directions; all else is updated by Adam"),
+    "muon": Defaults(
+        Muon,
+        0.05,
+        0.95,
+        0.01,
+        "the update of a matrix is made orthogonal, so that it moves alike in all directions; all else is updated by Adam",
+    ),
 }
 BETA2, MUON_BETAS, ADAM_SHARE = 0.95, (0.9, 0.99), 0.16  # Muon's Adam takes this share of the rate: 8e-3 of 0.05
 
@@ -59,7 +73,7 @@ class Request(StrictModel):
     weight_decay: NonNegativeFloat | None = None
     clip_norm: PositiveFloat | None = None  # None: no clipping
     compare: bool = False
-    rates: dict[Name, PositiveFloat] = {}  # of the comparison
+    rates: dict[Name, PositiveFloat] = Field(default={})  # of the comparison
 
 
 def answer(policy: Policy, batch: Batch, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +91,9 @@ def answer(policy: Policy, batch: Batch, request: Mapping[str, Any]) -> dict[str
     defaults = {name: row._asdict() | {"kind": row.kind.__name__} for name, row in OPTIMIZERS.items()}
     images = batch.observation.images[:, 0, :, ::2, ::2]  # small, to choose from
     pictures = [{"instruction": instruction(policy, batch, index), **drawing(images[index])} for index in range(size)]
-    return {"samples": pictures, "chosen": samples, "optimizer": asked.optimizer, "optimizers": defaults} | one_step(policy, chosen, asked)
+    return {"samples": pictures, "chosen": samples, "optimizer": asked.optimizer, "optimizers": defaults} | one_step(
+        policy, chosen, asked
+    )
 
 
 class Learner:
@@ -95,8 +111,8 @@ class Learner:
             return mean_loss(self.policy, batch)
 
     def step(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """The loss before the step, and the step's metrics, named as in training; {} where a gradient is not finite, and the step
-        is skipped."""
+        """The loss before the step, and the step's metrics, named as in training; {} where loss or gradient are not finite,
+        and the step is skipped."""
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
@@ -129,7 +145,9 @@ def build(policy: Policy, name: Name, asked: Request) -> torch.optim.Optimizer:
     else:
         arguments |= {"betas": [momentum, BETA2]}
     target = f"{row.kind.__module__}.{row.kind.__name__}"
-    return build_optimizer(policy, settings_model(row.kind, exclude=("params",)).model_validate({"_target_": target, **arguments}))
+    return build_optimizer(
+        policy, settings_model(row.kind, exclude=("params",)).model_validate({"_target_": target, **arguments})
+    )
 
 
 def one_step(policy: Policy, batch: Batch, asked: Request) -> dict[str, Any]:
@@ -147,7 +165,9 @@ def one_step(policy: Policy, batch: Batch, asked: Request) -> dict[str, Any]:
         "after": number(after),
         "gradient_norm": number(metrics.get("gradients/total", math.nan)),
         "clip_factor": metrics.get("gradients/clip_factor"),
-        "components": [{key: number(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows],
+        "components": [
+            {key: number(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+        ],
         "words": in_words(before, after, skipped=not metrics),
     }
 
@@ -166,7 +186,9 @@ def curve(policy: Policy, batch: Batch, name: Name, rate: float, clip_norm: floa
     finite = [loss for loss in losses if math.isfinite(loss)]
     diverged = None
     if len(finite) <= STEPS:
-        diverged = f"not finite after {len(finite)} step{'s' if len(finite) > 1 else ''}: a learning rate of {rate:g} is too large"
+        diverged = (
+            f"not finite after {len(finite)} step{'s' if len(finite) > 1 else ''}: a learning rate of {rate:g} is too large"
+        )
     elif finite[-1] > finite[0]:
         diverged = f"higher after {STEPS} steps than before: a learning rate of {rate:g} is too large here"
     return {"optimizer": name, "learning_rate": rate, "losses": finite, "words": diverged}

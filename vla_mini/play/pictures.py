@@ -66,7 +66,9 @@ def picture(step: Step, facts: Facts) -> dict[str, Any] | None:
         return None
     gradient = gradient.float().cpu()
     if step.parameter:
-        return by_row(step, gradient, facts) or matrix("value of the parameter", gradient.flatten(1) if gradient.ndim > 1 else gradient)
+        return by_row(step, gradient, facts) or matrix(
+            "value of the parameter", gradient.flatten(1) if gradient.ndim > 1 else gradient
+        )
     for draw in (by_pixel, by_attention, by_image_token, by_word, by_state, by_action):
         if drawn := draw(step, gradient, facts):
             return drawn
@@ -97,7 +99,11 @@ def by_attention(step: Step, gradient: Tensor, facts: Facts) -> dict[str, Any] |
 
 
 def by_image_token(step: Step, gradient: Tensor, facts: Facts) -> dict[str, Any] | None:
-    fits = gradient.ndim > 1 and gradient.shape[-2] == facts.num_tokens and gradient.numel() == facts.num_tokens * gradient.shape[-1]
+    fits = (
+        gradient.ndim > 1
+        and gradient.shape[-2] == facts.num_tokens
+        and gradient.numel() == facts.num_tokens * gradient.shape[-1]
+    )
     if facts.num_tokens == gradient.shape[-1] and step.operation in EXCHANGED:
         return None
     if not fits or step.component not in ("vision", "projection.vision", "trunk"):
@@ -143,19 +149,34 @@ def by_action(step: Step, gradient: Tensor, facts: Facts) -> dict[str, Any] | No
 
 def as_maps(caption: str, maps: Float[Tensor, "p h w"]) -> dict[str, Any]:
     small = pooled(maps, MAX_MAP)
-    return {"kind": "maps", "caption": f"Size of the gradient {caption}" + _of_several(maps, small), "panels": len(small), **_encoded(small)}
+    return {
+        "kind": "maps",
+        "caption": f"Size of the gradient {caption}" + _of_several(maps, small),
+        "panels": len(small),
+        **_encoded(small),
+    }
 
 
 def matrix(caption: str, values: Float[Tensor, "*r c"], labels: list[str] | None = None) -> dict[str, Any]:
     rows = values.reshape(1, -1, values.shape[-1])
     small = pooled(rows, MAX_MATRIX)
-    return {"kind": "matrix", "caption": f"The gradient by each {caption}" + _of_several(rows, small), "labels": labels, **_encoded(small)}
+    return {
+        "kind": "matrix",
+        "caption": f"The gradient by each {caption}" + _of_several(rows, small),
+        "labels": labels,
+        **_encoded(small),
+    }
 
 
 def bars(caption: str, labels: list[str], values: Float[Tensor, " n"]) -> dict[str, Any]:
     kept = slice(MAX_BARS)
     more = f" (the first {MAX_BARS} of {len(labels)})" if len(labels) > MAX_BARS else ""
-    return {"kind": "bars", "caption": f"Size of the gradient {caption}{more}", "labels": labels[kept], "values": values[kept].tolist()}
+    return {
+        "kind": "bars",
+        "caption": f"Size of the gradient {caption}{more}",
+        "labels": labels[kept],
+        "values": values[kept].tolist(),
+    }
 
 
 def pooled(maps: Float[Tensor, "p h w"], bounds: tuple[int, int]) -> Float[Tensor, "p h2 w2"]:

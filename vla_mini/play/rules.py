@@ -6,12 +6,12 @@ REORDERED = "The same values in another order: the gradient is put back into the
 RULES = {
     "AccumulateGrad": "The end of a path: the gradient is added to `.grad` of this tensor.",
     # Products
-    "Addmm": "A linear layer. To its input goes the gradient times the weight, transposed; to its weight the input, transposed, "
-    "times the gradient; to its bias the sum of the gradient over the rows.",
+    "Addmm": "A linear layer. To its input goes the gradient times the weight, transposed; to its weight the input, "
+    "transposed, times the gradient; to its bias the sum of the gradient over the rows.",
     "Mm": "A product of two matrices. To each factor goes the gradient times the other factor, transposed.",
     "Bmm": "A product of two matrices, for each of a batch. To each factor goes the gradient times the other, transposed.",
-    "Convolution": "To the input goes the gradient through the transposed convolution; to the kernel the sum, over all places, of "
-    "gradient times the input there; to the bias the sum of the gradient over all places.",
+    "Convolution": "To the input goes the gradient through the transposed convolution; to the kernel the sum, over all "
+    "places, of the gradient times the input there; to the bias the sum of the gradient over all places.",
     # Elementwise
     "Add": "A sum: the gradient goes on unchanged, to each summand; summed over dimensions that were repeated.",
     "Sub": "A difference: the gradient goes on unchanged to the first term, with the opposite sign to the second.",
@@ -19,7 +19,7 @@ RULES = {
     "Div": "A quotient: to the dividend goes the gradient divided by the divisor.",
     "Neg": "The gradient with the opposite sign.",
     "Abs": "The gradient times the sign of the input: where the input was negative it changes its sign.",
-    "Pow": "A power: the gradient times the exponent times the input to the power of one less. For a square, 2 times the input.",
+    "Pow": "A power: the gradient times the exponent times the input to the power of one less. Of a square: 2 times the input.",
     "Exp": "The gradient times the output: the exponential is its own derivative.",
     "Clamp": "The gradient passes where the input lay within the bounds, and is zero elsewhere.",
     "Relu": "The gradient passes where the input was positive, and is zero elsewhere.",
@@ -34,8 +34,8 @@ RULES = {
     "so one can grow only where others shrink.",
     "LogSoftmax": "The gradient minus the probabilities times the sum of the gradient.",
     "Logsumexp": "Each value gets the gradient times its softmax: its share of the sum of exponentials.",
-    "NativeLayerNorm": "The gradient (times the gain, where there is one) divided by the standard deviation, without its mean and "
-    "without its part along the normalized input: neither shift nor scale of the input matters.",
+    "NativeLayerNorm": "The gradient (times the gain, where there is one), without its mean and without its part along the "
+    "normalized input, divided by the standard deviation: neither shift nor scale of the input matters.",
     "NativeGroupNorm": "As for NativeLayerNorm, in each group of channels.",
     "NativeBatchNorm": "In eval mode the gradient times the gain, divided by the running standard deviation of its channel.",
     "MaxPool2DWithIndices": "The largest of several values: it gets the whole gradient, the others zero.",

@@ -69,13 +69,18 @@ def trace_backward(policy: Policy, batches: Sequence[Batch], switches: Switches)
     policy = _switched(policy, switches)
     total, size = sum(int((~batch.is_pad).sum()) for batch in batches), sum(len(batch.actions) for batch in batches)
     steps, loss, inputs, first = [], 0.0, {PIXELS: [], STATE: []}, 0
-    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=switches.bf16)
     for index, batch in enumerate(batches):
         leaves: dict[str, Tensor] = {}
-        with seeded(SEED, policy.device), NoiseSlice(first, size), _input_leaves(policy, leaves, enabled=switches.inputs):
-            with recorded_calls(policy) as calls, _attention(policy) as attention, autocast:
-                with torch.set_grad_enabled(switches.no_grad != "everything"):
-                    part = policy.loss(batch)[0].sum() / total
+        with (
+            seeded(SEED, policy.device),
+            NoiseSlice(first, size),
+            torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=switches.bf16),
+            torch.set_grad_enabled(switches.no_grad != "everything"),
+            _input_leaves(policy, leaves, enabled=switches.inputs),
+            recorded_calls(policy) as calls,
+            _attention(policy) as attention,
+        ):
+            part = policy.loss(batch)[0].sum() / total
         loss, first = loss + part.item(), first + len(batch.actions)
         if part.grad_fn is None:
             return Trace([], loss, {}, _error_of_backward(part))

@@ -4,7 +4,7 @@ SAME_VALUES = "The same values in another shape: so is the gradient. Nothing is 
 REORDERED = "The same values in another order: the gradient is put back into the old order. Nothing is computed."
 
 RULES = {
-    "AccumulateGrad": "The end of a path: the gradient is added to `.grad` of this tensor.",
+    "AccumulateGrad": "The end of a path: the gradient is added to .grad of this tensor.",
     # Products
     "Addmm": "A linear layer. To its input goes the gradient times the weight, transposed; to its weight the input, "
     "transposed, times the gradient; to its bias the sum of the gradient over the rows.",

@@ -191,7 +191,8 @@ def _input_leaves(policy: Policy, leaves: dict[str, Tensor], *, enabled: bool) -
 
     def prepare(observation: Observation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images, words, mask, state = Policy.prepare(policy, observation)
-        leaves[PIXELS], leaves[STATE] = (tensor.detach().clone().requires_grad_(enabled) for tensor in (images, state))
+        for name, tensor, source in ((PIXELS, images, "images"), (STATE, state, "state")):
+            leaves[name] = tensor.detach().clone().requires_grad_(enabled and source not in policy.ablate)
         return leaves[PIXELS], words, mask, leaves[STATE]
 
     policy.prepare = prepare

@@ -295,7 +295,7 @@ export function mount(panel, post) {
     const heads = ["part", "filled", "norm", ...(switched ? ["changed by"] : [])];
     table.replaceChildren(element("table", {},
       element("caption", {}, "What is in ", element("code", {}, ".grad"), " so far"),
-      element("thead", {}, element("tr", {}, heads.map((head) => element("th", { scope: "col" }, head)))),
+      element("thead", {}, element("tr", {}, heads.map((head, index) => element("th", { scope: "col", class: index > 1 ? "number" : "" }, head)))),
       element("tbody", {}, rows)),
       switched ? element("p", { class: "legend" }, "Changed by: difference to the gradient without switches, relative to its norm.") : "");
   }

@@ -335,6 +335,7 @@ def test_the_policy_and_the_batch_stay_as_they_are(request_):
     attributes = {name: sorted(vars(module)) for name, module in policy.named_modules()}
     state = torch.get_rng_state()
     answer(policy, batch, request_)
+    trace_backward(policy, [batch], Switches())  # which gets the caller's own tensors
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(policy.state_dict(), before.state_dict())
     assert_same({name: p.grad for name, p in policy.named_parameters() if p.grad is not None}, gradients)

@@ -10,16 +10,21 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.factory import make_batch, make_policy, mean_loss
+from tests.factory import make_batch, make_policy, mean_loss, spec
 from vla_mini.autograd.batches import NoiseSlice, select
 from vla_mini.play.backward import answer
 from vla_mini.play.rules import RULES
 from vla_mini.play.trace import PIXELS, SEED, STATE, Switches, trace_backward
 from vla_mini.testing import as_float64
 
-VARIANTS = {
-    "default": {},
-    "flow, patch, joint": {"action": "flow", "vision": "patch", "trunk": "joint", "auxiliary": "none"},
+VARIANTS = {  # small, since each test computes several backward passes
+    "default": {"action": spec("action", "regression") | {"hidden": 32}, "vision": spec("vision", "conv") | {"width": 16}},
+    "flow, patch, joint": {
+        "action": spec("action", "flow") | {"hidden": 32, "depth": 1},
+        "vision": spec("vision", "patch") | {"depth": 1},
+        "trunk": spec("trunk", "joint") | {"depth": 1},
+        "auxiliary": "none",
+    },
 }
 CUT_OFF = {  # by detach: the components that then get no gradient
     "image tokens": {"vision", "projection.vision", PIXELS},
@@ -296,7 +301,7 @@ def test_a_large_matrix_shows_the_largest_value_of_each_cell():
     assert (decoded(step["picture"])[0] - expected).abs().max() <= gradient.abs().max() / 250
 
 
-@pytest.mark.parametrize("parts", [{"action": "bins"}, {"action": "diffusion"}, *VARIANTS.values()], ids=str)
+@pytest.mark.parametrize("parts", [{"action": "bins"}, {"action": "diffusion"}, *VARIANTS.values()])
 def test_every_operation_has_its_derivative_in_words(parts):
     policy = make_policy(**parts)
     shown = answer(policy, make_batch(policy, 2), {"bf16": True})
@@ -326,7 +331,7 @@ def test_gradients_that_are_not_finite_are_said_in_words():
 
 @pytest.mark.parametrize("request_", SWITCHES, ids=str)
 def test_the_policy_and_the_batch_stay_as_they_are(request_):
-    policy = make_policy(action="flow")
+    policy = make_policy(action=VARIANTS["flow, patch, joint"]["action"])
     batch = make_batch(policy, 16)
     policy.state.requires_grad_(False)
     mean_loss(policy, batch).backward()

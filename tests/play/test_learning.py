@@ -7,17 +7,19 @@ import math
 import pytest
 import torch
 
-from tests.factory import CONFIGS, OmegaConf, make_batch, make_policy, mean_loss
+from tests.factory import CONFIGS, OmegaConf, make_batch, make_policy, mean_loss, spec
 from vla_mini.autograd.batches import select
 from vla_mini.play.learning import ADAM_SHARE, MUON_BETAS, OPTIMIZERS, STEPS, answer
 from vla_mini.play.trace import SEED
 from vla_mini.testing import as_float64
 
+SMALL = {"action": spec("action", "regression") | {"hidden": 32}, "vision": spec("vision", "conv") | {"width": 16}}
+
 
 @pytest.fixture(scope="module")
 def exact():
     """A policy and a batch in float64, which no test changes."""
-    policy = make_policy()
+    policy = make_policy(**SMALL)
     return as_float64(policy, make_batch(policy, 6))
 
 
@@ -96,7 +98,7 @@ def test_the_batch_is_the_chosen_samples_and_noise_is_the_same_before_and_after(
 
 
 def test_a_diverging_learning_rate_is_said_in_words():
-    policy = make_policy()
+    policy = make_policy(**SMALL)
     batch = make_batch(policy)
     shown = answer(policy, batch, {"optimizer": "sgd", "learning_rate": 1e36})
     assert shown["after"] == "not finite" and "learning rate is far too large" in shown["words"]
@@ -139,7 +141,7 @@ def test_the_defaults_are_those_of_training():
 
 @pytest.mark.parametrize("request_", [{"optimizer": name} for name in OPTIMIZERS] + [{"compare": True}], ids=str)
 def test_the_policy_stays_as_it_is(request_):
-    policy = make_policy(action="flow")
+    policy = make_policy(**SMALL | {"action": spec("action", "flow") | {"hidden": 32}})
     batch = make_batch(policy)
     policy.state.requires_grad_(False)
     mean_loss(policy, batch).backward()

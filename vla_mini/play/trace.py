@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -94,7 +93,7 @@ def trace_backward(policy: Policy, batches: Sequence[Batch], switches: Switches)
     return Trace(steps, loss, gradients_of(policy) | {name: torch.cat(found) for name, found in inputs.items() if found}, None)
 
 
-def run_backward(loss: Float[Tensor, ""], nodes: Collection[Node]) -> list[tuple[Node, tuple[Tensor | None, ...]]]:
+def run_backward(loss: Tensor, nodes: Collection[Node]) -> list[tuple[Node, tuple[Tensor | None, ...]]]:
     """`loss.backward()`, and each of the `nodes` with the gradients that arrive there, in the order in which they run."""
     ran: list[tuple[Node, tuple[Tensor | None, ...]]] = []
 
@@ -148,7 +147,7 @@ def _variable(node: Node) -> Tensor | None:
     return node.variable if operation(node) == "AccumulateGrad" else None
 
 
-def _error_of_backward(loss: Float[Tensor, ""]) -> str:
+def _error_of_backward(loss: Tensor) -> str:
     try:
         loss.backward()
     except RuntimeError as error:

@@ -52,6 +52,7 @@ IMPORTS: dict[str, str] = {
     "config": "commands errors files registry schema settings",
     "comparison": BELOW,
     "reports": BELOW,
+    "play": BELOW,
     "exercises": BELOW,
 }
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from vla_mini.autograd.batches import forward_hooks, mean_loss
+from vla_mini.parts import ActionHead, AuxiliaryLoss
 from vla_mini.policy import Policy
 from vla_mini.types import Batch, Context
 
@@ -31,7 +32,7 @@ class Graph(NamedTuple):
     edges: list[tuple[str, str]]  # component -> component, in the direction of the data
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """One call of a module, and the graph's nodes at its inputs and outputs."""
 
     name: str
@@ -41,10 +42,10 @@ class _Call(NamedTuple):
 
 def trace_graph(policy: Policy, batch: Batch) -> Graph:
     """The graph of the batch's mean loss."""
-    with _recorded_calls(policy) as calls:
+    with recorded_calls(policy) as calls:
         loss = mean_loss(policy, batch)
-    nodes = list(_reachable([loss.grad_fn]))
-    owners = _owners(policy, nodes, calls)
+    nodes = list(reachable([loss.grad_fn]))
+    owners = find_owners(policy, nodes, calls)
     modules = Counter(owners.values())
     order = dict.fromkeys([*(call.name for call in calls), *modules])
     components = {node: component_of(policy, name) for node, name in owners.items()}
@@ -54,7 +55,7 @@ def trace_graph(policy: Policy, batch: Batch) -> Graph:
         by_kind=dict(Counter(map(operation, nodes)).most_common()),
         modules={name: modules[name] for name in order if modules[name]},
         components={name: sizes[name] for name in dict.fromkeys(component_of(policy, name) for name in order) if sizes[name]}
-        | {LOSS: sum(1 for _ in _reachable([loss.grad_fn], until=components))},
+        | {LOSS: sum(1 for _ in reachable([loss.grad_fn], until=components))},
         edges=_edges(loss.grad_fn, nodes, components),
     )
 
@@ -73,13 +74,14 @@ def component_of(policy: nn.Module, name: str) -> str:
     return first
 
 
-def _owners(policy: nn.Module, nodes: list[Node], calls: list[_Call]) -> dict[Node, str]:
+def find_owners(policy: nn.Module, nodes: list[Node], calls: list[Call]) -> dict[Node, str]:
     """node -> the innermost module that it belongs to; nodes that belong to none are left out."""
     owners: dict[Node, str] = {}
     for call in sorted(calls, key=lambda call: call.name.count(".")):  # inner modules overwrite the modules around them
-        owners |= {node: call.name for node in _reachable(call.outputs, until=set(call.inputs))}
+        owners |= {node: call.name for node in reachable(call.outputs, until=set(call.inputs))}
     modules = {parameter: name.rpartition(".")[0] or name for name, parameter in policy.named_parameters()}
-    leaves = {node: modules[node.variable] for node in nodes if operation(node) == "AccumulateGrad"}
+    accumulators = [node for node in nodes if operation(node) == "AccumulateGrad"]
+    leaves = {node: modules[node.variable] for node in accumulators if node.variable in modules}  # not those of inputs
     for node in nodes:  # a node outside of every forward pass that uses a parameter
         for leaf in _next(node):
             if leaf in leaves:
@@ -92,13 +94,13 @@ def _edges(root: Node, nodes: list[Node], components: dict[Node, str]) -> list[t
     found: dict[tuple[str, str], None] = {}
     for node in nodes:
         if node in components or node is root:
-            between = _reachable(_next(node), until=components)
+            between = reachable(_next(node), until=components)
             for source in (source for inner in (node, *between) for source in _next(inner) if source in components):
                 found[components[source], components.get(node, LOSS)] = None
     return [(source, target) for source, target in found if source != target]
 
 
-def _reachable(start: Iterable[Node], until: Container[Node] = ()) -> Iterator[Node]:
+def reachable(start: Iterable[Node], until: Container[Node] = ()) -> Iterator[Node]:
     """All nodes that can be reached from `start` in the direction of the backward pass, up to but without `until`."""
     visited: set[Node] = set()
     waiting = list(start)
@@ -115,22 +117,23 @@ def _next(node: Node) -> list[Node]:
 
 
 @contextmanager
-def _recorded_calls(policy: Policy) -> Iterator[list[_Call]]:
-    """Yields a list that is filled with the calls of all modules, and of `loss` of auxiliary losses, inner modules first."""
-    calls: list[_Call] = []
+def recorded_calls(policy: Policy) -> Iterator[list[Call]]:
+    """Yields a list that gets the calls of all modules, and of `loss` of heads and auxiliary losses, inner modules first."""
+    calls: list[Call] = []
 
     def record(name: str, inputs: Any, output: Any) -> None:
-        calls.append(_Call(name, _grad_fns(inputs), _grad_fns(output)))
+        calls.append(Call(name, _grad_fns(inputs), _grad_fns(output)))
 
-    def record_loss(name: str, loss: Callable[[Context, Batch], Tensor], context: Context, batch: Batch) -> Tensor:
-        output = loss(context, batch)
+    def record_loss(name: str, loss: Callable[..., Tensor], context: Context, *args: Any) -> Tensor:
+        output = loss(context, *args)
         record(name, context, output)
         return output
 
+    heads = [(name, head) for name, head in policy.parts() if isinstance(head, ActionHead | AuxiliaryLoss)]
     with ExitStack() as stack, forward_hooks(policy, record):
-        for name, auxiliary in policy.auxiliary.items():  # `loss` is not a forward pass, so it has no hooks
-            auxiliary.loss = partial(record_loss, f"auxiliary.{name}", auxiliary.loss)
-            stack.callback(delattr, auxiliary, "loss")
+        for name, head in heads:  # `loss` is not a forward pass, so it has no hooks
+            head.loss = partial(record_loss, name, head.loss)
+            stack.callback(delattr, head, "loss")
         yield calls
 
 

@@ -10,7 +10,7 @@ PolicyModule (module.py) calls the rest from Lightning's hooks; the last backwar
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -158,11 +158,7 @@ class OptimizerStep:
             self._skip(trainer, may_be_overflow=loss_is_finite and scaler is not None and scaler.get_scale() > 1)
             return
         self.num_skipped_in_a_row = 0
-        if self.clip_norm:
-            torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
-        elif self.clip_value:
-            for gradient in gradients:
-                gradient.clamp_(-self.clip_value, self.clip_value)
+        clip(gradients, norm, clip_norm=self.clip_norm, clip_value=self.clip_value)
 
     def finish(self, trainer: Trainer) -> None:
         """After the update: log what is known of the step."""
@@ -232,6 +228,17 @@ class OptimizerStep:
             if micro_batch.gpu_rng_state is not None:
                 torch.cuda.set_rng_state(micro_batch.gpu_rng_state, device)
             return first_nonfinite(policy, micro_batch.batch)
+
+
+def clip(
+    gradients: Sequence[Tensor], norm: Float[Tensor, ""], *, clip_norm: float | None = None, clip_value: float | None = None
+) -> None:
+    """Bound the `norm` that all gradients have together, or each of their values, in place."""
+    if clip_norm:
+        torch._foreach_mul_(gradients, torch.clamp(clip_norm / (norm + 1e-6), max=1.0))
+    elif clip_value:
+        for gradient in gradients:
+            gradient.clamp_(-clip_value, clip_value)
 
 
 def sum_losses(batch: Batch, loss: Float[Tensor, "b t"], terms: Mapping[str, Float[Tensor, "b t"]]) -> Float[Tensor, " sums"]:

@@ -1,6 +1,6 @@
 // The tab "Backward, step by step": draws what vla_mini/play/backward.py answers.
 
-import { digits, element, photo, picture, shape, vector } from "./drawing.js";
+import { digits, element, onScheme, photo, picture, shape, vector } from "./drawing.js";
 
 const WAIT = { component: 1500, node: 250 }; // milliseconds of a step while playing
 const [WIDTH, HEIGHT, COLUMN, ROW] = [124, 44, 156, 64]; // of the graph's boxes, and between them
@@ -47,7 +47,7 @@ export function mount(panel, post) {
     mistake, spoken,
     element("div", { class: "columns" }, element("div", {}, card, list), element("div", {}, table, switches)));
   panel.addEventListener("keydown", onKey);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => answer && draw());
+  onScheme(() => answer && draw());
   ask();
 
   // ---- asking

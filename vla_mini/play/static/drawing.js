@@ -31,12 +31,21 @@ export const shape = (sizes) => (sizes == null ? "not used" : sizes.length ? siz
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-// A style variable as [red, green, blue].
+// A style variable as [red, green, blue], in the colour scheme of now.
 function colour(panel, name) {
+  const probe = element("i", { style: `color: var(${name})` });
+  panel.append(probe);
   const context = element("canvas", { width: 1, height: 1 }).getContext("2d");
-  context.fillStyle = getComputedStyle(panel).getPropertyValue(name).trim() || "gray";
+  context.fillStyle = getComputedStyle(probe).color;
+  probe.remove();
   context.fillRect(0, 0, 1, 1);
   return context.getImageData(0, 0, 1, 1).data.slice(0, 3);
+}
+
+// Calls `act` when the page turns light or dark, by itself or by an attribute of its root.
+export function onScheme(act) {
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", act);
+  new MutationObserver(act).observe(document.documentElement, { attributes: true });
 }
 
 function canvas(width, height, description, paint) {
@@ -74,7 +83,7 @@ export function picture(panel, drawn) {
   const scale = drawn.kind === "maps" ? [swatch("--accent"), ` largest size, ${largest}`]
     : [swatch("--positive"), ` up to ${largest}  `, swatch("--negative"), ` down to −${largest}`];
   return element("figure", { class: "gradient" },
-    element("div", { class: "maps" }, labels ? element("div", {}, labels, shown) : shown),
+    element("div", { class: "panels" }, labels ? element("div", {}, labels, shown) : shown),
     element("figcaption", {}, `${drawn.caption}. `, element("span", { class: "scale" }, scale)));
 }
 

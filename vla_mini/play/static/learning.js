@@ -137,7 +137,7 @@ export function mount(panel, post) {
 
   // Round numbers between two losses: multiples of 1, 2 or 5 times a power of ten.
   function ticks(low, high) {
-    const rough = (high - low) / 4 || 1, power = 10 ** Math.floor(Math.log10(rough));
+    const rough = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
     const first = Math.ceil(low / step);
     return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, index) => (first + index) * step);

@@ -52,6 +52,7 @@ IMPORTS: dict[str, str] = {
     "config": "commands errors files registry schema settings",
     "comparison": BELOW,
     "reports": BELOW,
+    "play": BELOW,
 }
 
 # Library -> the only places, relative to the repository, where it may be imported.
@@ -74,6 +75,8 @@ LIBRARIES = {
     "onnx": ("vla_mini/export/",),
     "onnxruntime": ("vla_mini/export/",),
     "submitit": ("vla_mini/comparison/",),
+    "starlette": ("vla_mini/play/",),
+    "uvicorn": ("vla_mini/play/",),
     "beartype": (),
 }
 

@@ -1,8 +1,15 @@
 """The page in a real browser: words are typed, the policy succeeds, other words move the saliency; dragging, keys, tabs."""
 
+from functools import partial
+
 import pytest
 
-from tests.play.conftest import make_play, serving
+from tests.play.conftest import TOY_PICK, make_play, serving
+from vla_mini.collection import collect
+from vla_mini.data.reader import read_dataset
+from vla_mini.play.scenes.recording import Recording
+from vla_mini.play.server import Play
+from vla_mini.play.session import SAVED, Session
 
 
 def outcome(page, text):
@@ -135,3 +142,18 @@ def test_a_server_that_ends_is_told(browser, policy):
     outcome(page, "The connection is lost")
     assert page.locator("#play button:enabled").count() == 0
     page.close()
+
+
+def test_recorded_actions_are_drawn_beside_predicted_ones(browser, policy, tmp_path):
+    collect(TOY_PICK, tmp_path / "data", episodes=2, num_workers=1)
+    recording = partial(Recording, read_dataset(tmp_path / "data"), name="data=DIR")
+    page = browser.new_page()
+    with serving(Play(lambda: Session(recording(), {SAVED: lambda: policy}), policy, dict)) as address:
+        page.goto(f"http://{address}/")
+        for _ in range(3):
+            page.click("#step")
+        page.wait_for_selector("#when:has-text('Step 3 of 3')")
+        lines = [line.get_attribute("points").split() for line in page.locator("#traces polyline").all()]
+        assert len(lines) == 8 and {len(points) for points in lines} == {4} and lines[0] != lines[1]
+        assert page.locator("#action .mark").count() == 4 and not page.is_visible("#expert")
+        page.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -62,8 +63,9 @@ class Play:
         if not is_own_page(socket):
             await socket.close(1008, "requests from other sites are refused")
             return
-        # One thread, since simulators draw only in the thread that made them.
-        loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="visitor")
+        # One thread, since simulators draw only in the thread that made them; torch adds none, for which single samples are too
+        # small: they would wait for one another.
+        loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "visitor", torch.set_num_threads, (1,))
         session: Session | None = None
         try:
             session = await loop.run_in_executor(thread, self.make_session)

@@ -82,7 +82,7 @@ class Session:
             raise ValueError(f"scene {seed}: give a whole number from 0 to {2**31 - 1}")
         self.seed = self.seed if seed is None else seed
         self.steps, self.position = [], 0
-        self._add(self._restart(), {}, over=False)
+        self._add(*self._restart(), over=False)
         self._look_anew()
 
     def step(self) -> None:
@@ -163,12 +163,12 @@ class Session:
 
     # ---- inside
 
-    def _restart(self) -> dict[str, Any]:
-        """The observation with which the scene begins."""
+    def _restart(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The observation with which the scene begins, and its info."""
         options = {} if isinstance(self.unwrapped, Recording) else {"purpose": "evaluation", "seed": 0}
-        observation, _ = self.env.reset(seed=self.seed, options=options)
+        observation, info = self.env.reset(seed=self.seed, options=options)
         self.instruction = observation["instruction"]
-        return observation
+        return observation, info
 
     def _apply(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Change the environment as it is now."""
@@ -214,7 +214,7 @@ class Session:
         if isinstance(self.unwrapped, ToyPick):
             return table.outcome(self.unwrapped, over=over)
         if not over:
-            return "running", ""
+            return "running", f"The task of this scene: {self.spec.tasks[info['task']]}" if "task" in info else ""
         if isinstance(self.unwrapped, Recording):
             return "over", "This is the end of the recorded episode."
         if info["success"]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import vla_mini.envs
-from vla_mini.acting import Controller
 from vla_mini.collection import collect
 from vla_mini.data.chunks import ActionChunkDataset
 from vla_mini.data.reader import Demonstrations, read_dataset
@@ -41,20 +40,25 @@ def make_play(settings: "PlaySettings") -> Play:
     if settings.num_steps is not None:
         policy.action.change(num_steps=settings.num_steps)
     policies: Policies = run_policies(settings.run, policy) if settings.run else {SAVED: lambda: policy}
-    Controller(policy, execute=settings.execute, ensemble="none")  # refuses what does not fit, before anyone visits
     options = {"seed": settings.seed, "execute": settings.execute}
     if settings.data is not None:
         data = read_dataset(settings.data, image_size=policy.features.image_size, resize=policy.acting.resize)
         check_data(policy, data, name=settings.data)
         recording = partial(Recording, data, name=f"data={settings.data}")
-        return Play(lambda: Session(recording(), policies, **options), policy, lambda: make_batch(policy, data))
+        return tried(Play(lambda: Session(recording(), policies, **options), policy, lambda: make_batch(policy, data)))
     env_id = settings.env.address if settings.env else policy.source.get("env")
     if env_id is None:
         raise ValueError(f"{setting}={source} was trained without an environment: give data=DIR, or env=toy_pick")
     whose, hint = f"the policy {source}", f"it was trained for {policy.source.get('env', 'env=none')}"
     vla_mini.envs.check_fits(vla_mini.envs.get_spec(env_id), policy.features, whose=whose, hint=hint, names=COMPARED)
     make_env = partial(vla_mini.envs.make, env_id)
-    return Play(lambda: Session(make_env(), policies, **options), policy, lambda: collect_batch(policy, env_id))
+    return tried(Play(lambda: Session(make_env(), policies, **options), policy, lambda: collect_batch(policy, env_id)))
+
+
+def tried(play: Play) -> Play:
+    """After one visit: what cannot act is refused before anyone comes, and the first visitor waits less."""
+    play.make_session().close()
+    return play
 
 
 def run_policies(run: str, saved: Policy) -> Policies:

@@ -104,3 +104,27 @@ export function drawAction(list, rows) {
     }),
   );
 }
+
+/** For each dimension of an action, the policy's and the recorded one over `steps`: arrays of what `drawAction` takes. */
+export function drawTraces(list, steps) {
+  const svg = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  list.replaceChildren(
+    ...steps[0].map(({ name }, dimension) => {
+      const pairs = steps.map((rows) => [rows[dimension].policy[1], rows[dimension].other[1]]);
+      const difference = pairs.reduce((sum, [a, b]) => sum + Math.abs(a - b), 0) / pairs.length;
+      const picture = svg("svg", { viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" });
+      for (const [which, kind] of ["predicted", "recorded"].entries()) {
+        const place = (pair, step) => `${(100 * step) / Math.max(1, steps.length - 1)},${15 - 14 * Math.max(-1, Math.min(1, pair[which]))}`;
+        picture.append(svg("polyline", { class: kind, points: pairs.map(place).join(" ") }));
+      }
+      picture.setAttribute("aria-label", `${name}: predicted and recorded, mean difference ${difference.toFixed(2)}`);
+      const row = element("li", "");
+      row.append(element("span", "name", name), picture, element("span", "value", difference.toFixed(2)));
+      return row;
+    }),
+  );
+}

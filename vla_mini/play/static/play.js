@@ -1,6 +1,6 @@
 // The first tab: one visitor's scene, over a websocket. Each request is answered by the step that is shown then.
 
-import { drawAction, drawBars, drawImages, drawMaps } from "./pictures.js";
+import { drawAction, drawBars, drawImages, drawMaps, drawTraces } from "./pictures.js";
 
 const get = (selector) => document.querySelector(`#play ${selector}`);
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -11,6 +11,7 @@ let view; // the step that is shown
 let playing = false;
 let dragged = null; // the handle under the pointer
 let chosen = null; // index of the handle that is selected
+let actions = []; // of a recording's steps so far
 let typed = false; // whether there are words that were not given to the policy yet
 
 export async function mount() {
@@ -179,6 +180,12 @@ function show() {
   drawAction(get("#action ol"), view.action);
   const from = view.looked_at === view.step ? "" : ` It was predicted from step ${view.looked_at}, which the pictures show.`;
   const mark = about.recorded ? " The thin mark is what was recorded." : view.expert ? " The thin mark is what the expert does instead." : "";
+  get("#traces").hidden = !about.recorded;
+  if (about.recorded) {
+    actions.length = Math.min(actions.length, view.last);
+    actions[view.step] = view.action;
+    drawTraces(get("#traces ol"), actions);
+  }
   get("#action figcaption").textContent = `The bars go from −1 to 1 in network units, the numbers are in the environment’s own.${mark}${from}`;
 
   get("#when").textContent = `Step ${view.step} of ${view.last} so far (at most ${about.max_steps})`;

@@ -144,6 +144,19 @@ def test_a_server_that_ends_is_told(browser, policy):
     page.close()
 
 
+def test_a_scene_that_cannot_be_made_is_told(browser, policy):
+    def broken():
+        raise ValueError("the package metaworld is missing")
+
+    page = browser.new_page()
+    with serving(Play(broken, policy, dict)) as address:
+        page.goto(f"http://{address}/")
+        outcome(page, "the package metaworld is missing")
+        page.wait_for_function("document.querySelector('#step').disabled")
+        outcome(page, "the package metaworld is missing")
+        page.close()
+
+
 def test_recorded_actions_are_drawn_beside_predicted_ones(browser, policy, tmp_path):
     collect(TOY_PICK, tmp_path / "data", episodes=2, num_workers=1)
     recording = partial(Recording, read_dataset(tmp_path / "data"), name="data=DIR")

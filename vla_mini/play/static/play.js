@@ -2,7 +2,8 @@
 
 import { drawAction, drawBars, drawImages, drawMaps, drawTraces } from "./pictures.js";
 
-const get = (selector) => document.querySelector(`#play ${selector}`);
+const tab = document.querySelector("#play");
+const get = (selector) => tab.querySelector(selector);
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 let ask; // (what, ...arguments) => Promise: whether it was done
@@ -18,6 +19,7 @@ export async function mount() {
   ask = await connect();
   prepare();
   show();
+  tab.inert = false; // there is nothing to act in before
 }
 
 /** Connect, and wait for the first step. */
@@ -26,7 +28,7 @@ function connect() {
   const waiting = [];
   return new Promise((resolve) => {
     waiting.push((answer) => {
-      if (answer.error) return say(answer.error, "error");
+      if (answer.error) return say(answer.error, "error"); // there is no scene, and the connection is closed
       about = answer.about;
       view = answer;
       resolve((what, ...given) => {
@@ -38,8 +40,9 @@ function connect() {
     socket.addEventListener("message", ({ data }) => waiting.shift()(JSON.parse(data)));
     socket.addEventListener("close", () => {
       playing = false;
-      for (const element of document.querySelectorAll("#play button, #play input, #play select")) element.disabled = true;
-      say("The connection is lost: start the server again, then reload this page.", "error");
+      for (const element of tab.querySelectorAll("button, input, select")) element.disabled = true;
+      tab.inert = false;
+      if (view || waiting.length) say("The connection is lost: start the server again, then reload this page.", "error");
     });
   });
 }
@@ -273,7 +276,7 @@ function makeHandle(stage, index) {
 
 function showChosen() {
   const object = view.handles.find(({ index }) => index === chosen && index >= 0);
-  for (const handle of document.querySelectorAll(".handle")) handle.classList.toggle("chosen", Number(handle.dataset.index) === chosen);
+  for (const handle of tab.querySelectorAll(".handle")) handle.classList.toggle("chosen", Number(handle.dataset.index) === chosen);
   get("#selected").hidden = !object;
   if (!object) return;
   get("#selected strong").textContent = `The ${object.label}`;

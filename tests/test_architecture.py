@@ -76,6 +76,8 @@ LIBRARIES = {
     "onnx": ("vla_mini/export/",),
     "onnxruntime": ("vla_mini/export/",),
     "submitit": ("vla_mini/comparison/",),
+    "starlette": ("vla_mini/play/",),
+    "uvicorn": ("vla_mini/play/",),
     "beartype": (),
 }
 

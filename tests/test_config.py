@@ -33,6 +33,7 @@ REQUIRED = {
     "convert": ["policy=DIR", "output=DIR"],
     "infer": ["policy=DIR", "image=FILE", "instruction=go", "state=[0,0,0,0]"],
     "serve": ["policy=DIR"],
+    "play": ["policy=DIR"],
     "export": ["policy=DIR", "output=DIR"],
     "gradients": ["policy=DIR"],
     "doctor": [],

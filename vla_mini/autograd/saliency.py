@@ -72,8 +72,12 @@ def saliency(policy: Policy, scenes: Sequence[Scene], observation: Observation) 
     return results
 
 
-def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> Sensitivity:
-    """The sensitivity at each sample; zero by the inputs in `policy.ablate`. `seed` is for heads that sample."""
+def sensitivity(policy: Policy, observation: Observation, *, action: int | slice = slice(None), seed: int = 0) -> Sensitivity:
+    """The sensitivity at each sample; zero by the inputs in `policy.ablate`.
+
+    - action: which of the chunk's actions count
+    - seed: for heads that sample
+    """
     images, words, mask, state = (tensor.detach() for tensor in policy.prepare(observation))
     inputs = [tensor.requires_grad_() for tensor in (images, words, state)]
     used = [tensor.detach() if name in policy.ablate else tensor for name, tensor in zip(INPUTS, inputs, strict=True)]
@@ -82,7 +86,7 @@ def sensitivity(policy: Policy, observation: Observation, *, seed: int = 0) -> S
     pixels, by_word, by_state = torch.zeros_like(images), words.new_zeros(words.shape[:2]), torch.zeros_like(state)
     for dimension in range(actions.shape[-1]):
         vector = torch.zeros_like(actions)
-        vector[..., dimension] = 1
+        vector[:, action, dimension] = 1
         products = torch.autograd.grad(actions, inputs, vector, retain_graph=True, materialize_grads=True)
         pixels += products[0].abs()
         by_word += products[1].norm(dim=-1)

@@ -103,6 +103,30 @@ class ServeSettings(StrictModel):
             yield "ssl_certificate and ssl_key are needed together"
 
 
+class PlaySettings(StrictModel):
+    """scripts/play.py"""
+
+    env: Env | None = None
+    policy: Path | None
+    run: Path | None
+    data: Path | None
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535)]
+    open: bool
+    execute: PositiveInt | None
+    num_steps: PositiveInt | None
+    seed: NonNegativeInt
+    plugins: Names = ()
+    trust_remote_code: bool
+
+    def contradictions(self) -> Iterator[str]:
+        if (self.policy is None) == (self.run is None):
+            given = "neither" if self.policy is None else "both"
+            yield f"{given} given: use policy=DIR for a saved policy, or run=DIR for a run with its checkpoints"
+        if self.data is not None and self.env is not None:
+            yield f"data={self.data} and env={self.env.id}: give one, since recorded frames need no environment"
+
+
 class ExportSettings(StrictModel):
     """scripts/export.py"""
 
@@ -193,6 +217,7 @@ COMMANDS: dict[str, type[StrictModel]] = {  # but train, whose settings are in v
     "convert": ConvertSettings,
     "infer": InferSettings,
     "serve": ServeSettings,
+    "play": PlaySettings,
     "export": ExportSettings,
     "gradients": GradientsSettings,
     "doctor": DoctorSettings,

@@ -134,6 +134,20 @@ def _fault(step: int, path: Path, run: str | None) -> str | None:
     return None if run in (None, saved_run) else "is of a run with other settings or other data than those of config.yaml"
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of the policy that a checkpoint's run evaluates: their moving average, where there is one. ValueError where
+    the checkpoint is damaged, and for one that is a folder."""
+    if path.is_dir():
+        raise ValueError(f"{path} is the checkpoint of a run with trainer.strategy=fsdp, whose weights are divided")
+    if (fault := _fault(int(path.stem.removeprefix("step_")), path, None)) is not None:
+        raise ValueError(f"{path} {fault}")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if average := saved["callbacks"].get("WeightAverage"):
+        return average["weights"]
+    prefix = "policy."  # of PolicyModule
+    return {name.removeprefix(prefix): value for name, value in saved["state_dict"].items() if name.startswith(prefix)}
+
+
 def clean_run_folder(run_dir: Path, *, step: int) -> None:
     """Before a run resumes after `step`: delete what a killed process left half written, and the report of its end.
 

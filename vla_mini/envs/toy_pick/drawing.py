@@ -20,6 +20,7 @@ PAINTS = {
     "purple": (132, 52, 172),
     "orange": (246, 132, 24),
 }
+FURTHER_PAINTS = {"cyan": (38, 196, 214), "pink": (244, 128, 180), "black": (40, 40, 44)}  # in no scene, unless one is changed
 PIXELS = np.arange(SIZE, dtype=np.float32) + 0.5
 
 
@@ -35,7 +36,7 @@ def draw_object(image: np.ndarray, item: SceneObject, *, x: float, y: float, hei
     rows, columns = _window(row, radius + 2), _window(column, radius + 2)
     u, v = (PIXELS[columns] - column)[None, :] / radius, (PIXELS[rows] - row)[:, None] / radius
     light = 1.0 - 0.18 * np.clip(u + v, -1, 1)  # lit from the upper left
-    paint = np.array(PAINTS[item.colour], np.float32) * item.brightness
+    paint = np.array((PAINTS | FURTHER_PAINTS)[item.colour], np.float32) * item.brightness
     coverage = np.clip(0.5 - _distance(item.shape, u, v) * radius, 0, 1)
     region = image[rows, columns]
     region += coverage[..., None] * (np.clip(light[..., None] * paint, 0, 255) - region)

@@ -59,7 +59,7 @@ class ToyPick(Environment):
         self.object_positions = np.array([(item.x, item.y) for item in self.scene.objects])
         self._table = draw_table(generator)
         self._hold(None)
-        return self._observe(), self._info()
+        return self.observe(), self._info()
 
     def step(self, action: np.ndarray):
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
@@ -76,7 +76,7 @@ class ToyPick(Environment):
             if distances[nearest] <= GRASP_RADIUS:
                 self._hold(nearest)
         info = self._info()
-        return self._observe(), float(info["success"]), info["success"] or info["wrong_object"], False, info
+        return self.observe(), float(info["success"]), info["success"] or info["wrong_object"], False, info
 
     def expert_action(self) -> np.ndarray:
         """What the scripted expert does in the present state, float32 (4,). It has no memory, so it recovers from any state."""
@@ -104,6 +104,15 @@ class ToyPick(Environment):
         """The pixels of each object at the start of the episode, bool (objects, 64, 64)."""
         return np.stack([object_mask(item) for item in self.scene.objects])
 
+    def change_object(self, index: int, *, colour: str | None = None, position: tuple[float, float] | None = None) -> None:
+        """Give an object another colour, of PAINTS or FURTHER_PAINTS, or another place: also one that no sampled scene has."""
+        objects = list(self.scene.objects)
+        objects[index] = objects[index]._replace(colour=colour or objects[index].colour)
+        self.scene = self.scene._replace(objects=tuple(objects))
+        if position is not None:
+            self.object_positions[index] = position
+        self._hold(self.held)
+
     def _hold(self, held: int | None) -> None:
         """Hold an object, or none. What lies on the table is drawn once, so that a step only adds the gripper and `held`."""
         self.held = held
@@ -112,7 +121,8 @@ class ToyPick(Environment):
             if i != held:
                 draw_object(self._background, item, x=self.object_positions[i, 0], y=self.object_positions[i, 1])
 
-    def _observe(self) -> dict[str, Any]:
+    def observe(self) -> dict[str, Any]:
+        """What the last `reset` or `step` returned, or would after a change."""
         state = np.array([*self.position, self.closedness], np.float32)
         return {"images": {"top": self.render()}, "state": state, "instruction": self.instruction}
 

@@ -158,7 +158,7 @@ def test_folders_and_files_stay_small():
     folders = {path.parent for path in FILES.values()} - of_items
     sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: size for folder, size in sizes.items() if size > 10} == {}
-    assert num_lines() <= 18_650
+    assert num_lines() <= 22_300
 
 
 @pytest.mark.xfail(strict=True, reason="what the package does today takes more")

@@ -1,4 +1,4 @@
-// Tabs, light and dark, and what the tabs share.
+// Tabs, light and dark, and what the tabs share. The script and the style of a further tab are loaded when it is first opened.
 
 const tabs = [...document.querySelectorAll('[role="tab"]')];
 const mounted = new Set();
@@ -35,6 +35,9 @@ async function open(tab, { focus = false } = {}) {
   if (mounted.has(name)) return;
   mounted.add(name);
   const panel = document.getElementById(name);
+  if (name !== "play") {
+    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: `/static/${name}.css` }));
+  }
   try {
     const { mount } = await import(`./${name}.js`);
     await mount(panel, poster(name));

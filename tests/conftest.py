@@ -1,6 +1,7 @@
 """Fixtures for all tests. In every call of every test jaxtyping and beartype check the modules that annotate tensors."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -38,3 +39,17 @@ def variant(request) -> dict[str, str]:
     """The default parts, and each other variant in configs/ with the default parts around it."""
     kind, _, name = request.param.partition("=")
     return {kind: name} if name else {}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by playwright. Skips where either is missing. It ends with the module: as long as it runs, no
+    other event loop can run in this thread."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("chromium is missing")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()

@@ -1,6 +1,5 @@
 """A server in a thread of this process, and a page of it in a real browser."""
 
-import shutil
 import threading
 from contextlib import contextmanager
 
@@ -14,7 +13,6 @@ from vla_mini.play.setup import collect_batch
 
 TOY_PICK = "vla_mini/ToyPick-v0"
 SCENE = 3  # a red star, a blue cube and a green cube: the colour alone says which
-SANDBOX = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +48,6 @@ def address(policy):
     """A server of scene SCENE with the policy that follows instructions."""
     with serving(make_play(policy)) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium. Skips where it, or the package playwright, is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=SANDBOX)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

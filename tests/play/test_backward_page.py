@@ -2,20 +2,16 @@
 
 import base64
 import json
-import shutil
 import threading
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-import pytest
 
 import vla_mini
 from tests.factory import make_batch, make_policy
 from vla_mini.play import backward, learning
 from vla_mini.play.trace import PIXELS
 
-CHROMIUM = shutil.which("chromium")
 STATIC = Path(vla_mini.__file__).parent / "play" / "static"
 TABS = {"backward": backward, "learning": learning}
 PAGE = """<!doctype html><html lang="en"><title>{tab}</title><link rel="icon" href="data:,">
@@ -74,17 +70,6 @@ def server():
         running.shutdown()
         thread.join()
         running.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The page in a headless browser, with a policy that needs no training; without npm or a browser its tests are skipped."""
 
 import importlib.util
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,18 +39,6 @@ def site(build, tmp_path_factory) -> Path:
     sampling.acting = ActingDefaults(execute=2, ensemble=0.1)
     export(sampling, folder / "sampling")
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is missing")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -111,6 +111,9 @@ def test_stepping_back_to_the_pixels(browser):
         assert count.inner_text().split()[0] == str(number - 1) and title.inner_text() == "vision"
         page.get_by_label("one node of the graph").check()
         assert count.inner_text().endswith(f"of {len(shown['steps'])}")
+        here = int(count.inner_text().split()[0])
+        page.keyboard.press("ArrowRight")  # a step, not the other choice
+        assert count.inner_text() == f"{here + 1} of {len(shown['steps'])}"
         page.get_by_role("button", name="Start").click()
         page.get_by_role("button", name="Play").click()
         page.wait_for_function("Number(document.querySelector('.count').textContent.split(' ')[0]) > 2")
@@ -135,6 +138,7 @@ def test_a_switch_shows_where_the_flow_ends_and_a_mistake_is_shown(browser):
 def test_a_step_of_learning_and_ten(browser):
     with server() as url, opened(browser, f"{url}/learning") as page:
         shown = learning.answer(Handler.policy, Handler.batch, {})
+        page.get_by_role("button", name="Take one step").click()
         page.get_by_text(f"Loss {shown['before']:.3g} → {shown['after']:.3g}").wait_for()
         page.get_by_label("Optimizer").select_option("sgd")
         page.get_by_role("spinbutton", name="learning rate", exact=True).fill("0")

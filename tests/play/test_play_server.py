@@ -64,7 +64,7 @@ def test_a_visitor_sees_the_first_step_and_then_what_it_asks_for(client):
         ('{"do": "close", "with": []}', "a request is do"),
         ('{"do": "step"}', "and with, a list"),
         ('{"do": "step", "with": [1]}', "positional argument"),
-        ('{"do": "go", "with": ["three"]}', "not supported between"),
+        ('{"do": "go", "with": ["three"]}', "There is no step three"),
         ('{"do": "go", "with": [9]}', "There is no step 9: the steps so far are 0 to 0."),
         ('{"do": "say", "with": [7]}', "is no instruction"),
         ('{"do": "reset", "with": [-1]}', "scene -1: give a whole number from 0 to 2147483647"),

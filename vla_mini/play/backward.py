@@ -162,7 +162,7 @@ def notes(asked: Request, trace: Trace, components: Mapping[str, Mapping[str, An
     changed = {name: row["difference"] for name, row in components.items() if row["has_gradient"] and row["difference"]}
     if changed:
         name = max(changed, key=changed.get)
-        share = f"{changed[name]:.1%}" if changed[name] >= 0.001 else f"{changed[name]:.1e}"
+        share = f"{100 * changed[name]:.1f} %" if changed[name] >= 0.001 else f"{changed[name]:.1e}"
         yield f"{'Elsewhere the' if lost else 'The'} gradient changes most in {name}: by {share} of its norm."
     else:
         yield f"All {'other ' if lost else ''}gradients are the same, bit by bit."

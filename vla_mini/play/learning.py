@@ -200,7 +200,10 @@ def in_words(before: float, after: float, *, skipped: bool) -> str:
     if not math.isfinite(after):
         return "After the step the loss is not finite: the learning rate is far too large, and the weights are lost."
     if after > before:
-        return "The loss rose. A gradient only tells the slope at one point; this step went too far for that."
+        return (
+            "The loss rose: the step was too long. A gradient only tells the slope at one point, and a trained policy is near "
+            "a minimum already. Try a smaller learning rate."
+        )
     if after == before:
         return "The loss is the same, to the last bit."
     return "The loss fell, on the batch that the gradient is from. On other samples it may rise."

@@ -5,6 +5,7 @@ Images and maps are base64: three bytes a pixel, or one, of 0 to 255, where 255 
 
 import base64
 import json
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,9 @@ def answer(session: Session, text: str) -> dict[str, Any]:
         return view(session)
     except (ValueError, TypeError, FloatingPointError) as error:
         return {"error": one_line(error)}
+    except Exception as error:  # of a simulator, or of torch: the visitor can go on, and the terminal shows where it was raised
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def about(session: Session) -> dict[str, Any]:

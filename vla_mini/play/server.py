@@ -8,6 +8,7 @@ No other site may use it through the visitor's browser: requests whose Origin is
 """
 
 import asyncio
+import copy
 import importlib
 import json
 import os
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import torch
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -52,7 +53,8 @@ class Play:
     """
 
     def __init__(self, make_session: Callable[[], Session], policy: Policy, make_batch: Callable[[], Batch]) -> None:
-        self.make_session, self.policy, self.make_batch = make_session, policy, make_batch
+        self.make_session, self.make_batch = make_session, make_batch
+        self.policy = copy.deepcopy(policy)  # apart from that of the visitors, who use it meanwhile
         self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._batch: Batch | None = None
         self._one_at_a_time = threading.Lock()
@@ -95,7 +97,10 @@ class Play:
             content = json.loads(await request.body())
             if not isinstance(content, dict):
                 raise ValueError("a request is a JSON object")
-            return JSONResponse(await run_in_threadpool(self._answer, name, content))
+            # Abandoned where the server ends meanwhile.
+            return JSONResponse(await anyio.to_thread.run_sync(self._answer, name, content, abandon_on_cancel=True))
+        except asyncio.CancelledError:
+            return _refusal("the server has ended", status=503)
         except (ValueError, RecursionError) as error:
             return _refusal(one_line(error))
 
@@ -125,9 +130,12 @@ def is_own_page(connection: HTTPConnection) -> bool:
     """Whether a request comes from the page that this server gave, or from no browser at all. From this machine, the server has
     only this machine's names: others may be another site's, whose address was changed."""
     host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
-    if connection.client and connection.client.host in LOOPBACK and urlsplit(f"//{host}").hostname not in LOOPBACK:
+    try:
+        if connection.client and connection.client.host in LOOPBACK and urlsplit(f"//{host}").hostname not in LOOPBACK:
+            return False
+        return origin is None or urlsplit(origin).netloc == host
+    except ValueError:  # no address at all
         return False
-    return origin is None or urlsplit(origin).netloc == host
 
 
 def _refusal(line: str, *, status: int = 400) -> JSONResponse:

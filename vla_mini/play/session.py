@@ -99,7 +99,7 @@ class Session:
 
     def go(self, step: int) -> None:
         """Show an earlier step, or a later one that there has been."""
-        if not 0 <= step < len(self.steps):
+        if not (isinstance(step, int) and 0 <= step < len(self.steps)):
             raise ValueError(f"There is no step {step}: the steps so far are 0 to {len(self.steps) - 1}.")
         self.position = step
 
@@ -107,6 +107,7 @@ class Session:
         """Give another instruction from the present step on; where the episode is over, from its start on."""
         if not isinstance(instruction, str):
             raise ValueError(f"{instruction!r} is no instruction: give a text")
+        instruction.encode()  # UnicodeEncodeError, a ValueError, for half a character
         if self.steps[self.position].outcome[0] != "running":
             self.position = 0
         self._change("say", instruction)

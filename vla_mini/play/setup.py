@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +68,8 @@ def run_policies(run: str, saved: Policy) -> Policies:
         raise ValueError(f"run={run}: there is no checkpoint in it: {folder} has no step_*.ckpt")
     from vla_mini.training.checkpoints import numbered  # Lightning takes seconds to import
 
-    steps = sorted(numbered(folder))
-    return {f"step {step}": cache(partial(load_checkpoint, path, saved)) for step, path in steps} | {SAVED: lambda: saved}
+    load = lru_cache(maxsize=4)(partial(load_checkpoint, like=copy.deepcopy(saved)))  # a copy, since visitors use `saved`
+    return {f"step {step}": partial(load, path) for step, path in sorted(numbered(folder))} | {SAVED: lambda: saved}
 
 
 def load_checkpoint(path: Path, like: Policy) -> Policy:

@@ -34,7 +34,7 @@ class Recording(Environment):
         return self._observe(), {"success": False}
 
     def step(self, action: np.ndarray):
-        self.frame += 1
+        self.frame = min(self.frame + 1, self._end - 1)  # an episode may have one frame
         return self._observe(), 0.0, False, self.frame == self._end - 1, {"success": False}
 
     def expert_action(self) -> np.ndarray:

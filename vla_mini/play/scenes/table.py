@@ -47,6 +47,7 @@ def recolour(env: ToyPick, index: int, colour: str) -> None:
     if colour not in PALETTE:
         raise ValueError(f"colour={colour!r} is not one of {', '.join(PALETTE)}")
     env.change_object(_checked(env, index), colour=colour)
+    say(env, env.instruction)  # which may now name another object, or none
 
 
 def say(env: ToyPick, instruction: str) -> None:
@@ -101,7 +102,10 @@ def outcome(env: ToyPick, *, over: bool) -> tuple[str, str]:
         return "failure", f"Wrong object: it lifted {what}, and the instruction names {named}."
     if over:
         return "failure", f"Time is up: after {env.env_spec.max_episode_steps} steps nothing is lifted."
-    return "running", f"The instruction names {named}." if named else "The instruction names no single object of this scene."
+    if named is None:
+        empty = not env.instruction.strip()
+        return "running", "There is no instruction." if empty else "The instruction names no single object of this scene."
+    return "running", f"The instruction names {named}."
 
 
 def _checked(env: ToyPick, index: int) -> int:

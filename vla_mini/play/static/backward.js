@@ -46,7 +46,9 @@ export function mount(panel, post) {
       element("span", { class: "hint" }, "Keys: → step, ← back, Space play")),
     mistake, spoken,
     element("div", { class: "columns" }, element("div", {}, card, list), element("div", {}, table, switches)));
-  panel.addEventListener("keydown", onKey);
+  document.addEventListener("keydown", (event) => { // also where nothing has the focus; the tabs have keys of their own
+    if (!panel.hidden && !event.target.closest?.('[role="tablist"]')) onKey(event);
+  });
   onScheme(() => answer && draw());
   ask();
 
@@ -122,7 +124,8 @@ export function mount(panel, post) {
 
   function onKey(event) {
     const kind = event.target.tagName;
-    if (event.altKey || event.ctrlKey || event.metaKey || ["INPUT", "SELECT", "TEXTAREA"].includes(kind)) return;
+    const typing = ["SELECT", "TEXTAREA"].includes(kind) || (kind === "INPUT" && event.target.type !== "radio");
+    if (event.altKey || event.ctrlKey || event.metaKey || typing) return;
     const act = { ArrowRight: () => go(at + 1), ArrowLeft: () => go(at - 1), Home: () => go(0), End: () => go(Infinity) }[event.key]
       ?? (event.key === " " && !["BUTTON", "SUMMARY"].includes(kind) ? () => play.click() : null);
     if (!act) return;
@@ -211,7 +214,7 @@ export function mount(panel, post) {
   function drawCard(stop) {
     if (!stop) {
       list.hidden = true;
-      return card.replaceChildren(element("h3", {}, "Nothing to go back through"), element("p", {}, `torch says: ${answer.error}`));
+      return card.replaceChildren(element("h3", {}, "Nothing to go back through"));
     }
     const one = answer.steps[stop.first], segment = segmentOf(stop.first), row = answer.components.find(({ name }) => name === one.component);
     const passes = answer.request.accumulate ? `Micro-batch ${one.micro_batch + 1} of 2. ` : "";
@@ -225,7 +228,8 @@ export function mount(panel, post) {
   // The gradient that arrives at a step, in numbers and as a picture.
   function arriving(one) {
     if (one === answer.steps[0])
-      return [element("p", {}, "The loss is ", element("strong", {}, digits(answer.loss)), ". Its derivative by itself is 1: the first gradient.")];
+      return [element("p", {}, "The loss is ", element("strong", {}, digits(answer.loss)), ". Its derivative by itself is 1: the first gradient.",
+        answer.loss < 0 ? " It is below zero because a keyframe loss, a log-density, is part of it." : "")];
     const what = one.parameter ? `The gradient of ${one.parameter}` : "The gradient that arrives";
     if (one.value != null) return [element("p", {}, `${what}: a single number, `, element("strong", {}, digits(one.value)), ".")];
     const zeros = one.zeros > 0 ? `, ${(100 * one.zeros).toFixed(one.zeros < 0.995 ? 0 : 1)} % zeros` : "";
@@ -297,7 +301,7 @@ export function mount(panel, post) {
       element("caption", {}, "What is in ", element("code", {}, ".grad"), " so far"),
       element("thead", {}, element("tr", {}, heads.map((head, index) => element("th", { scope: "col", class: index > 1 ? "number" : "" }, head)))),
       element("tbody", {}, rows)),
-      switched ? element("p", { class: "legend" }, "Changed by: difference to the gradient without switches, relative to its norm.") : "");
+      switched ? element("p", { class: "legend" }, `Changed by: difference to the gradient without switches${answer.request.accumulate ? ", of one batch of both samples" : ""}, relative to its norm.`) : "");
   }
 
   const difference = (share) => (share === 0 ? "0" : share == null ? "–" : share < 0.001 ? share.toExponential(1) : `${(100 * share).toFixed(1)} %`);
@@ -313,7 +317,7 @@ export function mount(panel, post) {
     const row = (label, field, help) => element("div", { class: "switch" }, element("label", {}, element("code", {}, label), " ", field), element("small", {}, help));
     switches.replaceChildren(
       element("summary", {}, "Switches: where does the flow end, and what is rounded?"),
-      row("detach", choice("detach", answer.choices.detach), "The value goes on, the gradient stops. The context of the action head: knowledge insulation. The others: inputs of the trunk."),
+      row("detach", choice("detach", answer.choices.detach), "The value goes on, the gradient stops. The context of the action head: knowledge insulation; an auxiliary loss still trains the trunk. The others: inputs of the trunk."),
       element("fieldset", { class: "switch" }, element("legend", {}, element("code", {}, "freeze")),
         element("div", { class: "boxes" }, fields.freeze.map((field) => element("label", {}, field, ` ${field.value}`))),
         element("small", {}, "These parameters require no gradient. It still goes through them where something behind them needs it.")),

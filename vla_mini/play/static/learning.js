@@ -22,11 +22,15 @@ export function mount(panel, post) {
   const rule = element("p", { class: "legend" });
   const field = (name, input) => element("label", {}, name, " ", input);
 
+  const forms = element("div", { hidden: true }); // until their values are known
+
   panel.classList.add("learning");
   panel.replaceChildren(
     element("h2", {}, "One step of learning"),
     element("p", {}, "The gradient tells in which direction the loss grows. An optimizer turns it into an update of the weights. " +
       "Each press begins again from this policy's weights, which stay as they are."),
+    forms);
+  forms.replaceChildren(
     element("form", { submit: (event) => { event.preventDefault(); take(); } },
       element("div", { class: "fields" }, field("Optimizer", optimizer), field("learning rate", rate)),
       rule,
@@ -41,12 +45,12 @@ export function mount(panel, post) {
     element("form", { submit: (event) => { event.preventDefault(); compare(); } }, rates,
       element("button", { type: "submit" }, "Take ten steps with each")),
     mistakeCompare, chart);
-  take();
+  begin();
 
   // ---- asking
 
   const given = (input) => (input.value.trim() === "" ? undefined : Number(input.value));
-  const samples = () => facts && [...batch.querySelectorAll("input")].flatMap((box, index) => (box.checked ? [index] : []));
+  const samples = () => [...batch.querySelectorAll("input")].flatMap((box, index) => (box.checked ? [index] : []));
 
   async function ask(kind, request, shown, error) {
     const mine = ++asked[kind];
@@ -67,20 +71,29 @@ export function mount(panel, post) {
     }
   }
 
+  async function begin() {
+    const wait = element("p", { role: "status" }, "One moment: the samples are being read.");
+    panel.append(wait);
+    try {
+      fill(await post({}));
+      forms.hidden = false;
+      wait.remove();
+    } catch (reason) {
+      wait.textContent = reason.message;
+    }
+  }
+
   async function take() {
-    const request = facts === null ? {} : {
+    const answer = await ask("step", {
       samples: samples(), optimizer: optimizer.value, learning_rate: given(rate), momentum: given(momentum),
       weight_decay: given(decay), clip_norm: given(clipping),
-    };
-    const answer = await ask("step", request, result, mistake);
-    if (!answer) return;
-    if (facts === null) fill(answer);
-    draw(answer);
+    }, result, mistake);
+    if (answer) draw(answer);
   }
 
   async function compare() {
     const chosen = Object.fromEntries([...rates.querySelectorAll("input")].map((input) => [input.name, given(input)]));
-    const answer = await ask("compare", { compare: true, samples: samples() ?? undefined, rates: chosen, clip_norm: given(clipping) }, chart, mistakeCompare);
+    const answer = await ask("compare", { compare: true, samples: samples(), rates: chosen, clip_norm: given(clipping) }, chart, mistakeCompare);
     if (answer) drawCurves(answer);
   }
 

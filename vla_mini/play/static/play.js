@@ -103,6 +103,8 @@ function prepare() {
   get("#colour").addEventListener("change", ({ target }) => ask("change", "recolour", chosen, target.value));
 }
 
+let plays = 0; // how often Play was pressed
+
 /** Give the policy an instruction; whether it has it. */
 function give(instruction) {
   typed = false;
@@ -121,14 +123,15 @@ async function giveTyped() {
 }
 
 async function play() {
+  const mine = ++plays; // an earlier loop may still wait for its next step
   playing = true;
   await giveTyped();
   showPlaying();
   if (isOver()) await ask("go", 0);
-  while (playing) {
+  while (playing && mine === plays) {
     const start = performance.now();
     const done = await ask("step");
-    if (!done || isOver()) playing = false;
+    if (mine === plays && (!done || isOver() || document.getElementById("play").hidden)) playing = false;
     await pause(Math.max(0, 1000 / Number(get("#speed").value) - (performance.now() - start)));
   }
   showPlaying();

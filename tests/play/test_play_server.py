@@ -65,6 +65,9 @@ def test_a_visitor_sees_the_first_step_and_then_what_it_asks_for(client):
         ('{"do": "step"}', "and with, a list"),
         ('{"do": "step", "with": [1]}', "positional argument"),
         ('{"do": "go", "with": ["three"]}', "There is no step three"),
+        ('{"do": "go", "with": [0.5]}', "There is no step 0.5"),
+        ('{"do": "say", "with": ["\\ud800"]}', "surrogates not allowed"),
+        pytest.param("[" * 100_000, "RecursionError", id="nested"),
         ('{"do": "go", "with": [9]}', "There is no step 9: the steps so far are 0 to 0."),
         ('{"do": "say", "with": [7]}', "is no instruction"),
         ('{"do": "reset", "with": [-1]}', "scene -1: give a whole number from 0 to 2147483647"),
@@ -154,9 +157,10 @@ def test_other_sites_are_refused(address):
         pytest.raises(ConnectionClosed, match="1008"),
     ):
         visitor.recv()
-    named = urllib.request.Request(f"http://{address}/api/backward", data=b"{}", headers={"Host": "elsewhere.org"})
-    with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(named)
+    for headers in ({"Host": "elsewhere.org"}, {"Origin": "http://["}):
+        request = urllib.request.Request(f"http://{address}/api/backward", data=b"{}", headers=headers)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request)
 
 
 def test_a_message_that_is_too_long_ends_its_own_connection(address):

@@ -222,6 +222,14 @@ def data(tmp_path_factory):
     return read_dataset(root)
 
 
+def test_an_episode_of_one_frame_ends(data, policy):
+    short = data._replace(episode_ends=data.episode_starts + 1)
+    assert finish(Session(Recording(short, name="data=DIR"), {SAVED: lambda: policy})) == (
+        "over",
+        "This is the end of the recorded episode.",
+    )
+
+
 def test_recorded_frames_come_whatever_the_policy_does(data, policy):
     session = Session(Recording(data, name="data=DIR"), {SAVED: lambda: policy}, seed=1)
     start, end = int(data.episode_starts[1]), int(data.episode_ends[1])

@@ -74,3 +74,12 @@ def test_an_object_that_is_held_cannot_be_dragged(session):
     assert [handle["label"] for handle in session.shown.handles] == ["red star", "blue cube", "gripper"]
     with pytest.raises(ValueError, match="the green cube is held: move the gripper"):
         session.change("move", 2, 0.5, 0.5)
+
+
+def test_a_repainted_object_is_named_by_its_new_colour_alone(session):
+    session.say("pick up the blue cube")
+    session.change("recolour", 1, "yellow")
+    assert session.shown.outcome == ("running", "The instruction names no single object of this scene.")
+    session.change("recolour", 2, "blue")
+    assert session.shown.outcome == ("running", "The instruction names the blue cube.")
+    assert session.unwrapped.scene.target == 2

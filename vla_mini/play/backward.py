@@ -220,4 +220,4 @@ def cameras(policy: Policy, images: Tensor) -> list[dict[str, Any]]:
 def drawing(image: Tensor) -> dict[str, Any]:
     """An image "c h w" for a canvas: bytes in base64, red, green and blue of each pixel."""
     data = base64.b64encode(image.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()).decode()
-    return {"height": image.shape[1], "width": image.shape[2], "data": data}
+    return {"height": image.shape[1], "width": image.shape[2], "bytes": data}

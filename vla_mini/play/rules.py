@@ -13,8 +13,8 @@ RULES = {
     "Convolution": "To the input goes the gradient through the transposed convolution; to the kernel the sum, over all "
     "places, of the gradient times the input there; to the bias the sum of the gradient over all places.",
     # Elementwise
-    "Add": "A sum: the gradient goes on unchanged, to each summand; summed over dimensions that were repeated.",
-    "Sub": "A difference: the gradient goes on unchanged to the first term, with the opposite sign to the second.",
+    "Add": "A sum: the gradient is passed on unchanged, to each summand; summed over dimensions that were repeated.",
+    "Sub": "A difference: the gradient is passed on unchanged to the first term, with the opposite sign to the second.",
     "Mul": "A product of single values: to each factor goes the gradient times the other factor.",
     "Div": "A quotient: to the dividend goes the gradient divided by the divisor.",
     "Neg": "The gradient with the opposite sign.",
@@ -59,7 +59,7 @@ RULES = {
     "UnsafeView": SAME_VALUES,
     "ReshapeAlias": SAME_VALUES,
     "Unsqueeze": SAME_VALUES,
-    "Clone": "A copy: the gradient goes on unchanged.",
+    "Clone": "A copy: the gradient is passed on unchanged.",
     "ToCopy": "The same values in another precision: the gradient is converted back, and rounded where that has fewer digits.",
     "ConstantPadNd": "A margin was added: it is cut off the gradient.",
     "Roll": REORDERED,

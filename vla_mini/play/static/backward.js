@@ -258,7 +258,7 @@ export function mount(panel, post) {
 
   function goesOn({ following }) {
     const names = following.map((index) => answer.steps[index].parameter ?? `${answer.steps[index].operation} in ${answer.steps[index].module}`);
-    return [element("p", { class: "counts" }, names.length ? `It goes on to ${names.join(" and to ")}.` : "Here this path ends.")];
+    return [element("p", { class: "counts" }, names.length ? `It is passed on to ${names.join(" and to ")}.` : "Here this path ends.")];
   }
 
   // All nodes of the part, by module.
@@ -317,7 +317,7 @@ export function mount(panel, post) {
     const row = (label, field, help) => element("div", { class: "switch" }, element("label", {}, element("code", {}, label), " ", field), element("small", {}, help));
     switches.replaceChildren(
       element("summary", {}, "Switches: where does the flow end, and what is rounded?"),
-      row("detach", choice("detach", answer.choices.detach), "The value goes on, the gradient stops. The context of the action head: knowledge insulation; an auxiliary loss still trains the trunk. The others: inputs of the trunk."),
+      row("detach", choice("detach", answer.choices.detach), "The value is passed on, the gradient is not. The context of the action head: knowledge insulation; an auxiliary loss still trains the trunk. The others: inputs of the trunk."),
       element("fieldset", { class: "switch" }, element("legend", {}, element("code", {}, "freeze")),
         element("div", { class: "boxes" }, fields.freeze.map((field) => element("label", {}, field, ` ${field.value}`))),
         element("small", {}, "These parameters require no gradient. It still goes through them where something behind them needs it.")),

@@ -29,7 +29,8 @@ export function digits(value) {
 
 export const shape = (sizes) => (sizes == null ? "not used" : sizes.length ? sizes.join(" × ") : "a single number");
 
-const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+// The bytes of a base64 text.
+export const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 // A style variable as [red, green, blue], in the colour scheme of now.
 function colour(panel, name) {
@@ -57,8 +58,8 @@ function canvas(width, height, description, paint) {
   return made;
 }
 
-export function photo({ width, height, data }, description) {
-  const values = bytes(data);
+export function photo({ width, height, bytes: text }, description) {
+  const values = bytes(text);
   return canvas(width, height, description, (index) => values.subarray(3 * index, 3 * index + 3));
 }
 

@@ -186,7 +186,7 @@ export function mount(panel, post) {
       curves.map(({ losses: values }) => element("td", { class: "number" }, index < values.length ? digits(values[index]) : "not finite"))));
     chart.replaceChildren(drawing,
       ...curves.filter(({ words }) => words).map(({ optimizer: name, words }) => element("p", {}, element("strong", {}, `${NAMES[name]}: `), words, ".")),
-      most > high ? element("p", { class: "legend" }, "↑ The curve goes on above the chart; its numbers are in the table.") : "",
+      most > high ? element("p", { class: "legend" }, "↑ The curve continues above the chart; its numbers are in the table.") : "",
       element("details", {}, element("summary", {}, "The same as a table"),
         table("Loss after each step", ["step", ...curves.map((curve) => `${NAMES[curve.optimizer]}, ${curve.learning_rate}`)], rows)));
   }

@@ -1,6 +1,6 @@
 // Images, maps over images, and bars, drawn from what the server sends (messages.py).
 
-const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+import { bytes as bytesOf } from "./drawing.js";
 
 /** The canvases of `stage`, one for each camera, with a text alternative. */
 function canvases(stage, count, label) {
